@@ -1,0 +1,1 @@
+"""timewalk: image encoders learned from video, and what they learned, measured."""

@@ -1,0 +1,311 @@
+"""The configuration as pydantic models: the one source of defaults, ranges, schema and docs.
+
+A configuration file is a suite: videos, data sets made of them, labelled sets, runs and
+evaluations, each under a name of the user's choice. A run's own keys belong to its method
+(``Config`` in ``methods/<method>.py``), an evaluation's to its file in ``evaluation/``; what all
+of them share is here. ``timewalk.suite`` puts the two together.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from timewalk.errors import UserError, nearest
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    """A model without unknown keys and without NaN."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class VideoConfig(Strict):
+    """Where one video comes from and which part of it counts."""
+
+    source: str
+    """YouTube address, other http(s) address, `package:<import name>/<file inside it>`, or a path"""
+    mirror: str | None = None
+    """address tried when the source cannot be reached"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """digest of the file; a difference is an error"""
+    duration_s: Annotated[float, Field(gt=0)] | None = None
+    """expected duration in seconds; a difference of more than `download.duration_tolerance_s` is an error"""
+    licence: str = "unknown"
+    """licence of the video, for the record"""
+    start_s: Annotated[float, Field(ge=0)] = 0.0
+    """first second of the content, for the frames stage"""
+    end_s: Annotated[float, Field(gt=0)] | None = None
+    """last second of the content, for the frames stage; null: to the end"""
+    max_blank_share: Probability | None = None
+    """largest allowed share of near-constant frames of this video; null: `download.max_blank_share`"""
+
+
+class DownloadConfig(Strict):
+    """How videos are fetched and checked."""
+
+    max_height: Positive = 2160
+    """largest height in pixels that is asked of YouTube"""
+    retries: Annotated[int, Field(ge=0)] = 20
+    """how often a broken transfer is taken up again"""
+    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """seconds without a byte after which a connection counts as broken"""
+    cookies: str | None = None
+    """path of a cookie file (Netscape format) for videos behind a sign-in; never logged, never copied"""
+    duration_tolerance_s: Annotated[float, Field(ge=0)] = 1.0
+    """allowed difference in seconds between the expected duration and the file's"""
+    max_blank_share: Probability = 0.1
+    """largest allowed share of near-constant (blank) frames among those sampled"""
+
+
+class BlurConfig(Strict):
+    """Face blurring. Faces only: no licence plates; misses happen."""
+
+    what: Literal["faces", "off"] = "faces"
+    """`faces`, or `off`"""
+    where: Literal["video", "frames"] = "frames"
+    """`video`: every frame of the video, kept as a blurred video; `frames`: only the frames that
+    training reads, while they are extracted"""
+    threshold: Probability = 0.2
+    """detection score above which a box counts as a face"""
+    mask_scale: Annotated[float, Field(ge=1)] = 1.3
+    """the box grows by (mask_scale - 1) times its height (width) on each side"""
+    shape: Literal["ellipse", "box"] = "ellipse"
+    """what is covered: the ellipse inscribed in the enlarged box, or all of it"""
+    method: Literal["blur", "solid", "mosaic"] = "blur"
+    """what covers it: a box filter of half the box's size, black, or tiles of `mosaic_size` pixels"""
+    mosaic_size: Annotated[int, Field(ge=2)] = 20
+    """side of a mosaic tile in pixels"""
+    detection_width: Annotated[int, Field(ge=32)] = 640
+    """width in pixels at which faces are looked for (rounded up to a multiple of 32)"""
+    detection_height: Annotated[int, Field(ge=32)] = 360
+    """height in pixels at which faces are looked for (rounded up to a multiple of 32)"""
+    every: Positive = 1
+    """detect on each n-th frame and hold the boxes between: more than 1 trades privacy for time"""
+    crf: Annotated[int, Field(ge=0, le=51)] = 20
+    """quality of the blurred video (x264's constant rate factor: smaller is better)"""
+    preset: Literal["ultrafast", "veryfast", "fast", "medium", "slow"] = "veryfast"
+    """speed of the blurred video's encoder"""
+    keep_audio: bool = False
+    """carry the audio streams over (off: training needs none, and voices are personal too)"""
+    segment_s: Annotated[float, Field(gt=0)] = 60.0
+    """length in seconds of the segments that workers share, cut at key frames"""
+    backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    """detector runtime; `auto`: a GPU provider of ONNX Runtime where there is one, else OpenVINO
+    where it is installed, else ONNX Runtime"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        """Read `blur: off` and `blur: faces` (YAML turns a bare `off` into false)."""
+        if value is False or value == "off":
+            return {"what": "off"}
+        if value is True or value == "faces":
+            return {"what": "faces"}
+        if isinstance(value, dict) and value.get("what") is False:
+            return {**value, "what": "off"}
+        return value
+
+
+class FramesConfig(Strict):
+    """Frame extraction."""
+
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """frames a second; null: every frame of the video"""
+    short_side: Annotated[int, Field(ge=16)] | None = 480
+    """shorter side in pixels (never enlarged); null: as in the video"""
+    quality: Annotated[int, Field(ge=2, le=31)] = 2
+    """JPEG quality on ffmpeg's scale: 2 is best, 31 is worst"""
+
+
+class DatasetConfig(Strict):
+    """A training set: frames of some videos."""
+
+    videos: Annotated[list[Name], Field(min_length=1)]
+    """names of videos, of `videos:` or of the built-in table (`timewalk videos`)"""
+    frames: FramesConfig = FramesConfig()
+    """how frames are taken"""
+    storage: Literal["tfrecord", "folder"] = "tfrecord"
+    """how frames are kept for training"""
+
+
+class _Labelled(Strict):
+    resize: Positive = 256
+    """shorter side in pixels before the crop (bicubic)"""
+    crop: Positive = 224
+    """side in pixels of the centre crop"""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "_Labelled":
+        if self.crop > self.resize:
+            raise ValueError(f"crop is {self.crop} but resize is {self.resize}; make resize >= crop")
+        return self
+
+
+class FolderLabels(_Labelled):
+    """Images as `<root>/<split>/<class>/*`; classes are numbered by sorted folder name."""
+
+    kind: Literal["folder"]
+    root: str
+    """folder that holds the splits"""
+    train: str = "train"
+    """sub-folder of the split whose features are the neighbours"""
+    test: str = "val"
+    """sub-folder of the split that is scored"""
+
+
+class ArrayLabels(_Labelled):
+    """One `.npz` with `train_images`, `train_labels`, `test_images`, `test_labels`
+    (N,H,W) or (N,H,W,3) uint8; or a folder of MNIST-style idx files, gzipped or not."""
+
+    kind: Literal["arrays"]
+    path: str
+    """the `.npz` file, or the folder of idx files; `digits` is scikit-learn's own set"""
+
+
+class ShotLabels(_Labelled):
+    """Frames of a data set's videos, labelled by shot: the first half of each shot trains,
+    the second tests. Near duplicates: a good score says little."""
+
+    kind: Literal["shots"]
+    dataset: Name
+    """the data set whose frames are used"""
+    cuts: dict[Name, list[Annotated[float, Field(gt=0)]]] = {}
+    """per video the seconds at which a new shot begins; a video without an entry is one shot"""
+    gap: Annotated[int, Field(ge=0)] = 0
+    """frames left out between the two halves of a shot"""
+
+
+Labelled = Annotated[FolderLabels | ArrayLabels | ShotLabels, Field(discriminator="kind")]
+
+
+class EncoderConfig(Strict):
+    """The image encoder."""
+
+    name: str = "vit_small"
+    """`vit_tiny`, `vit_small`, `vit_base`, or the name of any model of timm"""
+    patch_size: Annotated[int, Field(ge=2)] = 16
+    """side of a ViT's patch in pixels (ViT names only)"""
+    image_size: Annotated[int, Field(ge=16)] = 224
+    """side in pixels for which a ViT's position embeddings are made (ViT names only)"""
+    depth: Positive | None = None
+    """number of a ViT's blocks; null: as the name says"""
+    width: Positive | None = None
+    """a ViT's embedding width; null: as the name says"""
+    heads: Positive | None = None
+    """a ViT's attention heads; null: as the name says"""
+    drop_path: Probability = 0.0
+    """stochastic depth of the last block (rises linearly from 0)"""
+    weights: str | None = None
+    """`package:<import name>/<file inside it>` or a path; null: fresh weights"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """digest of the weights file"""
+
+
+class TrainingConfig(Strict):
+    """What the training loop does; a method gives its own defaults by a subclass."""
+
+    epochs: Positive = 100
+    """passes over all clips"""
+    max_steps: Positive | None = None
+    """stop after this many optimiser steps: schedules are laid over these steps; null: all of them"""
+    batch_size: Positive = 64
+    """clips in one optimiser step, over all processes"""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """peak learning rate for a batch of 256 clips; scaled linearly with batch_size"""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """learning rate at the end of the cosine, not scaled"""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10
+    """epochs of linear warm-up from 0"""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw: betas 0.9, 0.999; sgd: momentum 0.9"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    """weight decay at the start of the cosine"""
+    weight_decay_end: Annotated[float, Field(ge=0)] = 0.4
+    """weight decay at the end of the cosine"""
+    clip_grad: Annotated[float, Field(ge=0)] = 3.0
+    """largest norm of a gradient; 0: no clipping"""
+    clip_mode: Literal["parameter", "global"] = "parameter"
+    """the norm of each parameter tensor alone, or of all together"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """arithmetic of the networks; losses are always in fp32"""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    """minutes between checkpoints, besides one at each epoch's end"""
+    keep_checkpoints: Positive = 2
+    """how many of the newest checkpoints stay"""
+
+
+class RunConfig(Strict):
+    """What every run has; the method's own keys stand beside these."""
+
+    method: str
+    """name of a method (`timewalk methods`)"""
+    dataset: Name | None = None
+    """name of the training set, of `datasets:`; null only for methods that do not train"""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """seed of weights, order, augmentation and everything else drawn"""
+    encoder: EncoderConfig = EncoderConfig()
+    """the image encoder"""
+
+
+class EvaluationConfig(Strict):
+    """What every evaluation has; its own keys stand beside these."""
+
+    kind: str
+    """name of an evaluation (`timewalk evaluations`)"""
+    dataset: Name
+    """name of the labelled set, of `labelled:`"""
+
+
+class Config(Strict):
+    """A suite of experiments."""
+
+    data_dir: str = "data"
+    """folder for videos, frames, shards and prepared sets, from the working directory"""
+    results_dir: str = "results"
+    """folder for runs, tables and the MLflow store, from the working directory"""
+    download: DownloadConfig = DownloadConfig()
+    """how videos are fetched"""
+    blur: BlurConfig = BlurConfig()
+    """how faces are blurred"""
+    videos: dict[Name, VideoConfig] = {}
+    """videos beside those of the built-in table"""
+    datasets: dict[Name, DatasetConfig] = {}
+    """training sets"""
+    labelled: dict[Name, Labelled] = {}
+    """labelled sets for evaluation"""
+    runs: dict[Name, dict[str, Any]] = {}
+    """runs: a method, an encoder, a data set, and what differs from the published defaults"""
+    evaluations: dict[Name, dict[str, Any]] = {}
+    """evaluations that every run goes through"""
+
+
+def package_file(source: str, key: str) -> Path:
+    """Return the path of `package:<import name>/<file>` without importing that package.
+
+    Raises:
+        UserError: the package is not installed, or holds no such file.
+    """
+    import importlib.util
+
+    package, _, inside = source.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{key}: the Python package '{package}' is not installed; pip install it.")
+    path = Path(spec.submodule_search_locations[0]) / inside
+    if not path.is_file():
+        raise UserError(f"{key}: the Python package '{package}' holds no file '{inside}'.")
+    return path
+
+
+def lookup(kind: str, name: str, known: dict[str, Any]) -> Any:
+    """Return ``known[name]``; an unknown name is a :class:`UserError` with the nearest one."""
+    if name not in known:
+        raise UserError(f"unknown {kind} '{name}'{nearest(name, known)}")
+    return known[name]

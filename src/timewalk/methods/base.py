@@ -1,0 +1,142 @@
+"""The contract between a method and the training loop.
+
+A method is written as if there were one process. The loop knows nothing of any method: what it
+needs to know, the method says here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from timewalk.config import RunConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where in the training a loss is computed.
+
+    Attributes:
+        index: optimiser step, from 0.
+        epoch: pass over the data, from 0.
+        total: number of steps of the whole training.
+        steps_per_epoch: number of steps of one pass.
+        epochs: number of passes, the last one perhaps cut short by `max_steps`.
+        seed: the run's seed.
+    """
+
+    index: int
+    epoch: int
+    total: int
+    steps_per_epoch: int
+    epochs: int
+    seed: int = 0
+
+    def rng(self) -> np.random.Generator:
+        """Return the generator of this step: the same on every process and after a resume."""
+        return np.random.default_rng([self.seed, 0x5354, self.index])
+
+
+@dataclass
+class Losses:
+    """What a method's loss returns.
+
+    Attributes:
+        total: the scalar to differentiate.
+        terms: named scalars for the log, detached tensors or numbers.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor | float] = field(default_factory=dict)
+
+
+@dataclass
+class ParameterGroup:
+    """Parameters that share their treatment by the optimiser.
+
+    Attributes:
+        parameters: the tensors.
+        weight_decay: whether the weight-decay schedule applies (else 0).
+        lr_scale: factor on the learning-rate schedule.
+    """
+
+    parameters: list[nn.Parameter]
+    weight_decay: bool = True
+    lr_scale: float = 1.0
+
+
+class TrainedRunConfig(RunConfig):
+    """Keys of a run that trains."""
+
+    dataset: str
+    training: TrainingConfig = TrainingConfig()
+    """the training loop"""
+
+
+class Method(nn.Module):
+    """Base class of all methods. Subclasses set ``Config`` and override what they need.
+
+    Attributes:
+        Config: pydantic model of the run's keys.
+        trains: False for methods that only bring an encoder.
+        encoder: the network that is exported.
+    """
+
+    Config: ClassVar[type[RunConfig]]
+    trains: ClassVar[bool] = True
+    encoder: nn.Module
+
+    def clip_shape(self) -> tuple[int, int]:
+        """Return (frames in a clip, step between them in frames of the data set)."""
+        return 1, 1
+
+    def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the augmented views of one clip.
+
+        Called in the loader's worker. The result is collated by stacking each entry.
+
+        Args:
+            clip: uint8 (T, 3, H, W).
+            rng: generator of this sample; every draw comes from it.
+        """
+        raise TypeError(f"{type(self).__name__} does not train and has no views")
+
+    def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
+        """Return the loss of a batch of views (each (B, ...), on the method's device)."""
+        raise TypeError(f"{type(self).__name__} does not train and has no loss")
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the trainable parameters: those with two or more dimensions that are no biases
+        with weight decay, the others without."""
+        decay, plain = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                is_weight = parameter.ndim > 1 and not name.endswith(".bias")
+                (decay if is_weight else plain).append(parameter)
+        groups = [ParameterGroup(decay), ParameterGroup(plain, weight_decay=False)]
+        return [group for group in groups if group.parameters]
+
+    def after_backward(self, step: Step) -> None:
+        """Change gradients after clipping and before the optimiser (frozen layers)."""
+
+    def after_step(self, step: Step) -> dict[str, float]:
+        """Update what is no parameter (EMA teacher, queues); return scalars for the log."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what must survive a resume beyond parameters and buffers."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+
+    def visualise(self, clip: Tensor) -> dict[str, np.ndarray]:
+        """Return named pictures, uint8 (H, W, 3), of what the method sees in a clip."""
+        return {}
+
+    def trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield name and tensor of each parameter that learns."""
+        return ((n, p) for n, p in self.named_parameters() if p.requires_grad)
