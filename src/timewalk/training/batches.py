@@ -1,0 +1,87 @@
+"""Clips to batches, in an order that depends on the seed alone.
+
+Each sample's augmentation draws from a generator made of (seed, epoch, clip), so neither the
+number of workers nor an interruption changes what a step sees.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from timewalk.data.clips import ClipSource
+from timewalk.methods.base import Method
+
+Sample = tuple[int, int]
+
+
+def generator(*key: int) -> torch.Generator:
+    """Return a generator for a key of non-negative numbers: the same everywhere, always."""
+    word = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word) & (2**63 - 1))
+
+
+class Views(Protocol):
+    """What a sample goes through: ``Method.views``."""
+
+    def __call__(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]: ...
+
+
+class ViewsDataset(Dataset[dict[str, Tensor]]):
+    """Maps (epoch, clip number) to the views of that clip."""
+
+    def __init__(self, source: ClipSource, views: Views, seed: int) -> None:
+        self.source, self.views, self.seed = source, views, seed
+
+    def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
+        epoch, index = sample
+        rng = generator(self.seed, epoch, index)
+        return self.views(self.source.clip(index).frames, rng)
+
+
+class BatchSampler:
+    """Yields the batches of steps ``first`` to ``total`` - 1, each a list of samples.
+
+    Every epoch is a fresh permutation of all clips; its incomplete last batch is dropped.
+    """
+
+    def __init__(self, clips: int, batch_size: int, seed: int, first: int, total: int) -> None:
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.first, self.total = first, total
+
+    def __len__(self) -> int:
+        return self.total - self.first
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        steps_per_epoch = self.clips // self.batch_size
+        epoch, order = -1, torch.empty(0, dtype=torch.long)
+        for step in range(self.first, self.total):
+            if step // steps_per_epoch != epoch:
+                epoch = step // steps_per_epoch
+                order = self.order(epoch)
+            start = step % steps_per_epoch * self.batch_size
+            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the permutation of all clips in an epoch."""
+        return torch.randperm(self.clips, generator=generator(self.seed, epoch))
+
+
+def batches(
+    source: ClipSource, method: Method, sampler: BatchSampler, seed: int, workers: int, pin: bool
+) -> DataLoader[dict[str, Tensor]]:
+    """Return the loader over a sampler's batches.
+
+    Workers are forked: they share the method and the index of the clips instead of copying them.
+    """
+    return DataLoader(
+        ViewsDataset(source, method.views, seed),
+        batch_sampler=sampler,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=pin,
+        prefetch_factor=4 if workers else None,
+    )

@@ -1,0 +1,80 @@
+"""Which GPU is mine: a lease by file lock, since a scheduler on one machine only counts GPUs.
+
+Snakemake's ``gpu`` resource limits how many jobs run, not where. Each job that wants GPUs takes
+an exclusive lock on ``gpu<N>.lock`` for as long as it lives; the kernel frees it on exit or death,
+``kill -9`` included. Under Slurm the cluster has already chosen, and the lease stands aside.
+"""
+
+import fcntl
+import getpass
+import logging
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+def visible_devices() -> list[str]:
+    """Return the GPUs of this machine that may be used, as CUDA numbers them.
+
+    An outer ``CUDA_VISIBLE_DEVICES`` is the pool. torch is not asked: it would start CUDA.
+    """
+    preset = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if preset is not None:
+        return [part for part in preset.split(",") if part.strip()]
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return []
+    return [str(n) for n, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU")]
+
+
+@contextmanager
+def lease(count: int, poll_s: float = 0.2, folder: Path | None = None) -> Iterator[list[str]]:
+    """Hold ``count`` GPUs of this machine and set ``CUDA_VISIBLE_DEVICES`` to them.
+
+    Waits while others hold them. With no GPU at all the list is empty and work runs on the CPU.
+    Must be entered before torch starts CUDA.
+
+    Args:
+        count: GPUs wanted; 0 hides them all from this process.
+        poll_s: seconds between two tries.
+        folder: where the lock files are; one folder per user and machine by default.
+    """
+    if "SLURM_JOB_ID" in os.environ:
+        yield visible_devices()
+        return
+    pool = visible_devices()
+    wanted = min(count, len(pool))
+    if wanted < count:
+        log.info("%d GPU(s) wanted, %d here: using %s", count, len(pool), wanted or "the CPU")
+    folder = folder or Path(tempfile.gettempdir()) / f"timewalk-gpu-{getpass.getuser()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with ExitStack() as stack:
+        held = _take(pool, wanted, folder, poll_s, stack)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        yield held
+
+
+def _take(pool: list[str], wanted: int, folder: Path, poll_s: float, keep: ExitStack) -> list[str]:
+    while True:
+        with ExitStack() as attempt:
+            held: list[str] = []
+            for device in pool:
+                if len(held) == wanted:
+                    break
+                handle = attempt.enter_context(open(folder / f"gpu{device}.lock", "w"))
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                held.append(device)
+            if len(held) == wanted:
+                keep.push(attempt.pop_all())
+                return held
+        time.sleep(poll_s)

@@ -1,0 +1,169 @@
+# The checked configuration, and the named functions that the rules use.
+import json
+from pathlib import PurePosixPath
+
+from snakemake.exceptions import WorkflowError
+
+from timewalk import evaluation as evaluation_registry
+from timewalk import methods as method_registry
+from timewalk.config import ShotLabels
+from timewalk.errors import UserError
+from timewalk.suite import load_suite
+from timewalk.video.sources import resolve_video
+
+
+def checked(call, *arguments):
+    """Turn a user's mistake into one sentence of Snakemake's, without a traceback."""
+    try:
+        return call(*arguments)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+SUITE = checked(load_suite, config)
+DATA = PurePosixPath(SUITE.config.data_dir).as_posix()
+RESULTS = PurePosixPath(SUITE.config.results_dir).as_posix()
+LOGS = "logs"
+TIMES = "logs/times"
+BLUR = SUITE.config.blur
+# How often a transfer is retried changes no result: kept out of the rules' params.
+TRANSFER = json.dumps(
+    SUITE.config.download.model_dump(mode="json", exclude={"duration_tolerance_s", "max_blank_share"})
+)
+
+
+def one_of(names):
+    """Return the wildcard constraint for names that the configuration knows."""
+    return "|".join(sorted(names)) or "no_such_name"
+
+
+wildcard_constraints:
+    video="[a-z0-9][a-z0-9_]*",
+    dataset=one_of(SUITE.config.datasets),
+    labelled=one_of(SUITE.config.labelled),
+    run=one_of(SUITE.runs),
+    evaluation=one_of(SUITE.evaluations),
+    split="train|test",
+
+
+def check_targets(targets):
+    """Name the nearest run or evaluation when a target has a typo in it."""
+    for target in map(str, targets):
+        parts = PurePosixPath(target).parts
+        base = PurePosixPath(RESULTS).parts
+        if parts[: len(base)] != base or len(parts) != len(base) + 2:
+            continue
+        run, file = parts[len(base) :]
+        SUITE.run(run)
+        name, _, suffix = file.partition(".")
+        if suffix == "json" and name not in ("encoder", "config"):
+            SUITE.evaluation(name)
+
+
+checked(check_targets, workflow.dag_settings.targets)
+
+
+def as_json(model, **options):
+    """Return a settings model as JSON text for the command line."""
+    return json.dumps(model.model_dump(mode="json", **options), sort_keys=True)
+
+
+def video_json(wildcards):
+    """Return where a video comes from and what is expected of it."""
+    return as_json(checked(resolve_video, wildcards.video, SUITE.config.videos))
+
+
+def frames_source(wildcards):
+    """Return the manifest of the video that frames are taken from."""
+    blurred = BLUR.what == "faces" and BLUR.where == "video"
+    return f"{DATA}/{'blurred' if blurred else 'videos'}/{wildcards.video}.json"
+
+
+def frames_json(wildcards):
+    """Return the frame settings of a data set."""
+    return as_json(SUITE.dataset(wildcards.dataset).frames)
+
+
+def frames_blur(wildcards):
+    """Return the option that blurs frames on the way, or nothing."""
+    blur_here = BLUR.what == "faces" and BLUR.where == "frames"
+    return as_json(BLUR) if blur_here else "null"
+
+
+def trim(wildcards):
+    """Return the options that cut a video to its content."""
+    video = checked(resolve_video, wildcards.video, SUITE.config.videos)
+    end = f" --end {video.end_s}" if video.end_s is not None else ""
+    return f"--start {video.start_s}{end}"
+
+
+def storage(wildcards):
+    """Return how a data set's frames are kept."""
+    return SUITE.dataset(wildcards.dataset).storage
+
+
+def shards_of(dataset):
+    """Return the shard manifests of a data set."""
+    return [f"{DATA}/shards/{dataset}/{video}.json" for video in SUITE.dataset(dataset).videos]
+
+
+def shard_manifests():
+    """Return the shard manifests of every data set."""
+    return [path for dataset in SUITE.config.datasets for path in shards_of(dataset)]
+
+
+def labelled_json(wildcards):
+    """Return the settings of a labelled set."""
+    return as_json(SUITE.config.labelled[wildcards.labelled])
+
+
+def labelled_frames(wildcards):
+    """Return the frames that a labelled set of shots is made of."""
+    labelled = SUITE.config.labelled[wildcards.labelled]
+    if not isinstance(labelled, ShotLabels):
+        return []
+    videos = SUITE.dataset(labelled.dataset).videos
+    return [f"{DATA}/frames/{labelled.dataset}/{video}/manifest.json" for video in videos]
+
+
+def run_json(wildcards):
+    """Return a run's configuration with its method's defaults."""
+    return as_json(SUITE.run(wildcards.run))
+
+
+def run_shards(wildcards):
+    """Return the shard manifests that a run trains on."""
+    run = SUITE.run(wildcards.run)
+    trains = method_registry.get_method(run.method).trains
+    return shards_of(run.dataset) if trains and run.dataset else []
+
+
+def run_gpus(wildcards):
+    """Return the GPUs that a run asks for: none without training."""
+    return int(method_registry.get_method(SUITE.run(wildcards.run).method).trains)
+
+
+def evaluation_json(wildcards):
+    """Return the settings of an evaluation."""
+    return as_json(SUITE.evaluation(wildcards.evaluation))
+
+
+def evaluation_embeddings(wildcards):
+    """Return the features that an evaluation reads: training split, test split."""
+    settings = SUITE.evaluation(wildcards.evaluation)
+    if evaluation_registry.get_evaluation(settings.kind).needs != "embeddings":
+        return []
+    stem = f"{RESULTS}/{wildcards.run}/embeddings/{settings.dataset}"
+    return [f"{stem}-train.safetensors", f"{stem}-test.safetensors"]
+
+
+def all_results(wildcards=None):
+    """Return every run under every evaluation."""
+    return [f"{RESULTS}/{run}/{name}.json" for run in SUITE.runs for name in SUITE.evaluations]
+
+
+def logs(stage, *wildcards):
+    """Return the log and the benchmark file of a stage; data and results keep theirs apart."""
+    root = RESULTS if stage in ("train", "embed", "evaluate", "report", "mlflow") else DATA
+    name = "-".join((stage, *wildcards))
+    return f"{LOGS}/{root}/{name}.log", f"{TIMES}/{root}/{name}.tsv"

@@ -1,0 +1,51 @@
+# Features of a labelled set, computed once, and the evaluations.
+rule embed:
+    input:
+        encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
+        about=f"{RESULTS}/{{run}}/encoder.json",
+        dataset=f"{DATA}/datasets/{{labelled}}/manifest.json",
+    output:
+        f"{RESULTS}/{{run}}/embeddings/{{labelled}}-{{split}}.safetensors",
+    params:
+        folder=f"{RESULTS}/{{run}}",
+    log:
+        logs("embed", "{run}", "{labelled}", "{split}")[0],
+    benchmark:
+        logs("embed", "{run}", "{labelled}", "{split}")[1]
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        mem_mb=16000,
+        runtime=12 * 60,
+    shell:
+        "timewalk --log {log} embed {params.folder:q} {input.dataset:q} {wildcards.split}"
+        " {output:q} --gpus {resources.gpu} --threads {threads}"
+
+
+rule evaluate:
+    input:
+        encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
+        about=f"{RESULTS}/{{run}}/encoder.json",
+        embeddings=evaluation_embeddings,
+    output:
+        f"{RESULTS}/{{run}}/{{evaluation}}.json",
+    params:
+        folder=f"{RESULTS}/{{run}}",
+        settings=evaluation_json,
+    log:
+        logs("evaluate", "{run}", "{evaluation}")[0],
+    benchmark:
+        logs("evaluate", "{run}", "{evaluation}")[1]
+    conda:
+        "../../envs/training.yaml"
+    threads: 4
+    resources:
+        gpu=0,
+        mem_mb=16000,
+        runtime=12 * 60,
+    shell:
+        "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"
+        " --settings {params.settings:q} --embeddings {input.embeddings:q}"
+        " --gpus {resources.gpu} --threads {threads}"

@@ -1,0 +1,26 @@
+# Frames of a video, blurred on the way with blur.where: frames.
+rule frames:
+    input:
+        frames_source,
+    output:
+        f"{DATA}/frames/{{dataset}}/{{video}}/manifest.json",
+    params:
+        folder=f"{DATA}/frames/{{dataset}}/{{video}}",
+        settings=frames_json,
+        blur=frames_blur,
+        trim=trim,
+    log:
+        logs("frames", "{dataset}", "{video}")[0],
+    benchmark:
+        logs("frames", "{dataset}", "{video}")[1]
+    conda:
+        "../../envs/video.yaml"
+    threads: 8
+    resources:
+        gpu=0,
+        mem_mb=8000,
+        runtime=24 * 60,
+    shell:
+        "video={input:q}; timewalk --log {log} frames ${{video%.json}}.mp4 {params.folder:q}"
+        " --settings {params.settings:q} --blur {params.blur:q} {params.trim}"
+        " --workers {threads}"

@@ -1,0 +1,21 @@
+# A labelled set, checked and indexed in place.
+rule prepare:
+    input:
+        labelled_frames,
+    output:
+        f"{DATA}/datasets/{{labelled}}/manifest.json",
+    params:
+        settings=labelled_json,
+    log:
+        logs("prepare", "{labelled}")[0],
+    benchmark:
+        logs("prepare", "{labelled}")[1]
+    conda:
+        "../../envs/training.yaml"
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=120,
+    shell:
+        "timewalk --log {log} prepare {wildcards.labelled} {output:q}"
+        " --settings {params.settings:q} --frames {input:q}"

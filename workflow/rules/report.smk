@@ -1,0 +1,46 @@
+# Tables of all results, and their one mirror in MLflow.
+localrules:
+    report,
+    mlflow,
+
+
+rule report:
+    input:
+        all_results(),
+    output:
+        multiext(f"{RESULTS}/summary", ".csv", ".md", ".tex"),
+    params:
+        folder=RESULTS,
+    log:
+        logs("report")[0],
+    benchmark:
+        logs("report")[1]
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    shell:
+        "timewalk --log {log} report {params.folder:q} {input:q}"
+
+
+rule mlflow:
+    input:
+        all_results(),
+    output:
+        f"{RESULTS}/mlflow.json",
+    params:
+        folder=RESULTS,
+    log:
+        logs("mlflow")[0],
+    benchmark:
+        logs("mlflow")[1]
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=60,
+    shell:
+        "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"

@@ -1,0 +1,26 @@
+# A run. Checkpoints lie beside the outputs, undeclared, so a retry goes on from them.
+rule train:
+    input:
+        run_shards,
+    output:
+        encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
+        about=f"{RESULTS}/{{run}}/encoder.json",
+        metrics=f"{RESULTS}/{{run}}/metrics.jsonl",
+    params:
+        folder=f"{RESULTS}/{{run}}",
+        settings=run_json,
+    log:
+        logs("train", "{run}")[0],
+    benchmark:
+        logs("train", "{run}")[1]
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        gpu=run_gpus,
+        mem_mb=32000,
+        runtime=7 * 24 * 60,
+    shell:
+        "timewalk --log {log} train {wildcards.run} {params.folder:q}"
+        " --settings {params.settings:q} --gpus {resources.gpu} --threads {threads}"
+        " --shards {input:q}"
