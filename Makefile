@@ -48,6 +48,7 @@ format: setup
 
 schema: setup
 	timewalk schema --output workflow/schemas/config.schema.json
+	timewalk schema --markdown --output docs/configuration.md
 
 bench: setup
 	@for script in benchmarks/*.py; do python $$script || exit 1; done

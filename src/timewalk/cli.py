@@ -173,6 +173,7 @@ def _info_verbs(verbs: Any) -> None:
     verb.add_argument("config", type=Path, nargs="+", help="configuration files, later over earlier")
     verb = _verb(verbs, "schema", schema)
     verb.add_argument("--output", type=Path, default=None, help="file instead of the terminal")
+    verb.add_argument("--markdown", action="store_true", help="as a page of all keys")
     _verb(verbs, "videos", videos)
     _verb(verbs, "methods", list_methods)
     _verb(verbs, "evaluations", list_evaluations)
@@ -354,13 +355,17 @@ def validate(arguments: Arguments) -> None:
 
 def schema(arguments: Arguments) -> None:
     """Print the JSON schema of the configuration."""
-    from timewalk.artefacts import write_json
-    from timewalk.suite import json_schema
+    from timewalk.artefacts import write_text
+    from timewalk.suite import config_markdown, json_schema
 
-    if arguments.output:
-        write_json(arguments.output, json_schema())
+    if arguments.markdown:
+        text = config_markdown()
     else:
-        print(json.dumps(json_schema(), indent=2, sort_keys=True))
+        text = json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if arguments.output:
+        write_text(arguments.output, text)
+    else:
+        print(text, end="")
 
 
 def videos(arguments: Arguments) -> None:

@@ -239,3 +239,64 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merge(result[key], value) if both else value
     return result
+
+
+def config_markdown() -> str:
+    """Return the page of all configuration keys: type, default and meaning, section by section."""
+    schema = json_schema()
+    lines = [
+        "# Configuration",
+        "",
+        "Generated from the models by `make schema`; a test keeps it so. Every key, its type and",
+        "range, its default and its meaning. Unknown keys are errors.",
+        "",
+        *_section("Top level", schema),
+    ]
+    order = sorted(schema["$defs"], key=lambda name: ("-" not in name, name))
+    for name in order:
+        title = name.replace("runs-", "A run, `method: ").replace("evaluations-", "An evaluation, `kind: ")
+        title = f"{title}`" if title != name else name
+        lines += _section(title, schema["$defs"][name])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(title: str, schema: dict[str, Any]) -> list[str]:
+    rows = [
+        f"| `{key}` | {_type(node)} | {_default(key, node, schema)} | {_text(node)} |"
+        for key, node in schema.get("properties", {}).items()
+    ]
+    if not rows:
+        return []
+    about = " ".join(schema.get("description", "").split())
+    return [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _text(node: dict[str, Any]) -> str:
+    return " ".join(node.get("description", "").split()).replace("|", "\\|")
+
+
+def _default(key: str, node: dict[str, Any], schema: dict[str, Any]) -> str:
+    if key in schema.get("required", []):
+        return "required"
+    value = node.get("default")
+    if isinstance(value, dict) and value:
+        return "see there"
+    return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}`"
+
+
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def _type(node: dict[str, Any]) -> str:
+    if "$ref" in node:
+        return f"[{node['$ref'].rpartition('/')[2]}](#{node['$ref'].rpartition('/')[2].lower()})"
+    if "anyOf" in node:
+        return " or ".join(_type(option) for option in node["anyOf"])
+    if "enum" in node or "const" in node:
+        return " or ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
+    if node.get("type") == "array":
+        items = node.get("prefixItems") or [node.get("items", {})]
+        return "list of " + ", ".join(_type(item) for item in items)
+    limits = [f"{sign} {node[key]:g}" for key, sign in LIMITS.items() if key in node]
+    names = {"object": "mapping", "integer": "whole number", "string": "text", "boolean": "true or false"}
+    return " ".join([names.get(node.get("type", ""), node.get("type", "any")), *limits])

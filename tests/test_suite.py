@@ -1,0 +1,125 @@
+"""The configuration: what is wrong is named, with its path and the nearest known key."""
+
+import copy
+import json
+
+import pytest
+import yaml
+
+from timewalk import suite
+from timewalk.errors import UserError
+
+BASE = {
+    "datasets": {"walk": {"videos": ["venice"]}},
+    "labelled": {"digits": {"kind": "arrays", "path": "digits"}},
+    "runs": {
+        "dora": {"method": "dora", "dataset": "walk", "training": {"epochs": 3}},
+        "random": {"method": "random"},
+    },
+    "evaluations": {"knn": {"kind": "knn", "dataset": "digits"}},
+}
+
+
+def changed(path, value):
+    raw = copy.deepcopy(BASE)
+    node = raw
+    *parents, last = path.split(".")
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = value
+    return raw
+
+
+def test_defaults_come_from_the_method():
+    loaded = suite.load_suite(BASE)
+    training = loaded.run("dora").training
+    assert (training.epochs, training.warmup_epochs, training.weight_decay_end) == (3, 10, 0.4)
+    assert loaded.videos["venice"].source.startswith("https://")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("blurr", {}, "blurr: unknown key; did you mean 'blur'"),
+        ("blur.treshold", 0.3, "blur.treshold: unknown key; did you mean 'threshold'"),
+        ("blur.threshold", 1.5, "blur.threshold is 1.5: .*less than or equal to 1"),
+        ("datasets.walk.frames.fps", 0, "datasets.walk.frames.fps is 0: .*greater than 0"),
+        ("datasets.walk.videos", [], "datasets.walk.videos"),
+        ("datasets.walk.videos", ["venise"], "unknown video 'venise'.*venice"),
+        ("runs.dora.metod", "x", r"runs\.dora\.metod: unknown key; did you mean 'method'"),
+        ("runs.dora.method", "dorra", r"runs\.dora\.method: .*'dorra'.*'dora'"),
+        ("runs.dora.training.epoch", 3, r"runs\.dora\.training\.epoch: unknown key.*'epochs'"),
+        ("runs.dora.training.epochs", 0, r"runs\.dora\.training\.epochs is 0"),
+        ("runs.dora.training.learning_rate", float("nan"), r"learning_rate is nan"),
+        ("runs.dora.encoder.patchsize", 8, r"encoder\.patchsize: unknown key.*'patch_size'"),
+        ("runs.dora.dataset", "wolk", r"runs\.dora\.dataset: unknown data set 'wolk'.*'walk'"),
+        ("runs.dora", {"dataset": "walk"}, r"runs\.dora: the key 'method' is missing"),
+        ("runs.logs", {"method": "random"}, "the name 'logs' is taken"),
+        ("labelled.digits.kindd", "x", r"labelled\.digits\..*kindd: unknown key.*'kind'"),
+        ("labelled.digits.crop", 512, "crop is 512 but resize is 256"),
+        ("evaluations.knn.kind", "kn", r"evaluations\.knn\.kind: .*'kn'.*'knn'"),
+        ("evaluations.knn.temprature", 1, r"temprature: unknown key.*'temperature'"),
+        ("evaluations.knn.dataset", "x", r"evaluations\.knn\.dataset: unknown labelled set"),
+    ],
+)
+def test_a_mistake_is_one_sentence(path, value, message):
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(changed(path, value))
+
+
+@pytest.mark.parametrize(("value", "what"), [(False, "off"), ("faces", "faces"), ({"what": False}, "off")])
+def test_blur_shorthand(value, what):
+    assert suite.load_suite(changed("blur", value)).config.blur.what == what
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "workflow/demo.yaml"])
+def test_shipped_configurations_are_valid(root, file):
+    loaded = suite.load_suite(suite.read_config(root / file))
+    assert {"dora", "random", "pretrained"} <= loaded.runs.keys()
+
+
+def test_paper_settings(root):
+    run = suite.load_suite(suite.read_config(root / "config.yaml")).run("dora")
+    assert (run.frames_per_clip, run.step_between_clips, run.local_crops) == (8, 60, 6)
+    assert (run.out_dim, run.norm_last_layer, run.training.epochs) == (65536, False, 100)
+    assert (run.training.batch_size, run.training.min_learning_rate) == (48, 1e-5)
+
+
+def test_published_schema_is_the_models(root):
+    file = root / "workflow" / "schemas" / "config.schema.json"
+    assert json.loads(file.read_text()) == suite.json_schema(), "run make schema"
+
+
+def test_published_page_is_the_models(root):
+    assert (root / "docs" / "configuration.md").read_text() == suite.config_markdown(), "make schema"
+
+
+def test_every_key_says_what_it_means():
+    schema = suite.json_schema()
+    for name, node in [("top level", schema), *schema["$defs"].items()]:
+        for key, item in node.get("properties", {}).items():
+            if key not in ("kind",):
+                assert item.get("description"), f"{name}.{key} has no meaning"
+
+
+def test_schema_accepts_and_refuses_what_the_models_do(root):
+    jsonschema = pytest.importorskip("jsonschema")
+    validator = jsonschema.Draft202012Validator(suite.json_schema())
+    shipped = yaml.safe_load((root / "config.yaml").read_text())
+    assert list(validator.iter_errors(shipped)) == []
+    assert list(validator.iter_errors(changed("runs.dora.training.epochs", 0)))
+    assert list(validator.iter_errors(changed("runs.dora.metod", 1)))
+    assert list(validator.iter_errors(changed("blurr", 1)))
+
+
+def test_merge_lays_one_configuration_over_another():
+    base, over = {"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": 3}, "d": [2]}
+    assert suite.merge(base, over) == {"a": {"b": 3, "c": 2}, "d": [2]}
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds no keys")])
+def test_read_config_names_the_file(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
+        suite.read_config(file)

@@ -1,0 +1,87 @@
+"""Leases of pretend GPUs, taken by real processes."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from timewalk.training.devices import lease, visible_devices
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from timewalk.training.devices import lease
+with lease(int(sys.argv[2]), folder=Path(sys.argv[1])) as held:
+    print(",".join(held), flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder, count=1):
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder), str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_four_jobs_get_four_devices_and_a_dead_ones_comes_back(tmp_path):
+    jobs = [hold(tmp_path) for _ in range(4)]
+    try:
+        held = [job.stdout.readline().strip() for job in jobs]
+        assert sorted(held) == ["0", "1", "2", "3"]
+        fifth = hold(tmp_path)
+        jobs.append(fifth)
+        time.sleep(0.5)
+        assert fifth.poll() is None
+        jobs[2].kill()
+        assert fifth.stdout.readline().strip() == held[2]
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()
+
+
+def test_a_lease_of_two(tmp_path):
+    job = hold(tmp_path, 2)
+    try:
+        assert job.stdout.readline().strip() == "0,1"
+    finally:
+        job.kill()
+        job.communicate()
+
+
+def test_slurm_has_already_chosen(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    with lease(1, folder=tmp_path) as held:
+        assert held == ["5"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_zero_gpus_hides_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with lease(0, folder=tmp_path) as held:
+        assert held == []
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_no_gpu_means_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert visible_devices() == []
+    with lease(2, folder=tmp_path / "locks") as held:
+        assert held == []
+
+
+@pytest.mark.parametrize(("preset", "pool"), [("", []), ("3", ["3"]), ("1,2", ["1", "2"])])
+def test_an_outer_setting_is_the_pool(monkeypatch, preset, pool):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", preset)
+    assert visible_devices() == pool

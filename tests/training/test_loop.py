@@ -1,0 +1,169 @@
+"""The loop: an interrupted training ends where an undisturbed one does, bit for bit."""
+
+import json
+
+import pytest
+import torch
+
+from tests.training.toy import Clips, Toy, toy_config
+from timewalk.errors import UserError
+from timewalk.training import loop
+from timewalk.training.checkpoint import checkpoints, save_checkpoint
+from timewalk.training.loop import InterruptedTraining, Machine, Trainer
+
+CPU = torch.device("cpu")
+
+
+def make(folder, config=None, workers=0, clips=20):
+    config = config or toy_config()
+    method = Toy(config)
+    origin = {"config_sha256": config.model_dump_json(), "inputs": {"a": "b"}}
+    return Trainer(method, config, Clips(clips), folder, Machine(CPU, workers), origin)
+
+
+def weights(trainer):
+    tensors = trainer.method.state_dict()
+    moments = trainer.optimizer.state_dict()["state"]
+    flat = {f"{i}.{k}": v for i, entry in moments.items() for k, v in entry.items()}
+    return tensors | flat
+
+
+def curve(folder, keys=("step", "epoch", "loss", "draw", "learning_rate", "weight_decay", "seen")):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{key: json.loads(line)[key] for key in keys} for line in lines]
+
+
+def assert_same(one, two):
+    assert one.keys() == two.keys()
+    for key in one:
+        assert torch.equal(torch.as_tensor(one[key]), torch.as_tensor(two[key])), key
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 6, 10, 14])
+def test_resume_is_bit_exact(tmp_path, stop_after):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    first = make(tmp_path / "parts")
+    original = first.method.after_step
+
+    def stop(step):
+        first.stop = step.index + 1 == stop_after
+        return original(step)
+
+    first.method.after_step = stop
+    with pytest.raises(InterruptedTraining):
+        first.run()
+    second = make(tmp_path / "parts", workers=1)
+    second.run()
+    assert second.first == stop_after
+    assert_same(weights(whole), weights(second))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_a_kill_between_checkpoints_repeats_the_steps(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    killed = make(tmp_path / "parts")
+
+    def kill(step):
+        if step.index == 7:
+            raise KeyboardInterrupt
+        return {"seen": killed.method.seen}
+
+    killed.method.after_backward = kill
+    with pytest.raises(KeyboardInterrupt):
+        killed.run()
+    (tmp_path / "parts" / "metrics.jsonl").open("a").write('{"step": 7, "half')
+    again = make(tmp_path / "parts")
+    again.run()
+    assert again.first == 5  # the end of the first epoch
+    assert_same(weights(whole), weights(again))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    runs = [make(tmp_path / str(n), workers=n) for n in (0, 2)]
+    for run in runs:
+        run.run()
+    assert_same(weights(runs[0]), weights(runs[1]))
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    make(tmp_path).run()
+    again = make(tmp_path)
+    again.method.loss = None
+    again.run()
+    assert again.first == again.total == 15
+
+
+def test_max_steps_lays_the_schedule_over_the_steps(tmp_path):
+    trainer = make(tmp_path, toy_config(max_steps=7, learning_rate=0.64, min_learning_rate=0.0))
+    trainer.run()
+    rates = [line["learning_rate"] for line in curve(tmp_path)]
+    assert len(rates) == 7
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(0.64 * 4 / 256)
+    assert rates[-1] < 0.3 * max(rates)
+
+
+def test_a_non_finite_loss_leaves_evidence_and_the_last_checkpoint(tmp_path):
+    trainer = make(tmp_path, toy_config(poison_step=7))
+    with pytest.raises(UserError, match=r"loss of step 7 is nan.*non-finite-loss\.json"):
+        trainer.run()
+    evidence = json.loads((tmp_path / "non-finite-loss.json").read_text())
+    assert (evidence["step"], evidence["epoch"], len(evidence["clips"])) == (7, 1, 4)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000005.pt"]
+    for value in trainer.method.state_dict().values():
+        assert torch.isfinite(value).all()
+
+
+def test_another_configuration_does_not_resume(tmp_path):
+    make(tmp_path).run()
+    with pytest.raises(UserError, match="another configuration"):
+        make(tmp_path, toy_config(epochs=5)).run()
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    make(tmp_path).run()
+    newest = checkpoints(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"{newest.name} cannot be read"):
+        make(tmp_path).run()
+
+
+def test_a_checkpoint_with_code_is_refused(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "owned"), "w"))
+
+    torch.save({"step": 1, "bad": Hostile()}, tmp_path / "step-000000001.pt")
+    with pytest.raises(UserError, match="cannot be read"):
+        make(tmp_path).run()
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {}, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002.pt", "step-000000003.pt"]
+
+
+def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"'toys' holds 3 clips, less than training\.batch_size 4"):
+        make(tmp_path, clips=3)
+
+
+def test_no_decay_on_biases(tmp_path):
+    trainer = make(tmp_path)
+    trainer.run()
+    decays = [group["weight_decay"] for group in trainer.optimizer.param_groups]
+    assert decays[0] > 0.3
+    assert decays[1] == 0
+    assert all(p.ndim == 1 for p in trainer.groups[1].parameters)
+
+
+def test_sgd_steps(tmp_path):
+    method = Toy(toy_config(optimizer="sgd"))
+    optimizer = loop.make_optimizer(method, method.config.training, CPU)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == 0.9
