@@ -12,9 +12,14 @@ def test_atomic_path_renames_only_on_success(tmp_path):
         temporary.write_text("one")
         assert not target.exists()
     assert target.read_text() == "one"
-    with pytest.raises(ZeroDivisionError), artefacts.atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def killed():
+        with artefacts.atomic_path(target) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        killed()
     assert target.read_text() == "one"
     assert [p.name for p in target.parent.iterdir()] == ["value.txt"]
 

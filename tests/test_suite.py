@@ -67,7 +67,9 @@ def test_a_mistake_is_one_sentence(path, value, message):
         suite.load_suite(changed(path, value))
 
 
-@pytest.mark.parametrize(("value", "what"), [(False, "off"), ("faces", "faces"), ({"what": False}, "off")])
+@pytest.mark.parametrize(
+    ("value", "what"), [(False, "off"), ("faces", "faces"), ({"what": False}, "off")]
+)
 def test_blur_shorthand(value, what):
     assert suite.load_suite(changed("blur", value)).config.blur.what == what
 
@@ -91,7 +93,9 @@ def test_published_schema_is_the_models(root):
 
 
 def test_published_page_is_the_models(root):
-    assert (root / "docs" / "configuration.md").read_text() == suite.config_markdown(), "make schema"
+    assert (root / "docs" / "configuration.md").read_text() == suite.config_markdown(), (
+        "make schema"
+    )
 
 
 def test_every_key_says_what_it_means():
@@ -117,7 +121,9 @@ def test_merge_lays_one_configuration_over_another():
     assert suite.merge(base, over) == {"a": {"b": 3, "c": 2}, "d": [2]}
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds no keys")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("a: [", "not valid YAML"), ("- 1", "holds no keys")]
+)
 def test_read_config_names_the_file(tmp_path, text, message):
     file = tmp_path / "mine.yaml"
     file.write_text(text)

@@ -64,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _verb(verbs: Any, name: str, call: Callable[[Arguments], int | None]) -> argparse.ArgumentParser:
+def _verb(
+    verbs: Any, name: str, call: Callable[[Arguments], int | None]
+) -> argparse.ArgumentParser:
     text = (call.__doc__ or "").strip()
     verb = verbs.add_parser(name, help=text.splitlines()[0], description=text)
     verb.set_defaults(call=call)
@@ -170,7 +172,9 @@ def _report_verbs(verbs: Any) -> None:
 
 def _info_verbs(verbs: Any) -> None:
     verb = _verb(verbs, "validate", validate)
-    verb.add_argument("config", type=Path, nargs="+", help="configuration files, later over earlier")
+    verb.add_argument(
+        "config", type=Path, nargs="+", help="configuration files, later over earlier"
+    )
     verb = _verb(verbs, "schema", schema)
     verb.add_argument("--output", type=Path, default=None, help="file instead of the terminal")
     verb.add_argument("--markdown", action="store_true", help="as a page of all keys")
@@ -186,7 +190,12 @@ def download(arguments: Arguments) -> None:
     from timewalk.video.download import download as call
 
     video = check(VideoConfig, arguments.video, f"videos.{arguments.name}")
-    call(arguments.name, video, arguments.output, check(DownloadConfig, arguments.settings, "download"))
+    call(
+        arguments.name,
+        video,
+        arguments.output,
+        check(DownloadConfig, arguments.settings, "download"),
+    )
 
 
 def blur(arguments: Arguments) -> None:

@@ -30,13 +30,13 @@ class VideoConfig(Strict):
     """Where one video comes from and which part of it counts."""
 
     source: str
-    """YouTube address, other http(s) address, `package:<import name>/<file inside it>`, or a path"""
+    """YouTube or other http(s) address, `package:<import name>/<file inside it>`, or a path"""
     mirror: str | None = None
     """address tried when the source cannot be reached"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """digest of the file; a difference is an error"""
     duration_s: Annotated[float, Field(gt=0)] | None = None
-    """expected duration in seconds; a difference of more than `download.duration_tolerance_s` is an error"""
+    """expected duration in seconds; more than `download.duration_tolerance_s` off is an error"""
     licence: str = "unknown"
     """licence of the video, for the record"""
     start_s: Annotated[float, Field(ge=0)] = 0.0
@@ -44,7 +44,7 @@ class VideoConfig(Strict):
     end_s: Annotated[float, Field(gt=0)] | None = None
     """last second of the content, for the frames stage; null: to the end"""
     max_blank_share: Probability | None = None
-    """largest allowed share of near-constant frames of this video; null: `download.max_blank_share`"""
+    """largest allowed share of near-constant frames; null: `download.max_blank_share`"""
 
 
 class DownloadConfig(Strict):
@@ -57,7 +57,7 @@ class DownloadConfig(Strict):
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """seconds without a byte after which a connection counts as broken"""
     cookies: str | None = None
-    """path of a cookie file (Netscape format) for videos behind a sign-in; never logged, never copied"""
+    """path of a cookie file (Netscape format) for videos behind a sign-in; never logged"""
     duration_tolerance_s: Annotated[float, Field(ge=0)] = 1.0
     """allowed difference in seconds between the expected duration and the file's"""
     max_blank_share: Probability = 0.1
@@ -79,7 +79,7 @@ class BlurConfig(Strict):
     shape: Literal["ellipse", "box"] = "ellipse"
     """what is covered: the ellipse inscribed in the enlarged box, or all of it"""
     method: Literal["blur", "solid", "mosaic"] = "blur"
-    """what covers it: a box filter of half the box's size, black, or tiles of `mosaic_size` pixels"""
+    """a box filter of half the box's size, black, or tiles of `mosaic_size` pixels"""
     mosaic_size: Annotated[int, Field(ge=2)] = 20
     """side of a mosaic tile in pixels"""
     detection_width: Annotated[int, Field(ge=32)] = 640
@@ -144,7 +144,9 @@ class _Labelled(Strict):
     @model_validator(mode="after")
     def _crop_fits(self) -> "_Labelled":
         if self.crop > self.resize:
-            raise ValueError(f"crop is {self.crop} but resize is {self.resize}; make resize >= crop")
+            raise ValueError(
+                f"crop is {self.crop} but resize is {self.resize}; make resize >= crop"
+            )
         return self
 
 
@@ -214,7 +216,7 @@ class TrainingConfig(Strict):
     epochs: Positive = 100
     """passes over all clips"""
     max_steps: Positive | None = None
-    """stop after this many optimiser steps: schedules are laid over these steps; null: all of them"""
+    """stop after this many optimiser steps, schedules laid over them; null: no limit"""
     batch_size: Positive = 64
     """clips in one optimiser step, over all processes"""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4

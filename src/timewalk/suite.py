@@ -176,7 +176,9 @@ def _check_references(suite: Suite) -> None:
         if run.dataset is not None:
             _reference("data set", f"runs.{name}.dataset", run.dataset, suite.config.datasets)
     for name, item in suite.evaluations.items():
-        _reference("labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled)
+        _reference(
+            "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
+        )
     for name, labelled in suite.config.labelled.items():
         if isinstance(labelled, ShotLabels):
             key = f"labelled.{name}"
@@ -254,7 +256,9 @@ def config_markdown() -> str:
     ]
     order = sorted(schema["$defs"], key=lambda name: ("-" not in name, name))
     for name in order:
-        title = name.replace("runs-", "A run, `method: ").replace("evaluations-", "An evaluation, `kind: ")
+        title = name.replace("runs-", "A run, `method: ").replace(
+            "evaluations-", "An evaluation, `kind: "
+        )
         title = f"{title}`" if title != name else name
         lines += _section(title, schema["$defs"][name])
     return "\n".join(lines).rstrip() + "\n"
@@ -268,7 +272,16 @@ def _section(title: str, schema: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     about = " ".join(schema.get("description", "").split())
-    return [f"## {title}", "", about, "", "| key | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+    return [
+        f"## {title}",
+        "",
+        about,
+        "",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+    ]
 
 
 def _text(node: dict[str, Any]) -> str:
@@ -298,5 +311,10 @@ def _type(node: dict[str, Any]) -> str:
         items = node.get("prefixItems") or [node.get("items", {})]
         return "list of " + ", ".join(_type(item) for item in items)
     limits = [f"{sign} {node[key]:g}" for key, sign in LIMITS.items() if key in node]
-    names = {"object": "mapping", "integer": "whole number", "string": "text", "boolean": "true or false"}
+    names = {
+        "object": "mapping",
+        "integer": "whole number",
+        "string": "text",
+        "boolean": "true or false",
+    }
     return " ".join([names.get(node.get("type", ""), node.get("type", "any")), *limits])

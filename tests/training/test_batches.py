@@ -33,6 +33,8 @@ def test_epochs_and_seeds_differ():
 
 
 def test_generators_of_different_keys_differ_and_equal_keys_agree():
-    draws = {key: torch.rand(1, generator=generator(*key)).item() for key in [(0, 1), (1, 0), (0, 1, 0)]}
+    draws = {
+        key: torch.rand(1, generator=generator(*key)).item() for key in [(0, 1), (1, 0), (0, 1, 0)]
+    }
     assert len(set(draws.values())) == 3
     assert torch.rand(1, generator=generator(0, 1)).item() == draws[0, 1]

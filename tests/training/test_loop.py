@@ -145,7 +145,10 @@ def test_a_checkpoint_with_code_is_refused(tmp_path):
 def test_the_newest_checkpoints_are_kept(tmp_path):
     for step in (1, 2, 3):
         save_checkpoint(tmp_path, step, {}, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002.pt", "step-000000003.pt"]
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        "step-000000002.pt",
+        "step-000000003.pt",
+    ]
 
 
 def test_a_batch_larger_than_the_data_is_one_sentence(tmp_path):

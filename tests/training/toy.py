@@ -32,7 +32,10 @@ class Toy(Method):
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         clip = clip.float() / 255
-        return {"x": (clip + 0.1 * torch.rand(clip.shape, generator=rng)).flatten(), "y": clip.mean()}
+        return {
+            "x": (clip + 0.1 * torch.rand(clip.shape, generator=rng)).flatten(),
+            "y": clip.mean(),
+        }
 
     def loss(self, batch, step) -> Losses:
         self.seen += len(batch["x"])

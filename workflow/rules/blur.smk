@@ -4,10 +4,6 @@ rule blur:
         f"{DATA}/videos/{{video}}.json",
     output:
         f"{DATA}/blurred/{{video}}.json",
-    params:
-        video=f"{DATA}/videos/{{video}}.mp4",
-        target=f"{DATA}/blurred/{{video}}.mp4",
-        settings=as_json(BLUR),
     log:
         logs("blur", "{video}")[0],
     benchmark:
@@ -19,6 +15,10 @@ rule blur:
         gpu=0,
         mem_mb=8000,
         runtime=48 * 60,
+    params:
+        video=f"{DATA}/videos/{{video}}.mp4",
+        target=f"{DATA}/blurred/{{video}}.mp4",
+        settings=as_json(BLUR),
     shell:
         "timewalk --log {log} blur {params.video:q} {params.target:q}"
         " --settings {params.settings:q} --workers {threads}"

@@ -28,7 +28,9 @@ TIMES = "logs/times"
 BLUR = SUITE.config.blur
 # How often a transfer is retried changes no result: kept out of the rules' params.
 TRANSFER = json.dumps(
-    SUITE.config.download.model_dump(mode="json", exclude={"duration_tolerance_s", "max_blank_share"})
+    SUITE.config.download.model_dump(
+        mode="json", exclude={"duration_tolerance_s", "max_blank_share"}
+    )
 )
 
 
@@ -104,7 +106,10 @@ def storage(wildcards):
 
 def shards_of(dataset):
     """Return the shard manifests of a data set."""
-    return [f"{DATA}/shards/{dataset}/{video}.json" for video in SUITE.dataset(dataset).videos]
+    return [
+        f"{DATA}/shards/{dataset}/{video}.json"
+        for video in SUITE.dataset(dataset).videos
+    ]
 
 
 def shard_manifests():
@@ -123,7 +128,9 @@ def labelled_frames(wildcards):
     if not isinstance(labelled, ShotLabels):
         return []
     videos = SUITE.dataset(labelled.dataset).videos
-    return [f"{DATA}/frames/{labelled.dataset}/{video}/manifest.json" for video in videos]
+    return [
+        f"{DATA}/frames/{labelled.dataset}/{video}/manifest.json" for video in videos
+    ]
 
 
 def run_json(wildcards):
@@ -159,11 +166,17 @@ def evaluation_embeddings(wildcards):
 
 def all_results(wildcards=None):
     """Return every run under every evaluation."""
-    return [f"{RESULTS}/{run}/{name}.json" for run in SUITE.runs for name in SUITE.evaluations]
+    return [
+        f"{RESULTS}/{run}/{name}.json"
+        for run in SUITE.runs
+        for name in SUITE.evaluations
+    ]
 
 
 def logs(stage, *wildcards):
     """Return the log and the benchmark file of a stage; data and results keep theirs apart."""
-    root = RESULTS if stage in ("train", "embed", "evaluate", "report", "mlflow") else DATA
+    root = (
+        RESULTS if stage in ("train", "embed", "evaluate", "report", "mlflow") else DATA
+    )
     name = "-".join((stage, *wildcards))
     return f"{LOGS}/{root}/{name}.log", f"{TIMES}/{root}/{name}.tsv"

@@ -6,8 +6,6 @@ rule embed:
         dataset=f"{DATA}/datasets/{{labelled}}/manifest.json",
     output:
         f"{RESULTS}/{{run}}/embeddings/{{labelled}}-{{split}}.safetensors",
-    params:
-        folder=f"{RESULTS}/{{run}}",
     log:
         logs("embed", "{run}", "{labelled}", "{split}")[0],
     benchmark:
@@ -19,6 +17,8 @@ rule embed:
         gpu=1,
         mem_mb=16000,
         runtime=12 * 60,
+    params:
+        folder=f"{RESULTS}/{{run}}",
     shell:
         "timewalk --log {log} embed {params.folder:q} {input.dataset:q} {wildcards.split}"
         " {output:q} --gpus {resources.gpu} --threads {threads}"
@@ -31,9 +31,6 @@ rule evaluate:
         embeddings=evaluation_embeddings,
     output:
         f"{RESULTS}/{{run}}/{{evaluation}}.json",
-    params:
-        folder=f"{RESULTS}/{{run}}",
-        settings=evaluation_json,
     log:
         logs("evaluate", "{run}", "{evaluation}")[0],
     benchmark:
@@ -45,6 +42,9 @@ rule evaluate:
         gpu=0,
         mem_mb=16000,
         runtime=12 * 60,
+    params:
+        folder=f"{RESULTS}/{{run}}",
+        settings=evaluation_json,
     shell:
         "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"
         " --settings {params.settings:q} --embeddings {input.embeddings:q}"

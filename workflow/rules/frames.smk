@@ -4,11 +4,6 @@ rule frames:
         frames_source,
     output:
         f"{DATA}/frames/{{dataset}}/{{video}}/manifest.json",
-    params:
-        folder=f"{DATA}/frames/{{dataset}}/{{video}}",
-        settings=frames_json,
-        blur=frames_blur,
-        trim=trim,
     log:
         logs("frames", "{dataset}", "{video}")[0],
     benchmark:
@@ -20,6 +15,11 @@ rule frames:
         gpu=0,
         mem_mb=8000,
         runtime=24 * 60,
+    params:
+        folder=f"{DATA}/frames/{{dataset}}/{{video}}",
+        settings=frames_json,
+        blur=frames_blur,
+        trim=trim,
     shell:
         "video={input:q}; timewalk --log {log} frames ${{video%.json}}.mp4 {params.folder:q}"
         " --settings {params.settings:q} --blur {params.blur:q} {params.trim}"

@@ -4,8 +4,6 @@ rule prepare:
         labelled_frames,
     output:
         f"{DATA}/datasets/{{labelled}}/manifest.json",
-    params:
-        settings=labelled_json,
     log:
         logs("prepare", "{labelled}")[0],
     benchmark:
@@ -16,6 +14,8 @@ rule prepare:
         gpu=0,
         mem_mb=4000,
         runtime=120,
+    params:
+        settings=labelled_json,
     shell:
         "timewalk --log {log} prepare {wildcards.labelled} {output:q}"
         " --settings {params.settings:q} --frames {input:q}"

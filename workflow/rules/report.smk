@@ -9,8 +9,6 @@ rule report:
         all_results(),
     output:
         multiext(f"{RESULTS}/summary", ".csv", ".md", ".tex"),
-    params:
-        folder=RESULTS,
     log:
         logs("report")[0],
     benchmark:
@@ -21,6 +19,8 @@ rule report:
         gpu=0,
         mem_mb=2000,
         runtime=30,
+    params:
+        folder=RESULTS,
     shell:
         "timewalk --log {log} report {params.folder:q} {input:q}"
 
@@ -30,8 +30,6 @@ rule mlflow:
         all_results(),
     output:
         f"{RESULTS}/mlflow.json",
-    params:
-        folder=RESULTS,
     log:
         logs("mlflow")[0],
     benchmark:
@@ -42,5 +40,7 @@ rule mlflow:
         gpu=0,
         mem_mb=2000,
         runtime=60,
+    params:
+        folder=RESULTS,
     shell:
         "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"

@@ -4,8 +4,6 @@ rule shards:
         f"{DATA}/frames/{{dataset}}/{{video}}/manifest.json",
     output:
         f"{DATA}/shards/{{dataset}}/{{video}}.json",
-    params:
-        storage=storage,
     log:
         logs("shards", "{dataset}", "{video}")[0],
     benchmark:
@@ -16,5 +14,7 @@ rule shards:
         gpu=0,
         mem_mb=4000,
         runtime=12 * 60,
+    params:
+        storage=storage,
     shell:
         "timewalk --log {log} shards {input:q} {output:q} --storage {params.storage}"

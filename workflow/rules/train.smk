@@ -6,9 +6,6 @@ rule train:
         encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
         about=f"{RESULTS}/{{run}}/encoder.json",
         metrics=f"{RESULTS}/{{run}}/metrics.jsonl",
-    params:
-        folder=f"{RESULTS}/{{run}}",
-        settings=run_json,
     log:
         logs("train", "{run}")[0],
     benchmark:
@@ -20,6 +17,9 @@ rule train:
         gpu=run_gpus,
         mem_mb=32000,
         runtime=7 * 24 * 60,
+    params:
+        folder=f"{RESULTS}/{{run}}",
+        settings=run_json,
     shell:
         "timewalk --log {log} train {wildcards.run} {params.folder:q}"
         " --settings {params.settings:q} --gpus {resources.gpu} --threads {threads}"

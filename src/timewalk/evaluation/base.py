@@ -9,7 +9,7 @@ class Result:
     """What an evaluation returns.
 
     Attributes:
-        protocol: named variant of the evaluation; results of different protocols are never compared.
+        protocol: named variant of the evaluation; different protocols are never compared.
         metrics: name and value; percentages are 0 to 100; None where a metric has no meaning.
         samples: number of images, objects or videos that were scored.
         artefacts: files written beside the result.

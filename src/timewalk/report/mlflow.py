@@ -129,7 +129,9 @@ def _write_run(
     return run_id
 
 
-def _log_artefacts(client: MlflowClient, run_id: str, folder: Path, results: Sequence[Path]) -> None:
+def _log_artefacts(
+    client: MlflowClient, run_id: str, folder: Path, results: Sequence[Path]
+) -> None:
     for name in ("config.json", "encoder.json", "metrics.jsonl", "encoder.safetensors"):
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))

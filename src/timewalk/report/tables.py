@@ -35,7 +35,13 @@ def _rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
 def wide_table(long: pd.DataFrame) -> pd.DataFrame:
     """Return one row a run, in the order of the results; a metric without meaning is empty."""
     column = (
-        long["evaluation"] + " (" + long["protocol"] + ", " + long["dataset"] + ") " + long["metric"]
+        long["evaluation"]
+        + " ("
+        + long["protocol"]
+        + ", "
+        + long["dataset"]
+        + ") "
+        + long["metric"]
     )
     table = long.assign(column=column).pivot(
         index=["run", "method"], columns="column", values="value"
@@ -83,7 +89,9 @@ def latex(table: pd.DataFrame) -> str:
     header, rows = _cells(table)
 
     def line(cells: list[str]) -> str:
-        escaped = (cell.replace("_", r"\_").replace("%", r"\%").replace("–", "--") for cell in cells)
+        escaped = (
+            cell.replace("_", r"\_").replace("%", r"\%").replace("–", "--") for cell in cells
+        )
         return " & ".join(escaped) + r" \\" + "\n"
 
     body = "".join(map(line, rows))

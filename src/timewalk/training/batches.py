@@ -27,7 +27,8 @@ def generator(*key: int) -> torch.Generator:
 class Views(Protocol):
     """What a sample goes through: ``Method.views``."""
 
-    def __call__(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]: ...
+    def __call__(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return the views of a clip."""
 
 
 class ViewsDataset(Dataset[dict[str, Tensor]]):

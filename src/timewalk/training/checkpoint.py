@@ -45,7 +45,9 @@ def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); delete it to resume before it.") from None
+        raise UserError(
+            f"{path} cannot be read ({reason}); delete it to resume before it."
+        ) from None
     if state["run_hash"] != run_hash:
         raise UserError(
             f"{folder} holds checkpoints of another configuration of this run; "

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl``: every step of a short training, ten thousand lines of a long one."""
+    """Writes ``metrics.jsonl``: each step of a short training, 10 000 lines of a long one."""
 
     def __init__(self, path: Path, first_step: int, total: int, max_lines: int = 10_000) -> None:
         self.every = max(1, math.ceil(total / max_lines))

@@ -215,7 +215,9 @@ class Trainer:
             progress.update(index, text)
             done = index + 1
             overdue = time.monotonic() - saved > 60 * settings.checkpoint_minutes
-            if done == self.total or done % self.steps_per_epoch == 0 and self._epoch_counts(done):
+            if done == self.total or (
+                done % self.steps_per_epoch == 0 and self._epoch_counts(done)
+            ):
                 overdue = True
             if overdue or self.stop:
                 self._save(done)
@@ -300,7 +302,7 @@ class Trainer:
         )
         raise UserError(
             f"the loss of step {step.index} is {float(losses.total)}: see {evidence} for its clips "
-            "and terms; lower training.learning_rate or use training.precision: fp32, and run again."
+            "and terms; lower training.learning_rate or set training.precision to fp32, and go on."
         )
 
 
