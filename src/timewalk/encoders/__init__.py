@@ -1,0 +1,14 @@
+"""Image encoders: networks from images to a summary vector and a map of patch vectors."""
+
+from timewalk.encoders.base import Encoder, Features
+from timewalk.encoders.files import build_encoder, from_spec, load_encoder, save_encoder, seeded
+
+__all__ = [
+    "Encoder",
+    "Features",
+    "build_encoder",
+    "from_spec",
+    "load_encoder",
+    "save_encoder",
+    "seeded",
+]

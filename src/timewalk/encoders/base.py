@@ -1,0 +1,72 @@
+"""The contract of an encoder, and what is known of ViTs before timm is imported.
+
+Shapes: B images, D summary width, C patch width, h and w rows and columns of the patch map.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from timewalk.config import EncoderConfig
+from timewalk.errors import UserError, nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Triple = tuple[float, float, float]
+
+VIT_SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
+"""width, depth, heads"""
+
+
+@dataclass
+class Features:
+    """What an encoder says of images.
+
+    Attributes:
+        summary: (B, D), one vector an image.
+        patches: (B, C, h, w), a map of vectors.
+    """
+
+    summary: Tensor
+    patches: Tensor
+
+
+class Encoder(nn.Module):
+    """Images to :class:`Features`; all that an evaluation sees.
+
+    ``forward`` takes (B, 3, H, W) in 0..1, already normalised by ``mean`` and ``std``.
+
+    Attributes:
+        stride: pixels of the image per cell of the patch map.
+        width: D, length of the summary.
+        patch_width: C, channels of the patch map.
+        mean: of each colour, on 0..1.
+        std: of each colour, on 0..1.
+        spec: plain data from which :func:`timewalk.encoders.from_spec` builds the network again.
+    """
+
+    stride: int
+    width: int
+    patch_width: int
+    mean: Triple
+    std: Triple
+    spec: dict[str, Any]
+
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of normalised images (B, 3, H, W)."""
+        return super().__call__(images)  # type: ignore[no-any-return]
+
+
+def is_vit(config: EncoderConfig) -> bool:
+    """Return whether the name is one of our ViTs; a misspelt ViT is a :class:`UserError`."""
+    if config.name.startswith("vit_") and config.name not in VIT_SHAPES:
+        raise UserError(f"encoder.name: unknown ViT '{config.name}'{nearest(config.name, VIT_SHAPES)}")
+    return config.name in VIT_SHAPES
+
+
+def vit_shape(config: EncoderConfig) -> tuple[int, int, int]:
+    """Return (width, depth, heads) of a ViT: as its name says, or as the keys beside it say."""
+    width, depth, heads = VIT_SHAPES[config.name]
+    return config.width or width, config.depth or depth, config.heads or heads

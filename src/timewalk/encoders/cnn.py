@@ -1,0 +1,67 @@
+"""Any convolutional network of timm as an encoder.
+
+Summary: the pooled features before the classifier. Patches: the deepest map at stride 16 or less
+(EfficientNet-Lite0: 1280 and 112 channels), from the same pass.
+"""
+
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from timewalk.encoders.base import Encoder, Features, Triple
+from timewalk.errors import UserError, nearest
+
+LARGEST_STRIDE = 16
+
+
+class TimmEncoder(Encoder):
+    """A network of timm by name.
+
+    Args:
+        name: of the model.
+        mean: of the images it expects; None: as timm says.
+        std: likewise.
+    """
+
+    def __init__(self, name: str, mean: Triple | None = None, std: Triple | None = None) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise UserError(f"encoder.name: timm has no model '{name}'{_near(name)}")
+        self.body: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        if not isinstance(self.body, nn.Module) or not hasattr(self.body, "forward_intermediates"):
+            raise UserError(
+                f"encoder.name: timm's '{name}' gives no feature maps; choose a ResNet, "
+                "EfficientNet or ConvNeXt."
+            )
+        stages = [dict(stage) for stage in self.body.feature_info]
+        fitting = [i for i, stage in enumerate(stages) if stage["reduction"] <= LARGEST_STRIDE]
+        if not fitting:
+            raise UserError(f"encoder.name: timm's '{name}' has no map at stride {LARGEST_STRIDE}.")
+        self._stage = fitting[-1]
+        self.stride = int(stages[self._stage]["reduction"])
+        self.patch_width = int(stages[self._stage]["num_chs"])
+        self.width = int(getattr(self.body, "head_hidden_size", self.body.num_features))
+        self.mean = _triple(mean or self.body.pretrained_cfg["mean"])
+        self.std = _triple(std or self.body.pretrained_cfg["std"])
+        self.spec = {"family": "timm", "name": name, "mean": self.mean, "std": self.std}
+
+    def normalise_by(self, mean: Triple, std: Triple) -> None:
+        """Set the images' mean and standard deviation that the loaded weights expect."""
+        self.mean, self.std = _triple(mean), _triple(std)
+        self.spec |= {"mean": self.mean, "std": self.std}
+
+    def forward(self, images: Tensor) -> Features:
+        """Return pooled features and the map at stride 16."""
+        last, maps = self.body.forward_intermediates(images, indices=[self._stage])
+        return Features(self.body.forward_head(last), maps[0])
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _near(name: str) -> str:
+    close = nearest(name, timm.list_models())
+    return close if "did you mean" in close else "; see timm.list_models()"

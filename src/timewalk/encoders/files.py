@@ -1,0 +1,197 @@
+"""Encoders in files: building from a configuration, saving, loading.
+
+A saved encoder is ``encoder.safetensors`` and beside it ``encoder.json``: architecture, mean and
+standard deviation, stride, width, and where it comes from. timm is imported only when a network
+is built: it takes seconds.
+"""
+
+import logging
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from timewalk.artefacts import FORMAT, atomic_path, read_json, sha256_file, write_json
+from timewalk.config import EncoderConfig, package_file
+from timewalk.encoders.base import Encoder, is_vit, vit_shape
+from timewalk.encoders.weights import efficientnet_lite
+from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TENSORS, CARD = "encoder.safetensors", "encoder.json"
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` inside, and leave the global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def build_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """Return the encoder that a configuration asks for, with fresh or given weights.
+
+    Raises:
+        UserError: an unknown name, or weights that do not fit.
+    """
+    with seeded(seed):
+        if is_vit(config):
+            width, depth, heads = vit_shape(config)
+            keys = {"patch_size": config.patch_size, "image_size": config.image_size}
+            shape = {"width": width, "depth": depth, "heads": heads}
+            encoder = _vit(**shape, **keys, drop_path=config.drop_path)
+        else:
+            encoder = from_spec({"family": "timm", "name": config.name})
+    if config.weights is not None:
+        path = weights_path(config.weights)
+        _check_digest(path, config.sha256)
+        _load_weights(encoder, path)
+    return encoder
+
+
+def from_spec(spec: Mapping[str, Any]) -> Encoder:
+    """Return a fresh encoder of the architecture that ``Encoder.spec`` describes."""
+    keys = {key: value for key, value in spec.items() if key != "family"}
+    if spec["family"] == "vit":
+        return _vit(**keys)
+    from timewalk.encoders.cnn import TimmEncoder
+
+    return TimmEncoder(**keys)
+
+
+def _vit(**keys: Any) -> Encoder:
+    from timewalk.encoders.vit import ViT
+
+    return ViT(**keys)
+
+
+def save_encoder(encoder: Encoder, folder: Path, provenance: dict[str, Any]) -> None:
+    """Write ``encoder.safetensors`` and then ``encoder.json``, each atomically."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    with atomic_path(folder / TENSORS) as temporary:
+        save_file(tensors, temporary)
+    write_json(
+        folder / CARD,
+        {
+            "kind": "encoder",
+            "format": FORMAT,
+            "architecture": encoder.spec,
+            "mean": encoder.mean,
+            "std": encoder.std,
+            "stride": encoder.stride,
+            "width": encoder.width,
+            "patch_width": encoder.patch_width,
+            "sha256": sha256_file(folder / TENSORS),
+            "provenance": provenance,
+        },
+    )
+
+
+def load_encoder(folder: Path | str) -> Encoder:
+    """Return a saved encoder, in eval mode on the CPU.
+
+    Args:
+        folder: a run's folder, or one of the two files in it.
+
+    Raises:
+        UserError: a file is missing, damaged, or does not fit the architecture beside it.
+    """
+    folder = Path(folder)
+    folder = folder.parent if folder.name in (TENSORS, CARD) else folder
+    card = read_json(folder / CARD)
+    if not isinstance(card, dict) or card.get("kind") != "encoder" or "architecture" not in card:
+        raise UserError(f"{folder / CARD} does not describe an encoder; train the run again.")
+    tensors = read_tensors(folder / TENSORS)
+    try:
+        encoder = from_spec(card["architecture"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / CARD} names an architecture that cannot be built ({error}); "
+            "train the run again."
+        ) from None
+    _load_exactly(encoder, tensors, folder / TENSORS)
+    return encoder.eval()
+
+
+def weights_path(source: str) -> Path:
+    """Return the path of ``encoder.weights``: inside an installed package, or a plain path."""
+    if source.startswith("package:"):
+        return package_file(source, "encoder.weights")
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"encoder.weights: {path} is missing; correct the path.")
+    return path
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a flat state dict from a safetensors file or a checkpoint of plain tensors.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds more than tensors.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the stage that makes it.") from None
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} is no flat state dict of tensors; extract the network's weights.")
+    return state
+
+
+def _check_digest(path: Path, expected: str | None) -> None:
+    if expected is not None and (found := sha256_file(path)) != expected:
+        raise UserError(
+            f"{path} has SHA-256 {found} but encoder.sha256 is {expected}; fetch the right file."
+        )
+
+
+def _load_weights(encoder: Encoder, path: Path) -> None:
+    state, own = read_tensors(path), encoder.state_dict()
+    if encoder.spec["family"] == "timm":
+        own = {key.removeprefix("body."): value for key, value in own.items()}
+        if encoder.spec["name"] == "tf_efficientnet_lite0" and not own.keys() <= state.keys():
+            _check_digest(path, efficientnet_lite.SHA256)
+            state = efficientnet_lite.to_timm(state, own)
+            encoder.normalise_by(efficientnet_lite.MEAN, efficientnet_lite.STD)  # type: ignore[operator]
+        state = {f"body.{key}": value for key, value in state.items()}
+        own = encoder.state_dict()
+    dropped = sorted(state.keys() - own.keys())
+    if dropped:
+        log.info("%s: %d tensors not used: %s", path, len(dropped), ", ".join(dropped[:8]))
+    _load_exactly(encoder, {key: state[key] for key in state if key in own}, path)
+
+
+def _load_exactly(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
+    """Load all tensors and none else, or say which are wrong."""
+    own = encoder.state_dict()
+    what = f"{path} does not fit the encoder"
+    if missing := sorted(own.keys() - state.keys()):
+        raise UserError(f"{what}: {len(missing)} tensors are missing: {_some(missing)}.")
+    if unknown := sorted(state.keys() - own.keys()):
+        raise UserError(f"{what}: {len(unknown)} tensors are unknown to it: {_some(unknown)}.")
+    wrong = [
+        f"'{key}' is {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if state[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise UserError(f"{what}: {_some(wrong)}.")
+    encoder.load_state_dict(state)
+
+
+def _some(names: list[str], shown: int = 8) -> str:
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest

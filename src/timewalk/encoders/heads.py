@@ -1,0 +1,88 @@
+"""DINO's projection head, and the pass of several crops through a backbone and one head.
+
+Sheets: DoRA section 3, DINO "Head, wrapper". Key names are those of the published checkpoints.
+
+Shapes: R rows, D output width.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class WeightNormLinear(nn.Module):
+    """A linear layer without bias, its rows of length ``weight_g``.
+
+    Own parameters instead of torch's parametrisation: the names are then those of the published
+    checkpoints.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, train_norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(outputs, 1), requires_grad=train_norm)
+        self.weight_v = nn.Parameter(nn.Linear(inputs, outputs, bias=False).weight.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (R, D)."""
+        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+
+
+class DinoHead(nn.Module):
+    """Three-layer MLP with GELU, L2 normalisation, weight-normalised linear layer.
+
+    Args:
+        width: of the features.
+        outputs: D, number of prototypes.
+        hidden: width of the MLP.
+        bottleneck: width of what is normalised.
+        norm_last_layer: keep the gain of the last layer at 1.
+        batch_norm: after each hidden layer.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        outputs: int,
+        *,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        norm_last_layer: bool = True,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden):
+            layers.append(nn.Linear(inputs, hidden))
+            if batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last_layer = WeightNormLinear(bottleneck, outputs, train_norm=not norm_last_layer)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (R, D) of features (R, width)."""
+        return self.last_layer(F.normalize(self.mlp(features), dim=-1))  # type: ignore[no-any-return]
+
+
+def multi_crop(
+    backbone: Callable[[Tensor], Tensor], head: nn.Module, crops: Sequence[Tensor]
+) -> Tensor:
+    """Return the head's output of all crops, crop-major: (crops * B, D).
+
+    Consecutive crops of one size go through the backbone together, all features through the head
+    at once.
+
+    Args:
+        backbone: images (., 3, H, W) to features (., width).
+        head: features to logits.
+        crops: (B, 3, H, W) each, of any sizes.
+    """
+    groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda c: c.shape[-2:])]
+    return head(torch.cat([backbone(group) for group in groups]))  # type: ignore[no-any-return]

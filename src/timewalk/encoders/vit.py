@@ -1,0 +1,257 @@
+"""The Vision Transformer of DINO, on timm's modules: its 150 keys are timm's and DINO's.
+
+Sheet: DINO "Backbone". What timm does otherwise is done here: the initialisation, the
+interpolation of position embeddings, and access to the last block's queries, keys and attention.
+
+Shapes: B images, b images of a selection, N patches (h x w), D width, H heads, E width of a head.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Triple
+
+
+@dataclass
+class Tokens:
+    """What a pass returns beside the summary.
+
+    Attributes:
+        raw: (B, 1 + N, D) tokens of the last block before the final norm.
+        final: (B, 1 + N, D) after it; the first is the class token.
+        grid: (h, w).
+        queries: (b, N, D) of the last block's patches, heads side by side, not scaled.
+        keys: (B, N, D) likewise.
+        cls_attention: (b, H, N) attention of the class token to the patches in the last block; a
+            softmax that also covers the class token, so a row sums to less than 1.
+    """
+
+    raw: Tensor
+    final: Tensor
+    grid: tuple[int, int]
+    queries: Tensor | None = None
+    keys: Tensor | None = None
+    cls_attention: Tensor | None = None
+
+    @property
+    def cls(self) -> Tensor:
+        """(B, D) the normalised class token."""
+        return self.final[:, 0]
+
+    @property
+    def patches(self) -> Tensor:
+        """(B, N, D) the normalised patch tokens."""
+        return self.final[:, 1:]
+
+
+class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
+    """A pre-norm ViT with class token and learned absolute positions, any image size."""
+
+    mean: Triple = IMAGENET_MEAN
+    std: Triple = IMAGENET_STD
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        depth: int,
+        heads: int,
+        patch_size: int = 16,
+        image_size: int = 224,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__(
+            img_size=image_size,
+            patch_size=patch_size,
+            num_classes=0,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            drop_path_rate=drop_path,
+            weight_init="skip",
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        self.stride = patch_size
+        self.width = self.patch_width = width
+        self.heads = heads
+        # Drop path is a matter of training: a saved encoder is built without it.
+        self.spec = {
+            "family": "vit",
+            "width": width,
+            "depth": depth,
+            "heads": heads,
+            "patch_size": patch_size,
+            "image_size": image_size,
+        }
+        self._initialise()
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def forward(self, images: Tensor) -> Features:
+        """Return the normalised class token and the map of normalised patch tokens."""
+        tokens = self.tokens(images)
+        return Features(tokens.cls, _as_map(tokens.patches, tokens.grid))
+
+    def tokens(
+        self,
+        images: Tensor,
+        *,
+        queries: slice | None = None,
+        keys: bool = False,
+        cls_attention: slice | None = None,
+    ) -> Tokens:
+        """Run all blocks; of the last one, return only what is asked for.
+
+        Args:
+            images: (B, 3, H, W), sides multiples of the patch size.
+            queries: images whose queries are returned.
+            keys: whether all images' keys are returned.
+            cls_attention: images whose class-token attention is returned.
+        """
+        x, grid = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        block = self.blocks[-1]
+        if queries is None and cls_attention is None and not keys:
+            x = block(x)
+            return Tokens(x, self.norm(x), grid)
+        q, k, v = self._qkv(block, x)
+        x = _finish_block(block, x, F.scaled_dot_product_attention(q, k, v))
+        result = Tokens(x, self.norm(x), grid)
+        if queries is not None:
+            result.queries = _join_heads(q[queries, :, 1:])
+        if keys:
+            result.keys = _join_heads(k[:, :, 1:])
+        if cls_attention is not None:
+            row = _attention(q[cls_attention, :, :1], k[cls_attention])
+            result.cls_attention = row[:, :, 0, 1:]
+        return result
+
+    def last_blocks(self, images: Tensor, blocks: int) -> Tensor:
+        """Return the tokens of the last ``blocks`` blocks, each after the final norm.
+
+        Returns:
+            (blocks, B, 1 + N, D), in the blocks' order.
+        """
+        x, _ = self.embed(images)
+        first = len(self.blocks) - blocks
+        outputs = []
+        for number, block in enumerate(self.blocks):
+            x = block(x)
+            if number >= first:
+                outputs.append(self.norm(x))
+        return torch.stack(outputs)
+
+    def last_attention(self, images: Tensor) -> Tensor:
+        """Return the whole attention of the last block, (B, H, 1 + N, 1 + N): for figures."""
+        x, _ = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        q, k, _ = self._qkv(self.blocks[-1], x)
+        return _attention(q, k)
+
+    def keys(self, images: Tensor) -> Tensor:
+        """Return the map of the last block's keys, (B, D, h, w)."""
+        tokens = self.tokens(images, keys=True)
+        assert tokens.keys is not None
+        return _as_map(tokens.keys, tokens.grid)
+
+    def patches_before_norm(self, images: Tensor) -> Tensor:
+        """Return the map of the last block's patch tokens before the final norm, (B, D, h, w)."""
+        tokens = self.tokens(images)
+        return _as_map(tokens.raw[:, 1:], tokens.grid)
+
+    def cls_attention(self, images: Tensor) -> Tensor:
+        """Return the class token's attention to the patches in the last block, (B, H, h, w)."""
+        tokens = self.tokens(images, cls_attention=slice(None))
+        assert tokens.cls_attention is not None
+        return tokens.cls_attention.unflatten(-1, tokens.grid)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the first block's input (B, 1 + N, D) and the grid (h, w)."""
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise ValueError(
+                f"an image of {height} x {width} pixels does not divide into patches of "
+                f"{self.stride}; resize or crop it to multiples"
+            )
+        x_BDhw = self.patch_embed.proj(images)
+        grid = (x_BDhw.shape[2], x_BDhw.shape[3])
+        x_BND = x_BDhw.flatten(2).transpose(1, 2)
+        cls_B1D = self.cls_token.expand(len(x_BND), -1, -1).to(x_BND.dtype)
+        return torch.cat([cls_B1D, x_BND], dim=1) + self.positions(grid), grid
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Return position embeddings (1, 1 + N, D) for a grid, interpolated as DINO does."""
+        positions = self.pos_embed
+        side = math.isqrt(positions.shape[1] - 1)
+        # DINO passes by only what is square and of unchanged size; others go through bicubic.
+        if grid == (side, side):
+            return positions  # type: ignore[no-any-return]
+        patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        # The 0.1 keeps rounding from losing a row; the factors are used as they are, so the
+        # sampling points differ slightly from those of an exact target size.
+        scale = [(cells + 0.1) / side for cells in grid]
+        patches = F.interpolate(
+            patches, scale_factor=scale, mode="bicubic", align_corners=False, antialias=False
+        )
+        assert patches.shape[-2:] == grid
+        return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+    def _qkv(self, block: nn.Module, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention: Any = block.attn
+        qkv = attention.qkv(block.norm1(x_BTD)).unflatten(-1, (3, self.heads, -1))  # type: ignore[operator]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+
+def _finish_block(block: Any, x_BTD: Tensor, attended_BHTE: Tensor) -> Tensor:
+    """What timm's block does after the attention."""
+    x_BTD = x_BTD + block.drop_path1(block.attn.proj(_join_heads(attended_BHTE)))
+    return x_BTD + block.drop_path2(block.mlp(block.norm2(x_BTD)))  # type: ignore[no-any-return]
+
+
+def _attention(q_BHQE: Tensor, k_BHTE: Tensor) -> Tensor:
+    """Softmax of scaled products in float32, (B, H, Q, T)."""
+    with torch.autocast(q_BHQE.device.type, enabled=False):
+        scores = q_BHQE.float() @ k_BHTE.float().transpose(-2, -1)
+        return (scores / math.sqrt(q_BHQE.shape[-1])).softmax(dim=-1)
+
+
+def _join_heads(x_BHTE: Tensor) -> Tensor:
+    """(B, H, T, E) to (B, T, D), heads side by side."""
+    return x_BHTE.transpose(1, 2).flatten(2)
+
+
+def _as_map(x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
+    return x_BND.transpose(1, 2).unflatten(-1, grid)
+
+
+def probe_features(vit: ViT, images: Tensor, blocks: int, average: bool) -> Tensor:
+    """Return DINO's features for a linear probe.
+
+    Sheet: classification-eval section 3: class tokens of the last ``blocks`` blocks side by side;
+    with ``average`` (one block only) class token and mean patch token, interleaved element by
+    element as in the published weights.
+    """
+    tokens = vit.last_blocks(images, blocks)
+    summary = tokens[:, :, 0].transpose(0, 1).flatten(1)
+    if not average:
+        return summary
+    if blocks != 1:
+        raise ValueError(f"averaged patches go with one block, not {blocks}")
+    return torch.stack([summary, tokens[-1, :, 1:].mean(dim=1)], dim=-1).flatten(1)

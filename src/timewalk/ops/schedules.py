@@ -1,0 +1,42 @@
+"""Schedules as functions of the step, so that a resumed training needs no stored arrays.
+
+Sheet: DoRA section 6 (equal to DINO's): linear warm-up whose end point is included, then a cosine
+whose end value is never quite reached.
+"""
+
+import math
+
+
+def warmup_cosine(
+    index: int, total: int, base: float, end: float, *, warmup_steps: int = 0
+) -> float:
+    """Return the value of step ``index`` out of ``total``.
+
+    Steps 0 to w - 1 rise linearly from 0 to ``base`` (both included; a single warm-up step is 0).
+    The n = total - w others follow end + (base - end) / 2 * (1 + cos(pi i / n)).
+
+    Args:
+        index: step, from 0.
+        total: number of steps of the whole schedule.
+        base: value at the start of the cosine.
+        end: value that the cosine would reach one step after the last.
+        warmup_steps: w, the number of warm-up steps.
+    """
+    if not 0 <= index < total:
+        raise ValueError(f"step {index} lies outside the schedule of {total} steps")
+    if index < warmup_steps:
+        return base * index / (warmup_steps - 1) if warmup_steps > 1 else 0.0
+    phase = (index - warmup_steps) / (total - warmup_steps)
+    return end + 0.5 * (base - end) * (1 + math.cos(math.pi * phase))
+
+
+def linear_then_constant(index: int, start: float, end: float, warmup: int) -> float:
+    """Return ``start`` to ``end`` linearly over ``warmup`` indices (both included), then ``end``.
+
+    The teacher's temperature by epoch; a single warm-up index is ``start``.
+    """
+    if index >= warmup:
+        return end
+    if warmup == 1:
+        return start
+    return start + (end - start) * index / (warmup - 1)
