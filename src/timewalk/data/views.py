@@ -111,9 +111,6 @@ def saturation(image: Image.Image, factor: float) -> Image.Image:
 def hue(image: Image.Image, shift: float) -> Image.Image:
     """Return the image with its hue turned by ``shift`` of the colour circle, in 8-bit HSV."""
     turn = int(shift * 255)
-    if turn == 0:
-        # The way through 8-bit HSV and back is lossy even without a turn.
-        return image.convert("HSV").convert("RGB")
     table = [(level + turn) % 256 for level in range(256)]
     same = list(range(256))
     return image.convert("HSV").point(table + same + same).convert("RGB")

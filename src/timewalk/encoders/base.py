@@ -62,7 +62,9 @@ class Encoder(nn.Module):
 def is_vit(config: EncoderConfig) -> bool:
     """Return whether the name is one of our ViTs; a misspelt ViT is a :class:`UserError`."""
     if config.name.startswith("vit_") and config.name not in VIT_SHAPES:
-        raise UserError(f"encoder.name: unknown ViT '{config.name}'{nearest(config.name, VIT_SHAPES)}")
+        raise UserError(
+            f"encoder.name: unknown ViT '{config.name}'{nearest(config.name, VIT_SHAPES)}"
+        )
     return config.name in VIT_SHAPES
 
 

@@ -75,7 +75,9 @@ def _vit(**keys: Any) -> Encoder:
 
 def save_encoder(encoder: Encoder, folder: Path, provenance: dict[str, Any]) -> None:
     """Write ``encoder.safetensors`` and then ``encoder.json``, each atomically."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().contiguous() for key, value in encoder.state_dict().items()
+    }
     with atomic_path(folder / TENSORS) as temporary:
         save_file(tensors, temporary)
     write_json(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from timewalk.ops.distillation import full
+
 
 class WeightNormLinear(nn.Module):
     """A linear layer without bias, its rows of length ``weight_g``.
@@ -68,7 +70,10 @@ class DinoHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return logits (R, D) of features (R, width)."""
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1))  # type: ignore[no-any-return]
+        hidden = self.mlp(features)
+        # Logits in bfloat16 would be off by 0.1 once divided by the teacher's temperature.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.last_layer(F.normalize(full(hidden), dim=-1))  # type: ignore[no-any-return]
 
 
 def multi_crop(

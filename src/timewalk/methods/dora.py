@@ -12,7 +12,7 @@ b * F + f of (B * F, ...).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -45,8 +45,478 @@ from timewalk.ops.schedules import linear_then_constant, warmup_cosine
 from timewalk.ops.sinkhorn import sinkhorn, sinkhorn_published, underflows
 
 if TYPE_CHECKING:
-    from timewalk.encoders.vit import Tokens, ViT
+    from timewalk.encoders.vit import Tokens
 
-Share = tuple[
-    float, float
-]
+COLOURS = ((230, 60, 60), (60, 120, 240), (250, 200, 40), (60, 190, 100), (180, 80, 220))
+Share = Annotated[float, Field(gt=0, le=1)]
+Range = tuple[Share, Share]
+Temperature = Annotated[float, Field(gt=0)]
+Published = Literal["intended", "published"]
+
+
+class DoraEncoder(EncoderConfig):
+    """The ViT; only the student drops paths."""
+
+    drop_path: Probability = 0.1
+    """stochastic depth of the student's last block (rises linearly from 0); the teacher has none"""
+
+
+class DoraTraining(TrainingConfig):
+    """Training as published; `batch_size` counts clips over all processes, frames do not count."""
+
+    batch_size: Positive = 16
+    """clips in one optimiser step, over all processes"""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """arithmetic of the networks; losses, Sinkhorn and the last layer are always in fp32"""
+
+
+class DoraConfig(TrainedRunConfig):
+    """Keys of a run of `dora`; the defaults are those of the published command line."""
+
+    encoder: DoraEncoder = DoraEncoder()
+    """the image encoder: one of our ViTs"""
+    training: DoraTraining = DoraTraining()
+    """the training loop"""
+    frames_per_clip: Positive = 8
+    """frames in a clip"""
+    step_between_clips: Positive = 30
+    """frames of the data set from one frame of a clip to the next"""
+    outer_size: Annotated[int, Field(ge=8)] = 300
+    """side in pixels of the clip-wide crop from which all views are cut"""
+    outer_scale: Range = (0.2, 1.0)
+    """share of the frame's area that this crop covers"""
+    global_size: Annotated[int, Field(ge=8)] = 224
+    """side in pixels of the global view"""
+    global_crops_scale: Range = (0.4, 1.0)
+    """share of the outer crop's area that the global view covers"""
+    local_crops: Positive = 8
+    """local views of each frame"""
+    local_size: Annotated[int, Field(ge=8)] = 112
+    """side in pixels of a local view"""
+    local_crops_scale: Range = (0.05, 0.4)
+    """share of the outer crop's area that a local view covers"""
+    num_objects: Positive = 3
+    """objects to discover: as many heads of the last block are drawn"""
+    sinkhorn_epsilon: Temperature = 0.05
+    """entropic regularisation of the assignment of patches to objects"""
+    sinkhorn_iterations: Positive = 30
+    """iterations of that assignment"""
+    out_dim: Positive = 65536
+    """width of the head's output"""
+    head_hidden: Positive = 2048
+    """width of the head's hidden layers"""
+    head_bottleneck: Positive = 256
+    """width of what the head's last layer sees"""
+    norm_last_layer: bool = True
+    """keep the gain of the head's last layer at 1"""
+    freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
+    """epochs in which the head's last layer does not learn"""
+    student_temperature: Temperature = 0.1
+    """temperature of the student"""
+    warmup_teacher_temperature: Temperature = 0.04
+    """temperature of the teacher in the first epoch"""
+    teacher_temperature: Temperature = 0.04
+    """temperature of the teacher after its warm-up"""
+    warmup_teacher_temperature_epochs: Annotated[int, Field(ge=0)] = 0
+    """epochs in which it rises linearly"""
+    momentum_teacher: Probability = 0.996
+    """momentum of the teacher's average at the start; a cosine takes it to 1"""
+    centre_momentum: Probability = 0.9
+    """momentum of the mean teacher output"""
+    export: Literal["teacher", "student"] = "teacher"
+    """whose backbone is saved and evaluated"""
+    compat: Published = "intended"
+    """`published` repeats the defects of the published code, see docs/deviations.md"""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "DoraConfig":
+        if self.encoder.name not in VIT_SHAPES:
+            raise ValueError(
+                f"encoder.name is '{self.encoder.name}', but dora needs the attention of a ViT; "
+                f"choose one of {', '.join(VIT_SHAPES)}"
+            )
+        width, _, heads = vit_shape(self.encoder)
+        patch = self.encoder.patch_size
+        if width % heads:
+            raise ValueError(f"encoder.width {width} is no multiple of encoder.heads {heads}")
+        if self.num_objects > heads:
+            raise ValueError(
+                f"num_objects is {self.num_objects}, but the encoder has {heads} heads to draw from"
+            )
+        for key in ("global_size", "local_size"):
+            if getattr(self, key) % patch:
+                raise ValueError(
+                    f"{key} is {getattr(self, key)}; make it a multiple of encoder.patch_size {patch}"
+                )
+        for key in ("outer_scale", "global_crops_scale", "local_crops_scale"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} is [{low}, {high}]; put the smaller share first")
+        if self.compat == "published" and self.local_crops < 2:
+            raise ValueError(
+                "local_crops is 1, but compat: published drops one crop; use 2 or more"
+            )
+        return self
+
+    @classmethod
+    def miniature(cls) -> dict[str, Any]:
+        """Return the keys of a run that takes seconds on a CPU, for tests."""
+        tiny = {"name": "vit_tiny", "width": 24, "depth": 2, "heads": 4, "patch_size": 8}
+        return {
+            "method": "dora",
+            "dataset": "miniature",
+            "encoder": {**tiny, "image_size": 32},
+            "training": {"batch_size": 2, "epochs": 2, "warmup_epochs": 0, "precision": "fp32"},
+            "frames_per_clip": 3,
+            "step_between_clips": 1,
+            "outer_size": 40,
+            "global_size": 32,
+            "local_size": 16,
+            "local_crops": 2,
+            "out_dim": 32,
+            "head_hidden": 32,
+            "head_bottleneck": 16,
+            "freeze_last_layer_epochs": 0,
+        }
+
+
+class Network(nn.Module):
+    """Backbone and head: images to logits."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
+        """Return the logits (., D) of each group of images (., 3, H, W) of one size.
+
+        One call a step, so that a wrapper sees a single forward pass.
+        """
+        vit: Any = self.backbone
+        summaries = [vit.tokens(images).cls for images in groups]
+        logits: Tensor = self.head(torch.cat(summaries))
+        return logits.split([len(images) for images in groups])
+
+
+@dataclass
+class Objects:
+    """What the first frame of each clip shows (section 4, steps 4 to 8).
+
+    Attributes:
+        prototypes: (B, K, d) queries averaged by the attention of K heads.
+        scores: (B, N, K) of patches for prototypes.
+        assignment: (B, N, K) after Sinkhorn-Knopp.
+        refined: (B, K, d) patches averaged by the assignment.
+    """
+
+    prototypes: Tensor
+    scores: Tensor
+    assignment: Tensor
+    refined: Tensor
+
+
+def discover(
+    queries_BNd: Tensor,
+    cls_attention_BKN: Tensor,
+    patches_BNd: Tensor,
+    *,
+    epsilon: float,
+    iterations: int,
+    compat: Published,
+) -> Objects:
+    """Find K objects in the first frame, from the attention of K heads.
+
+    Args:
+        queries_BNd: of the last block, not scaled.
+        cls_attention_BKN: of the chosen heads.
+        patches_BNd: after the final norm.
+        epsilon: of Sinkhorn-Knopp.
+        iterations: of Sinkhorn-Knopp.
+        compat: `published` underflows to NaN where the published code does.
+    """
+    prototypes_BKd = cls_attention_BKN @ queries_BNd
+    unit_BNd = F.normalize(patches_BNd, dim=-1)
+    scores_BNK = unit_BNd @ prototypes_BKd.mT
+    balance = sinkhorn_published if compat == "published" else sinkhorn
+    assignment_BNK = balance(scores_BNK, epsilon, iterations)
+    return Objects(prototypes_BKd, scores_BNK, assignment_BNK, assignment_BNK.mT @ unit_BNd)
+
+
+def track(refined_BKd: Tensor, keys_BFNd: Tensor) -> Tensor:
+    """Return where each object is in each frame: softmax over patches, (B, F, K, N) (step 9)."""
+    scores = refined_BKd.unsqueeze(1) @ keys_BFNd.mT
+    return (scores / keys_BFNd.shape[-1] ** 0.5).softmax(dim=-1)
+
+
+def threshold(maps_BFKN: Tensor, compat: Published) -> Tensor:
+    """Return masks (B, F, K, N) bool: patches strictly above the mean of the normalised map.
+
+    The mean is each clip's own; the published code takes it over all clips of the batch, so that
+    clips change each other's masks (step 10).
+    """
+    unit = F.normalize(maps_BFKN, dim=-1)
+    if compat == "published":
+        return unit > mean_over_processes(unit.mean(dim=(0, 3), keepdim=True))
+    return unit > unit.mean(dim=-1, keepdim=True)
+
+
+def mask_images(images_BFCSS: Tensor, masks_BFKN: Tensor, patch: int) -> Tensor:
+    """Return the images with all but one object set to 0, (K, B, F, 3, S, S) (step 11)."""
+    rows, columns = (side // patch for side in images_BFCSS.shape[-2:])
+    grid = masks_BFKN.permute(2, 0, 1, 3).unflatten(-1, (rows, columns))
+    cells = images_BFCSS.unflatten(-1, (columns, patch)).unflatten(-3, (rows, patch))
+    kept = cells * grid[:, :, :, None, :, None, :, None]
+    return kept.flatten(-2).flatten(-3, -2)
+
+
+def object_weights(objects: int, frames: int, compat: Published) -> list[float]:
+    """Return the weight of each object's mean over frames in the loss.
+
+    Intended: 1/K. Published: the sum over frames is carried over from object to object and divided
+    by F each time, so object k counts (F^-1 + ... + F^-(K-k)) F / K (section 5, defects).
+    """
+    if compat == "intended":
+        return [1 / objects] * objects
+    return [
+        sum(frames**-j for j in range(1, objects - k + 1)) * frames / objects
+        for k in range(objects)
+    ]
+
+
+@dataclass
+class Parts:
+    """The loss and what it is made of: mean cross-entropies with the teacher.
+
+    Attributes:
+        total: 0.5 (object term + local term), weighted.
+        objects: mean over objects, frames and clips.
+        local: mean over local views, frames and clips.
+    """
+
+    total: Tensor
+    objects: Tensor
+    local: Tensor
+
+
+def dora_loss(
+    objects_KRD: Tensor,
+    local_LRD: Tensor,
+    target_RD: Tensor,
+    weights: list[float],
+    temperature: float = 0.1,
+) -> Parts:
+    """Return the loss of section 5 over R = B F frames.
+
+    Args:
+        objects_KRD: student logits of the frames masked to each object.
+        local_LRD: student logits of the local views that count.
+        target_RD: the teacher's probabilities of the whole frames.
+        weights: of the K objects (:func:`object_weights`).
+        temperature: of the student.
+    """
+    objects = [cross_entropy(target_RD, x, temperature).mean() for x in objects_KRD.unbind()]
+    locals_ = [cross_entropy(target_RD, x, temperature).mean() for x in local_LRD.unbind()]
+    local = torch.stack(locals_).mean()
+    weighted = [0.5 * w * (term + local) for w, term in zip(weights, objects, strict=True)]
+    return Parts(torch.stack(weighted).sum(), torch.stack(objects).mean().detach(), local.detach())
+
+
+class DoRA(Method):
+    """Teacher, student, tracker and loss.
+
+    Attributes:
+        student: learns.
+        teacher: its moving average; its backbone is what is evaluated, as in the paper.
+        centre: (1, D) mean teacher logits.
+    """
+
+    Config = DoraConfig
+    centre: Tensor
+
+    def __init__(self, config: DoraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.student = self._network(config, config.encoder.drop_path)
+        self.teacher = self._network(config, 0.0)
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(1, config.out_dim))
+        self._global_chain = ColourChain(blur_prob=0.1)
+        self._local_chain = ColourChain(blur_prob=0.5)
+
+    @staticmethod
+    def _network(config: DoraConfig, drop_path: float) -> Network:
+        encoder = config.encoder.model_copy(update={"drop_path": drop_path})
+        backbone = build_encoder(encoder, config.seed)
+        with seeded(config.seed + 1):
+            head = DinoHead(
+                backbone.width,
+                config.out_dim,
+                hidden=config.head_hidden,
+                bottleneck=config.head_bottleneck,
+                norm_last_layer=config.norm_last_layer,
+            )
+        return Network(backbone, head)
+
+    @property
+    def encoder(self) -> nn.Module:  # type: ignore[override]
+        """The backbone that is saved: the teacher's, unless `export: student`."""
+        return (self.teacher if self.config.export == "teacher" else self.student).backbone
+
+    def clip_shape(self) -> tuple[int, int]:
+        """Return (frames in a clip, step between them)."""
+        return self.config.frames_per_clip, self.config.step_between_clips
+
+    def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2)."""
+        config = self.config
+        window = random_window(*clip.shape[-2:], config.outer_scale, rng)
+        outer = crop_resize(clip, window, config.outer_size)
+        whole = global_view(
+            outer, config.global_crops_scale, config.global_size, self._global_chain, rng
+        )
+        local = local_views(
+            outer,
+            config.local_crops,
+            config.local_crops_scale,
+            config.local_size,
+            self._local_chain,
+            rng,
+        )
+        return {"global": whole, "local": local}
+
+    def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
+        """Return the loss of views `global` (B, F, 3, S, S) and `local` (B, L, F, 3, s, s).
+
+        uint8 views are normalised here; floats are taken as they are.
+        """
+        config = self.config
+        images_BFCSS = self._normalised(batch["global"])
+        local = self._normalised(batch["local"]).transpose(0, 1)
+        # The published loop takes local view 0 for the teacher's own and leaves it out.
+        local_LBFCss = local[1:] if config.compat == "published" else local
+        teacher_RD, objects, masks_BFKN = self.look(images_BFCSS, self.choose_heads(step))
+        masked = mask_images(images_BFCSS, masks_BFKN, config.encoder.patch_size)
+        objects_RD, local_RD = self.student(masked.flatten(0, 2), local_LBFCss.flatten(0, 2))
+        target_RD = teacher_probabilities(teacher_RD, self.centre, self.temperature(step))
+        parts = dora_loss(
+            objects_RD.unflatten(0, (len(masked), -1)),
+            local_RD.unflatten(0, (len(local_LBFCss), -1)),
+            target_RD,
+            object_weights(config.num_objects, images_BFCSS.shape[1], config.compat),
+            config.student_temperature,
+        )
+        update_centre_(self.centre, teacher_RD, config.centre_momentum)
+        entropy = torch.special.entr(target_RD).sum(dim=-1).mean()
+        return Losses(
+            parts.total,
+            {
+                "object_loss": parts.objects,
+                "local_loss": parts.local,
+                "target_entropy": entropy,
+                "kl": 0.5 * (parts.objects + parts.local) - entropy,
+                "teacher_std": teacher_RD.std(dim=0, correction=0).mean(),
+                "mask_coverage": masks_BFKN.float().mean(),
+                "sinkhorn_underflows": underflows(objects.scores, config.sinkhorn_epsilon).sum(),
+            },
+        )
+
+    @torch.no_grad()
+    def look(self, images_BFCSS: Tensor, heads: list[int]) -> tuple[Tensor, Objects, Tensor]:
+        """Run the teacher and its tracker on whole frames.
+
+        Of the last block only frame 0's queries and class-token attention and every frame's keys
+        are taken.
+
+        Returns:
+            logits (B F, D) float32, the objects, and masks (B, F, K, N) bool.
+        """
+        clips, frames = images_BFCSS.shape[:2]
+        first = slice(None, None, frames)
+        vit: Any = self.teacher.backbone
+        tokens: Tokens = vit.tokens(
+            images_BFCSS.flatten(0, 1), queries=first, keys=True, cls_attention=first
+        )
+        logits_RD = full(self.teacher.head(tokens.cls))
+        assert tokens.queries is not None
+        assert tokens.keys is not None
+        assert tokens.cls_attention is not None
+        with torch.autocast(logits_RD.device.type, enabled=False):
+            objects = discover(
+                full(tokens.queries),
+                tokens.cls_attention[:, heads],
+                full(tokens.patches[first]),
+                epsilon=self.config.sinkhorn_epsilon,
+                iterations=self.config.sinkhorn_iterations,
+                compat=self.config.compat,
+            )
+            maps = track(objects.refined, full(tokens.keys).unflatten(0, (clips, frames)))
+        return logits_RD, objects, threshold(maps, self.config.compat)
+
+    def choose_heads(self, step: Step) -> list[int]:
+        """Draw K distinct heads for the whole batch: the same on every process, after a resume."""
+        _, _, heads = vit_shape(self.config.encoder)
+        drawn: list[int] = step.rng().choice(heads, self.config.num_objects, replace=False).tolist()
+        return drawn
+
+    def temperature(self, step: Step) -> float:
+        """Return the teacher's temperature in this epoch."""
+        return linear_then_constant(
+            step.epoch,
+            self.config.warmup_teacher_temperature,
+            self.config.teacher_temperature,
+            self.config.warmup_teacher_temperature_epochs,
+        )
+
+    def after_backward(self, step: Step) -> None:
+        """Take the gradients of the head's last layer away in the first epochs."""
+        if step.epoch < self.config.freeze_last_layer_epochs:
+            for parameter in self.student.head.last_layer.parameters():  # type: ignore[union-attr]
+                parameter.grad = None
+
+    def after_step(self, step: Step) -> dict[str, float]:
+        """Let the teacher follow the student."""
+        momentum = warmup_cosine(step.index, step.total, self.config.momentum_teacher, 1.0)
+        ema_update_(self.teacher.parameters(), self.student.parameters(), momentum)
+        return {"teacher_momentum": momentum}
+
+    @torch.no_grad()
+    def visualise(self, clip: Tensor) -> dict[str, np.ndarray]:
+        """Return `objects`: the frames of a clip, and below them each object's masks over them."""
+        size = self.config.global_size
+        frames = _centre_square(clip, size)
+        images = self._normalised(frames).unsqueeze(0)
+        heads = self.choose_heads(Step(0, 0, 1, 1, 1, self.config.seed))
+        _, _, masks_BFKN = self.look(images, heads)
+        patch = self.config.encoder.patch_size
+        masks_KFN = masks_BFKN[0].transpose(0, 1)
+        grid = masks_KFN.unflatten(-1, (size // patch, size // patch)).float()
+        masks_KFSS = grid.repeat_interleave(patch, -1).repeat_interleave(patch, -2) > 0
+        return {"objects": _overlay(frames.cpu().numpy(), masks_KFSS.cpu().numpy())}
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _centre_square(clip: Tensor, size: int) -> Tensor:
+    """The largest centred square of each frame, resized: uint8 (F, 3, size, size)."""
+    height, width = clip.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = clip[..., top : top + side, left : left + side].float()
+    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)
+
+
+def _overlay(frames_FCSS: np.ndarray, masks_KFSS: np.ndarray) -> np.ndarray:
+    """A row of frames, then one row an object: its mask in its colour, the rest darkened."""
+    frames = frames_FCSS.transpose(0, 2, 3, 1).astype(np.float32)
+    rows = [frames]
+    for number, masks in enumerate(masks_KFSS):
+        colour = np.array(COLOURS[number % len(COLOURS)], dtype=np.float32)
+        inside, outside = 0.5 * frames + 0.5 * colour, 0.35 * frames
+        rows.append(np.where(masks[..., None], inside, outside))
+    picture = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
+    return picture.round().astype(np.uint8)

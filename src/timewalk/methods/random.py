@@ -15,8 +15,9 @@ class RandomConfig(RunConfig):
     @model_validator(mode="after")
     def _has_no_weights(self) -> "RandomConfig":
         if self.encoder.weights is not None:
-            raise ValueError("encoder.weights is set, but `random` means fresh weights; "
-                             "use `method: pretrained`")
+            raise ValueError(
+                "encoder.weights is set, but `random` means fresh weights; use `method: pretrained`"
+            )
         return self
 
     @classmethod
