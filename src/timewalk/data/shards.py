@@ -82,7 +82,7 @@ def write_shards(
     manifest.unlink(missing_ok=True)
     if storage == "tfrecord":
         _write_tfrecord(data, video, frames, times)
-        place = {"file": data.name, "file_bytes": data.stat().st_size}
+        place: dict[str, Any] = {"file": data.name, "file_bytes": data.stat().st_size}
     else:
         data.unlink(missing_ok=True)
         _index_folder(frames)
@@ -181,7 +181,7 @@ class RecordStore:
     def jpeg(self, index: int) -> bytes:
         """Return a frame's JPEG, verified."""
         if self._file is None:
-            self._file = open(self.path, "rb")
+            self._file = open(self.path, "rb")  # noqa: SIM115 (kept for later frames)
         # pread has no position of its own: forked workers may share the descriptor.
         length, offset = int(self.index.length[index]), int(self.index.offset[index])
         data = os.pread(self._file.fileno(), length, offset)

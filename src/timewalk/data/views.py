@@ -122,7 +122,7 @@ _ENHANCEMENTS = (brightness, contrast, saturation, hue)
 def _blend_table(base: int, factor: float) -> list[int]:
     """PIL's blend of a constant with each level: float32, cut to 0..255, truncated."""
     levels = np.float32(base) + np.float32(factor) * (_LEVELS - np.float32(base))
-    return np.clip(levels, 0, 255).astype(np.uint8).tolist()  # type: ignore[no-any-return]
+    return np.clip(levels, 0, 255).astype(np.uint8).tolist()
 
 
 def _between(low: float, high: float, uniform: float) -> float:
@@ -172,7 +172,7 @@ def crop_resize(clip: Tensor, window: Window, size: int) -> Tensor:
 
 
 def to_bytes(frames: Tensor) -> Pixels:
-    """Return float frames (F, 3, H, W) on 0..255 as (F, H, W, 3) bytes, truncated as PIL gets them."""
+    """Return float frames (F, 3, H, W) on 0..255 as bytes (F, H, W, 3), truncated."""
     return frames.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
@@ -197,7 +197,7 @@ def global_view(
     Returns:
         uint8 (F, 3, size, size).
     """
-    view = crop_resize(frames, random_window(*frames.shape[-2:], scale, rng), size)
+    view = crop_resize(frames, random_window(frames.shape[-2], frames.shape[-1], scale, rng), size)
     if float(torch.rand((), generator=rng)) < 0.5:
         view = view.flip(-1)
     draws = _draws(len(view), chain, rng)
@@ -225,7 +225,7 @@ def local_views(
 
 
 def _draws(images: int, chain: ColourChain, rng: torch.Generator) -> list[list[float]]:
-    return torch.rand(images, chain.draws, generator=rng, dtype=torch.float64).tolist()  # type: ignore[no-any-return]
+    return torch.rand(images, chain.draws, generator=rng, dtype=torch.float64).tolist()
 
 
 def _stack(images: Sequence[Image.Image]) -> Tensor:

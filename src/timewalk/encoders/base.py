@@ -56,7 +56,7 @@ class Encoder(nn.Module):
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of normalised images (B, 3, H, W)."""
-        return super().__call__(images)  # type: ignore[no-any-return]
+        return super().__call__(images)
 
 
 def is_vit(config: EncoderConfig) -> bool:

@@ -7,7 +7,7 @@ Summary: the pooled features before the classifier. Patches: the deepest map at 
 from typing import Any
 
 import timm
-from torch import Tensor, nn
+from torch import Tensor
 
 from timewalk.encoders.base import Encoder, Features, Triple
 from timewalk.errors import UserError, nearest
@@ -28,22 +28,23 @@ class TimmEncoder(Encoder):
         super().__init__()
         if not timm.is_model(name):
             raise UserError(f"encoder.name: timm has no model '{name}'{_near(name)}")
-        self.body: Any = timm.create_model(name, pretrained=False, num_classes=0)
-        if not isinstance(self.body, nn.Module) or not hasattr(self.body, "forward_intermediates"):
+        body: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        if not hasattr(body, "forward_intermediates"):
             raise UserError(
                 f"encoder.name: timm's '{name}' gives no feature maps; choose a ResNet, "
                 "EfficientNet or ConvNeXt."
             )
-        stages = [dict(stage) for stage in self.body.feature_info]
+        self.body = body
+        stages = [dict(stage) for stage in body.feature_info]
         fitting = [i for i, stage in enumerate(stages) if stage["reduction"] <= LARGEST_STRIDE]
         if not fitting:
             raise UserError(f"encoder.name: timm's '{name}' has no map at stride {LARGEST_STRIDE}.")
         self._stage = fitting[-1]
         self.stride = int(stages[self._stage]["reduction"])
         self.patch_width = int(stages[self._stage]["num_chs"])
-        self.width = int(getattr(self.body, "head_hidden_size", self.body.num_features))
-        self.mean = _triple(mean or self.body.pretrained_cfg["mean"])
-        self.std = _triple(std or self.body.pretrained_cfg["std"])
+        self.width = int(getattr(body, "head_hidden_size", body.num_features))
+        self.mean = _triple(mean or body.pretrained_cfg["mean"])
+        self.std = _triple(std or body.pretrained_cfg["std"])
         self.spec = {"family": "timm", "name": name, "mean": self.mean, "std": self.std}
 
     def normalise_by(self, mean: Triple, std: Triple) -> None:
@@ -53,8 +54,9 @@ class TimmEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Features:
         """Return pooled features and the map at stride 16."""
-        last, maps = self.body.forward_intermediates(images, indices=[self._stage])
-        return Features(self.body.forward_head(last), maps[0])
+        body: Any = self.body
+        last, maps = body.forward_intermediates(images, indices=[self._stage])
+        return Features(body.forward_head(last), maps[0])
 
 
 def _triple(values: Any) -> Triple:

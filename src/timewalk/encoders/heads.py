@@ -73,7 +73,7 @@ class DinoHead(nn.Module):
         hidden = self.mlp(features)
         # Logits in bfloat16 would be off by 0.1 once divided by the teacher's temperature.
         with torch.autocast(hidden.device.type, enabled=False):
-            return self.last_layer(F.normalize(full(hidden), dim=-1))  # type: ignore[no-any-return]
+            return self.last_layer(F.normalize(full(hidden), dim=-1))
 
 
 def multi_crop(
@@ -90,4 +90,4 @@ def multi_crop(
         crops: (B, 3, H, W) each, of any sizes.
     """
     groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda c: c.shape[-2:])]
-    return head(torch.cat([backbone(group) for group in groups]))  # type: ignore[no-any-return]
+    return head(torch.cat([backbone(group) for group in groups]))

@@ -51,9 +51,11 @@ class Tokens:
         return self.final[:, 1:]
 
 
-class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
+class ViT(VisionTransformer, Encoder):
     """A pre-norm ViT with class token and learned absolute positions, any image size."""
 
+    pos_embed: nn.Parameter
+    cls_token: nn.Parameter
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
@@ -101,7 +103,7 @@ class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
-    def forward(self, images: Tensor) -> Features:
+    def forward(self, images: Tensor) -> Features:  # type: ignore[override]
         """Return the normalised class token and the map of normalised patch tokens."""
         tokens = self.tokens(images)
         return Features(tokens.cls, _as_map(tokens.patches, tokens.grid))
@@ -201,7 +203,7 @@ class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
         side = math.isqrt(positions.shape[1] - 1)
         # DINO passes by only what is square and of unchanged size; others go through bicubic.
         if grid == (side, side):
-            return positions  # type: ignore[no-any-return]
+            return positions
         patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
         # The 0.1 keeps rounding from losing a row; the factors are used as they are, so the
         # sampling points differ slightly from those of an exact target size.
@@ -212,9 +214,8 @@ class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
         assert patches.shape[-2:] == grid
         return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
-    def _qkv(self, block: nn.Module, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attention: Any = block.attn
-        qkv = attention.qkv(block.norm1(x_BTD)).unflatten(-1, (3, self.heads, -1))  # type: ignore[operator]
+    def _qkv(self, block: Any, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        qkv = block.attn.qkv(block.norm1(x_BTD)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return q, k, v
 
@@ -222,7 +223,7 @@ class ViT(VisionTransformer, Encoder):  # type: ignore[misc]
 def _finish_block(block: Any, x_BTD: Tensor, attended_BHTE: Tensor) -> Tensor:
     """What timm's block does after the attention."""
     x_BTD = x_BTD + block.drop_path1(block.attn.proj(_join_heads(attended_BHTE)))
-    return x_BTD + block.drop_path2(block.mlp(block.norm2(x_BTD)))  # type: ignore[no-any-return]
+    return x_BTD + block.drop_path2(block.mlp(block.norm2(x_BTD)))
 
 
 def _attention(q_BHQE: Tensor, k_BHTE: Tensor) -> Tensor:

@@ -1,0 +1,45 @@
+"""The registry of evaluations: one line each, imported only when used.
+
+To add one: its file in this folder with a ``Config`` and ``evaluate``, and its line below.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from timewalk.config import lookup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluation.
+
+    Attributes:
+        module: where it is: a module with ``Config`` and
+            ``evaluate(train, test, config, output_dir) -> Result``.
+        needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
+            or `encoder`.
+    """
+
+    module: str
+    needs: Literal["embeddings", "encoder"]
+
+    def load(self) -> Any:
+        """Import and return the module."""
+        return importlib.import_module(self.module)
+
+
+_ENTRIES = {
+    "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
+}
+
+
+def get_evaluation(name: str) -> Entry:
+    """Return an evaluation; an unknown name is a :class:`UserError` with the nearest one."""
+    entry: Entry = lookup("evaluation", name, _ENTRIES)
+    return entry
+
+
+def evaluation_names() -> list[str]:
+    """Return the names of all evaluations."""
+    return sorted(_ENTRIES)

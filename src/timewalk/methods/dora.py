@@ -146,7 +146,8 @@ class DoraConfig(TrainedRunConfig):
         for key in ("global_size", "local_size"):
             if getattr(self, key) % patch:
                 raise ValueError(
-                    f"{key} is {getattr(self, key)}; make it a multiple of encoder.patch_size {patch}"
+                    f"{key} is {getattr(self, key)}; make it a multiple of "
+                    f"encoder.patch_size {patch}"
                 )
         for key in ("outer_scale", "global_crops_scale", "local_crops_scale"):
             low, high = getattr(self, key)
@@ -370,7 +371,8 @@ class DoRA(Method):
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2)."""
         config = self.config
-        window = random_window(*clip.shape[-2:], config.outer_scale, rng)
+        height, width = clip.shape[-2:]
+        window = random_window(height, width, config.outer_scale, rng)
         outer = crop_resize(clip, window, config.outer_size)
         whole = global_view(
             outer, config.global_crops_scale, config.global_size, self._global_chain, rng

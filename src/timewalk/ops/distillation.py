@@ -45,7 +45,7 @@ def cross_entropy(target_RD: Tensor, logits_RD: Tensor, temperature: float) -> T
         logits_RD: what is differentiated.
         temperature: of the student.
     """
-    return _CrossEntropy.apply(logits_RD, target_RD, temperature)  # type: ignore[no-any-return]
+    return _CrossEntropy.apply(logits_RD, target_RD, temperature)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -8,7 +8,6 @@ Shapes: B clips, N patches, K objects.
 
 import math
 
-import torch
 from torch import Tensor
 
 # The smallest float32 above 0 is exp(-103.28): scores further below a clip's maximum become 0.
@@ -40,7 +39,7 @@ def sinkhorn(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) ->
 
 
 def sinkhorn_published(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) -> Tensor:
-    """Return what the published code gives, NaN where a patch underflows (``compat: published``)."""
+    """Return what the published code gives: NaN where a patch underflows (`compat: published`)."""
     scaled = logits_BNK / epsilon
     mass = (scaled - scaled.amax(dim=(1, 2), keepdim=True)).exp()
     mass = mass / mass.sum(dim=(1, 2), keepdim=True)

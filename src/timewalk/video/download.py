@@ -68,7 +68,7 @@ def download(
         _discard(part)
         raise UserError(
             f"{name}: the file from {public(video.source)} has sha256 {digest}, not "
-            f"{video.sha256}: another file is served there; correct videos.{name}.source or .sha256."
+            f"{video.sha256}: it is another file; correct videos.{name}.source or .sha256."
         )
     info, blank = _check(name, video, found, settings, origin.get("duration_s"), warnings)
     if found == part:
@@ -102,7 +102,7 @@ def _already_there(output: Path, video: VideoConfig) -> bool:
 
 
 def public(source: str) -> str:
-    """Return a source without what may be secret: user, password, and a query other than a video's id."""
+    """Return a source without what may be secret: user, password, any query but a video's id."""
     parts = urlsplit(source)
     if parts.scheme not in ("http", "https"):
         return source
@@ -172,7 +172,9 @@ def _fetch_http(address: str, part: Path, settings: DownloadConfig) -> None:
             reason = f"the server answers {error.code}"
         except (URLError, HTTPException, OSError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-        log.warning("%s: %s (try %d of %d)", public(address), reason, attempt + 1, settings.retries + 1)
+        log.warning(
+            "%s: %s (try %d of %d)", public(address), reason, attempt + 1, settings.retries + 1
+        )
         if attempt < settings.retries:
             time.sleep(min(30.0, 0.1 * 2**attempt))
     raise Unreachable(
@@ -197,7 +199,10 @@ def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
         total = start + int(length) if length and length.isdigit() else None
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         write_json(_sidecar(part), {"source": public(address), "tag": tag})
-        with open(part, "ab" if resumed else "wb") as file, _progress(part.name, start, total) as bar:
+        with (
+            open(part, "ab" if resumed else "wb") as file,
+            _progress(part.name, start, total) as bar,
+        ):
             while chunk := answer.read(CHUNK):
                 file.write(chunk)
                 bar(len(chunk))
@@ -230,7 +235,12 @@ def _progress(name: str, start: int, total: int | None) -> Iterator[Any]:
     """Yield a function that takes counts of bytes: a bar on a terminal, else a line each 30 s."""
     last = time.monotonic()
     with tqdm(
-        total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=not sys.stderr.isatty()
+        total=total,
+        initial=start,
+        unit="B",
+        unit_scale=True,
+        desc=name,
+        disable=not sys.stderr.isatty(),
     ) as bar:
         done = start
 
@@ -345,7 +355,9 @@ def _check(
     blank = blank_share(file, info, video.start_s, video.end_s)
     limit = settings.max_blank_share if video.max_blank_share is None else video.max_blank_share
     if blank.share > limit:
-        where = f", from second {blank.from_s:.0f} on to the end" if blank.from_s is not None else ""
+        where = (
+            f", from second {blank.from_s:.0f} on to the end" if blank.from_s is not None else ""
+        )
         raise UserError(
             f"{name}: {blank.share:.0%} of the sampled frames show nothing{where}; set "
             f"videos.{name}.end_s to the end of the content, or raise max_blank_share."

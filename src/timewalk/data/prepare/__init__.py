@@ -1,0 +1,85 @@
+"""Labelled sets, checked and indexed in place: one manifest whatever the set is made of.
+
+``manifest.json`` (kind `labelled`) names the classes, the splits with their counts, and the list
+of images beside it: ``<split>.txt`` with one `label<TAB>path` a line, or the arrays themselves.
+Nothing is copied but sets that exist only inside a package.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timewalk.artefacts import write_manifest
+from timewalk.config import ArrayLabels, FolderLabels, Labelled
+from timewalk.data.prepare.arrays import prepare_arrays
+from timewalk.data.prepare.base import Prepared
+from timewalk.data.prepare.folder import prepare_folder
+from timewalk.data.prepare.shots import prepare_shots
+from timewalk.errors import UserError
+
+
+def prepare(
+    name: str, config: Labelled, manifest: Path, frames: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
+    """Check a labelled set and write its manifest.
+
+    Args:
+        name: the set's name in the configuration, for messages.
+        config: where images and labels come from.
+        manifest: ``manifest.json`` to write; lists of images go beside it.
+        frames: for shots, each video's manifest of frames.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: names the file or key, what is wrong with it and what to do.
+    """
+    if isinstance(config, FolderLabels):
+        prepared = prepare_folder(name, config, manifest.parent)
+    elif isinstance(config, ArrayLabels):
+        prepared = prepare_arrays(name, config, manifest.parent)
+    else:
+        prepared = prepare_shots(name, config, manifest.parent, frames or {})
+    return write_manifest(
+        manifest,
+        "labelled",
+        inputs=prepared.inputs,
+        parameters=config.model_dump(mode="json"),
+        counts=_counts(name, prepared),
+        warnings=prepared.warnings + _absent(prepared),
+        name=name,
+        classes=prepared.classes,
+        images_per_class=_per_class(prepared),
+        source=prepared.source,
+        digest=prepared.digest,
+    )
+
+
+def _counts(name: str, prepared: Prepared) -> dict[str, int]:
+    counts = {split: len(numbers) for split, numbers in prepared.labels.items()}
+    for split, count in counts.items():
+        if count == 0:
+            raise UserError(f"labelled.{name}: the {split} split has no image; add some.")
+    return {"classes": len(prepared.classes), **counts, "skipped": prepared.skipped}
+
+
+def _per_class(prepared: Prepared) -> dict[str, dict[str, int]]:
+    counted = {split: Counter(numbers) for split, numbers in prepared.labels.items()}
+    return {
+        split: {label: counts[i] for i, label in enumerate(prepared.classes)}
+        for split, counts in counted.items()
+    }
+
+
+def _absent(prepared: Prepared) -> list[str]:
+    """Warn of classes that are tested but never trained, and the reverse."""
+    seen = {split: set(numbers) for split, numbers in prepared.labels.items()}
+    warnings = []
+    for has, lacks in (("test", "train"), ("train", "test")):
+        names = [prepared.classes[i] for i in sorted(seen[has] - seen[lacks])]
+        if names:
+            shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+            warnings.append(f"{len(names)} classes of the {has} split are not in {lacks}: {shown}")
+    return warnings

@@ -1,0 +1,176 @@
+"""Features of a labelled set, computed once per encoder and shared by evaluations.
+
+One safetensors file a split: `features` float32 (N, D), not normalised, `labels` int64 (N,), and
+as metadata which encoder and which set they come from.
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from timewalk.artefacts import atomic_path, sha256_file, version
+from timewalk.data.labelled import LabelledImages
+from timewalk.encoders import Encoder, load_encoder
+from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Features of one split.
+
+    Attributes:
+        features: float32 (N, D).
+        labels: int64 (N,).
+        classes: name of each class.
+        about: the other metadata, as text.
+    """
+
+    features: Tensor
+    labels: Tensor
+    classes: list[str]
+    about: dict[str, str]
+
+
+def embed(
+    encoder_dir: Path,
+    manifest: Path,
+    split: Literal["train", "test"],
+    output: Path,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str | torch.device = "auto",
+    precision: Precision = "fp32",
+) -> dict[str, Any]:
+    """Compute the summary features of one split and write them.
+
+    Args:
+        encoder_dir: a run's folder.
+        manifest: the labelled set's ``manifest.json``.
+        split: `train` or `test`.
+        output: the safetensors file.
+        batch_size: images at a time; changes speed and memory, results only by rounding.
+        workers: processes that read images.
+        device: `auto` is the first GPU, or the CPU where there is none.
+        precision: arithmetic of the network.
+
+    Returns:
+        counts: images, width, and the device.
+
+    Raises:
+        UserError: an unreadable image or encoder, or features that are not finite.
+    """
+    where = _device(device)
+    images = LabelledImages(manifest, split)
+    encoder = load_encoder(encoder_dir).eval().to(where)
+    features = compute_features(encoder, images, where, batch_size, workers, precision)
+    if not bool(features.isfinite().all()):
+        raise UserError(
+            f"{encoder_dir} gives features that are not finite for {manifest}; train it again."
+        )
+    about = {
+        "encoder_sha256": sha256_file(encoder_dir / "encoder.safetensors"),
+        "dataset": images.name,
+        "dataset_sha256": sha256_file(manifest),
+        "split": split,
+        "precision": precision,
+        "timewalk": version(),
+        "classes": json.dumps(images.classes, ensure_ascii=False),
+    }
+    with atomic_path(output) as temporary:
+        save_file({"features": features, "labels": images.labels}, temporary, metadata=about)
+    return {"images": len(images), "width": features.shape[1], "device": where.type}
+
+
+@torch.inference_mode()
+def compute_features(
+    encoder: Encoder,
+    images: LabelledImages,
+    device: torch.device,
+    batch_size: int,
+    workers: int,
+    precision: Precision = "fp32",
+) -> Tensor:
+    """Return the summary of each image, float32 (N, D) on the CPU, in the images' order."""
+    # Forked workers share the list of images; nothing of CUDA lives in them.
+    loader = DataLoader(
+        images,
+        batch_size,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=device.type == "cuda",
+    )
+    mean, std = (
+        torch.tensor(values, device=device).reshape(1, 3, 1, 1)
+        for values in (encoder.mean, encoder.std)
+    )
+    features = torch.empty(len(images), encoder.width)
+    start = 0
+    exact = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
+    with exact, _progress(len(images)) as bar, _plain_errors():
+        for batch, _ in loader:
+            pixels = batch.to(device, non_blocking=True).float() / 255
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                summary = encoder((pixels - mean) / std).summary
+            features[start : start + len(batch)] = summary.float().cpu()
+            start += len(batch)
+            bar.update(len(batch))
+    return features
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Read what :func:`embed` wrote.
+
+    Raises:
+        UserError: the file is missing, damaged or of another kind.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            about = dict(file.metadata() or {})
+            features, labels = file.get_tensor("features"), file.get_tensor("labels")
+        classes = json.loads(about.pop("classes"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the embed stage.") from None
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} holds no embeddings ({error}); delete it and run the embed stage again."
+        ) from None
+    return Embeddings(features, labels, classes, about)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        log.info("running on %s", device)
+    return torch.device(device)
+
+
+def _progress(total: int) -> Any:
+    return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+
+
+class _plain_errors:  # noqa: N801 (used as a context manager)
+    """Cut the worker's traceback off the sentence of a :class:`UserError` raised in a worker."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, UserError) and "Traceback" in str(error):
+            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None
