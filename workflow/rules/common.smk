@@ -1,5 +1,6 @@
 # The checked configuration, and the named functions that the rules use.
 import json
+import sys
 from pathlib import PurePosixPath
 
 from snakemake.exceptions import WorkflowError
@@ -50,7 +51,7 @@ wildcard_constraints:
 
 def check_targets(targets):
     """Name the nearest run or evaluation when a target has a typo in it."""
-    for target in map(str, targets):
+    for target in targets:
         parts = PurePosixPath(target).parts
         base = PurePosixPath(RESULTS).parts
         if parts[: len(base)] != base or len(parts) != len(base) + 2:
@@ -62,7 +63,8 @@ def check_targets(targets):
             SUITE.evaluation(name)
 
 
-checked(check_targets, workflow.dag_settings.targets)
+# Snakemake itself knows its targets only after this file is read.
+checked(check_targets, sys.argv[1:])
 
 
 def as_json(model, **options):

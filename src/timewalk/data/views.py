@@ -4,8 +4,9 @@ Sheets: DoRA section 2; DINO "Multi-crop augmentation" shares the building block
 colour chain rounds to 8 bits, so views leave as uint8: a quarter of the memory and of the way to
 the device, where they become the same floats.
 
-Every draw comes from the generator that is passed in. Enhancements that map each value alone
-(brightness, contrast, hue shift) are look-up tables here, equal to PIL's to the last bit.
+Every draw comes from the generator that is passed in. The colour chain is PIL's to the last bit,
+with tables where they are faster; the local views' bicubic is torch's port of PIL's, five times
+faster and at most one level away in less than 1 % of the values.
 
 Shapes: F frames, L local views, H and W rows and columns.
 """
@@ -93,14 +94,14 @@ class ColourChain:
 
 def brightness(image: Image.Image, factor: float) -> Image.Image:
     """Return the image times ``factor``, as PIL's enhancer does."""
-    return image.point(_blend_table(0, factor) * 3)
+    return _map_levels(image, _blend_table(0, factor))
 
 
 def contrast(image: Image.Image, factor: float) -> Image.Image:
     """Return the image drawn from or towards its mean grey, as PIL's enhancer does."""
     counts = np.asarray(image.convert("L").histogram(), dtype=np.float64)
     mean = int((counts @ np.arange(256)) / counts.sum() + 0.5)
-    return image.point(_blend_table(mean, factor) * 3)
+    return _map_levels(image, _blend_table(mean, factor))
 
 
 def saturation(image: Image.Image, factor: float) -> Image.Image:
@@ -110,19 +111,45 @@ def saturation(image: Image.Image, factor: float) -> Image.Image:
 
 def hue(image: Image.Image, shift: float) -> Image.Image:
     """Return the image with its hue turned by ``shift`` of the colour circle, in 8-bit HSV."""
-    turn = int(shift * 255)
-    table = [(level + turn) % 256 for level in range(256)]
-    same = list(range(256))
-    return image.convert("HSV").point(table + same + same).convert("RGB")
+    hue_HW, saturation_HW, value_HW = (np.asarray(band) for band in image.convert("HSV").split())
+    value = value_HW.astype(np.float32)
+    chroma = saturation_HW * value
+    chroma *= np.float32(1 / 255)
+    value += np.float32(0.5)  # rounds where the cast below truncates
+    turned = np.roll(_HUE_WEIGHTS, -int(shift * 255), axis=1)
+    pixels = np.empty((*hue_HW.shape, 3), np.uint8)
+    for channel in range(3):
+        weight = turned[channel].take(hue_HW)
+        weight *= chroma
+        pixels[..., channel] = np.subtract(value, weight, out=weight)
+    return Image.fromarray(pixels)
 
 
+def _hue_weights() -> NDArray[np.float32]:
+    """(3, 256): how much of the chroma red, green and blue lack at each 8-bit hue."""
+    sector, part = np.divmod(_LEVELS * np.float32(6 / 255), 1)
+    none, whole = np.zeros(256), np.ones(256)
+    rising, falling = 1 - part, part
+    red = (none, falling, whole, whole, rising, none)
+    green = (rising, none, none, falling, whole, whole)
+    blue = (whole, whole, rising, none, none, falling)
+    number = sector.astype(int) % 6
+    return np.stack([np.choose(number, x) for x in (red, green, blue)]).astype(np.float32)
+
+
+_HUE_WEIGHTS = _hue_weights()
 _ENHANCEMENTS = (brightness, contrast, saturation, hue)
 
 
-def _blend_table(base: int, factor: float) -> list[int]:
+def _map_levels(image: Image.Image, table: NDArray[np.uint8]) -> Image.Image:
+    # Image.point first rounds its 768 entries in Python, which takes longer than the mapping.
+    return Image.fromarray(table.take(np.asarray(image)))
+
+
+def _blend_table(base: int, factor: float) -> NDArray[np.uint8]:
     """PIL's blend of a constant with each level: float32, cut to 0..255, truncated."""
     levels = np.float32(base) + np.float32(factor) * (_LEVELS - np.float32(base))
-    return np.clip(levels, 0, 255).astype(np.uint8).tolist()
+    return np.clip(levels, 0, 255).astype(np.uint8)
 
 
 def _between(low: float, high: float, uniform: float) -> float:
@@ -171,15 +198,24 @@ def crop_resize(clip: Tensor, window: Window, size: int) -> Tensor:
     return F.interpolate(cut, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def to_bytes(frames: Tensor) -> Pixels:
-    """Return float frames (F, 3, H, W) on 0..255 as bytes (F, H, W, 3), truncated."""
-    return frames.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+def to_bytes(frames: Tensor) -> Tensor:
+    """Return float frames (F, 3, H, W) on 0..255 as uint8, truncated, channels last in memory."""
+    return frames.to(torch.uint8).contiguous(memory_format=torch.channels_last)
 
 
-def resize_window(image: Image.Image, window: Window, size: int) -> Image.Image:
-    """Cut a window out of an image and resize it to a square, PIL's antialiased bicubic."""
-    box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    return image.crop(box).resize((size, size), Image.Resampling.BICUBIC)
+def resize_window(frames: Tensor, window: Window, size: int) -> Tensor:
+    """Cut a window out of uint8 frames and resize it to a square, antialiased bicubic as PIL's.
+
+    Args:
+        frames: (F, 3, H, W), channels last in memory.
+        window: of all frames.
+        size: side of the result.
+    """
+    rows = slice(window.top, window.top + window.height)
+    columns = slice(window.left, window.left + window.width)
+    return F.interpolate(
+        frames[..., rows, columns], size=(size, size), mode="bicubic", antialias=True
+    )
 
 
 def global_view(
@@ -201,8 +237,7 @@ def global_view(
     if float(torch.rand((), generator=rng)) < 0.5:
         view = view.flip(-1)
     draws = _draws(len(view), chain, rng)
-    images = (Image.fromarray(pixels) for pixels in to_bytes(view))
-    return _stack([chain.apply(image, u) for image, u in zip(images, draws, strict=True)])
+    return _coloured(to_bytes(view), draws, chain)
 
 
 def local_views(
@@ -214,24 +249,25 @@ def local_views(
         uint8 (L, F, 3, size, size).
     """
     height, width = frames.shape[-2:]
-    images = [Image.fromarray(pixels) for pixels in to_bytes(frames)]
-    draws = _draws(count * len(images), chain, rng)
-    views = []
-    for number, uniform in enumerate(draws):
-        window = random_window(height, width, scale, rng)
-        view = resize_window(images[number % len(images)], window, size)
-        views.append(chain.apply(view, uniform))
-    return _stack(views).unflatten(0, (count, len(images)))
+    draws = _draws(count * len(frames), chain, rng)
+    images = to_bytes(frames).split(1) * count
+    views = [
+        resize_window(image, random_window(height, width, scale, rng), size) for image in images
+    ]
+    return _coloured(torch.cat(views), draws, chain).unflatten(0, (count, len(frames)))
 
 
 def _draws(images: int, chain: ColourChain, rng: torch.Generator) -> list[list[float]]:
     return torch.rand(images, chain.draws, generator=rng, dtype=torch.float64).tolist()
 
 
-def _stack(images: Sequence[Image.Image]) -> Tensor:
-    """Images to uint8 (., 3, H, W)."""
-    pixels = np.stack([np.asarray(image) for image in images])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def _coloured(frames: Tensor, draws: Sequence[Sequence[float]], chain: ColourChain) -> Tensor:
+    """Send each of some uint8 frames (., 3, H, W) through the chain."""
+    pixels = frames.permute(0, 2, 3, 1).numpy()
+    images = [
+        np.asarray(chain.apply(Image.fromarray(x), u)) for x, u in zip(pixels, draws, strict=True)
+    ]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,0 +1,118 @@
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, Dataset
+
+from tests.data.conftest import read_number
+from timewalk.data.clips import VideoClips, open_clips
+from timewalk.data.shards import write_shards
+from timewalk.errors import UserError
+
+
+@pytest.fixture(params=["tfrecord", "folder"])
+def videos(request, make_frames, tmp_path):
+    """Two videos of different sizes; the second one's numbers begin at 500."""
+    targets = []
+    for video, count, size, first in (("walk", 30, (96, 48), 0), ("run", 25, (88, 64), 500)):
+        target = tmp_path / "shards" / "set" / f"{video}.json"
+        write_shards(make_frames(video, count, size, first), target, request.param)
+        targets.append(target)
+    return targets
+
+
+def test_each_clip_shows_its_frames(videos):
+    source = open_clips(videos, num_frames=3, step=4)
+    assert len(source) == (30 - 12) + (25 - 12)
+    for index in range(len(source)):
+        clip = source.clip(index)
+        second = index >= 18
+        start = index - 18 if second else index
+        assert (clip.video, clip.start) == (("run", start) if second else ("walk", start))
+        assert clip.frames.shape == ((3, 3, 64, 88) if second else (3, 3, 48, 96))
+        assert clip.frames.dtype == torch.uint8
+        expected = [500 * second + start + 4 * t for t in range(3)]
+        assert [read_number(frame) for frame in clip.frames] == expected
+        assert clip.times.tolist() == [(start + 4 * t) / 25 for t in range(3)]
+
+
+@pytest.mark.parametrize("index", [-1, 31])
+def test_numbers_outside(videos, index):
+    with pytest.raises(IndexError):
+        open_clips(videos, 3, 4).clip(index)
+
+
+def test_a_clip_longer_than_the_video(videos):
+    with pytest.raises(UserError, match=r"'run' has 25 frames, .* at least 29: .*frames_per_clip"):
+        open_clips(videos, 7, 4)
+    with pytest.raises(UserError, match=r"'walk' has 30 frames, 'run' has 25 frames"):
+        open_clips(videos, 8, 60)
+    assert len(open_clips(videos, 6, 4)) == 6 + 1
+
+
+def test_no_videos():
+    with pytest.raises(UserError, match="no videos"):
+        open_clips([], 3, 4)
+
+
+class Lengths:
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.integers(1, 5), st.integers(1, 7))
+def test_ranges_are_laid_end_to_end(room, num_frames, step):
+    """Every start of every video once, in order, and no frame outside its video."""
+    stores = [Lengths(num_frames * step + 1 + extra) for extra in room]
+    clips = VideoClips(stores, num_frames, step)
+    found = [clips.locate(index) for index in range(len(clips))]
+    assert found == [(v, i) for v, extra in enumerate(room) for i in range(extra + 1)]
+    assert all(i + (num_frames - 1) * step < len(stores[v]) for v, i in found)
+
+
+class Numbers(Dataset):
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        return read_number(self.source.clip(index).frames[0])
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_keep_the_order(videos, context):
+    source = open_clips(videos, 3, 4)
+    source.clip(0)  # a file is open before the workers start
+    numbers = Numbers(source)
+    workers = 2 if context == "fork" else 1
+    loader = DataLoader(numbers, 4, num_workers=workers, multiprocessing_context=context)
+    found = [int(number) for batch in loader for number in batch]
+    assert found == [*range(18), *range(500, 513)]
+
+
+def test_pickle(videos):
+    source = open_clips(videos, 3, 4)
+    before = source.clip(20).frames
+    assert pickle.loads(pickle.dumps(source)).clip(20).frames.equal(before)
+
+
+def test_a_frame_that_is_no_picture_any_more(make_frames, tmp_path):
+    """The index agrees with the bytes, but they cannot be decoded."""
+    frames = make_frames()
+    path = frames.parent / "000002.jpg"
+    raw = bytearray(path.read_bytes())
+    raw[20:-2] = bytes(len(raw) - 22)
+    good = raw[:]
+    path.write_bytes(good)
+    target = tmp_path / "shards" / "walk.json"
+    with pytest.raises(UserError, match=r"000002\.jpg"):
+        write_shards(frames, target, "folder")
+        open_clips([target], 2, 2).clip(0)
