@@ -201,7 +201,8 @@ def _sentence(model: type[BaseModel], item: Any, prefix: str) -> str:
     if item["type"] == "missing":
         return f"{path}: this key is missing."
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path or 'configuration'} is {item['input']!r}: {message}."
+    value = "" if isinstance(item["input"], Mapping) else f" is {item['input']!r}"
+    return f"{path or 'configuration'}{value}: {message}."
 
 
 def _keys_at(schema: dict[str, Any], loc: tuple[Any, ...]) -> set[str]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from tests.data.conftest import read_number
-from timewalk.data.clips import VideoClips, open_clips
+from timewalk.data.clips import VideoClips, decode_frames, open_clips
 from timewalk.data.shards import write_shards
 from timewalk.errors import UserError
 
@@ -104,15 +104,15 @@ def test_pickle(videos):
     assert pickle.loads(pickle.dumps(source)).clip(20).frames.equal(before)
 
 
-def test_a_frame_that_is_no_picture_any_more(make_frames, tmp_path):
-    """The index agrees with the bytes, but they cannot be decoded."""
-    frames = make_frames()
-    path = frames.parent / "000002.jpg"
-    raw = bytearray(path.read_bytes())
-    raw[20:-2] = bytes(len(raw) - 22)
-    good = raw[:]
-    path.write_bytes(good)
-    target = tmp_path / "shards" / "walk.json"
-    with pytest.raises(UserError, match=r"000002\.jpg"):
-        write_shards(frames, target, "folder")
-        open_clips([target], 2, 2).clip(0)
+class NoPicture:
+    def jpeg(self, index):
+        return b"no picture"
+
+    def where(self, index):
+        return "walk.tfrecord at byte 77"
+
+
+def test_bytes_that_are_no_picture():
+    """The checksum agrees, so the frames stage wrote it."""
+    with pytest.raises(UserError, match=r"walk\.tfrecord at byte 77: .* cannot be decoded"):
+        decode_frames(NoPicture(), [3, 5])

@@ -1,3 +1,4 @@
+import contextlib
 import struct
 
 import numpy as np
@@ -84,10 +85,8 @@ def test_bytes_do_not_depend_on_the_order_of_keys(context, lists):
 
 @given(st.binary(max_size=60))
 def test_any_bytes_parse_or_are_a_wire_error(data):
-    try:
+    with contextlib.suppress(WireError):
         decode_sequence(data)
-    except WireError:
-        pass
 
 
 def test_unpacked_numbers():
@@ -186,7 +185,7 @@ GOOD = {"name": [b"v"], "len": [1], "label": [0]}
         (
             GOOD | {"label": [b"x"]},
             {"video": [[b"x"]]},
-            "'label' should hold one value of type int",
+            "one value of type int",
         ),
         (GOOD, {"video": [[b"x", b"y"]]}, "'video' should hold one value"),
         (GOOD | {"name": [b"\xff"]}, {"video": [[b"x"]]}, "not UTF-8"),

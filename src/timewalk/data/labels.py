@@ -1,6 +1,7 @@
 """Labels of frames from annotators' segments, as the TCC tools compute them (CVPR 2019)."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def merge_segments(annotations: Annotations, expected_segments: int, where: str)
     )
     merged = times.mean(0) / 1e6
     order = np.argsort(merged[:, 0], kind="stable")
-    for earlier, later in zip(order[:-1], order[1:], strict=True):
+    for earlier, later in pairwise(order):
         middle = (merged[earlier, 1] + merged[later, 0]) / 2
         merged[earlier, 1] = merged[later, 0] = middle
     return [(float(start), float(end)) for start, end in merged]

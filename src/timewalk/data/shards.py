@@ -72,14 +72,14 @@ def write_shards(
     Raises:
         UserError: a frame is missing, is no JPEG, is cut off or of another size than the first.
     """
+    # The old manifest must not describe new data if this run is killed in between.
+    manifest.unlink(missing_ok=True)
     about = read_manifest(frames_manifest, "frames")
     folder, video = frames_manifest.parent, manifest.stem
     counts = about["counts"]
     frames = _Frames(folder, int(counts["frames"]), (int(counts["width"]), int(counts["height"])))
     times = load_times(folder, about)
     data = manifest.with_suffix(".tfrecord")
-    # The old manifest must not describe new data if this run is killed in between.
-    manifest.unlink(missing_ok=True)
     if storage == "tfrecord":
         _write_tfrecord(data, video, frames, times)
         place: dict[str, Any] = {"file": data.name, "file_bytes": data.stat().st_size}

@@ -206,6 +206,9 @@ def to_bytes(frames: Tensor) -> Tensor:
 def resize_window(frames: Tensor, window: Window, size: int) -> Tensor:
     """Cut a window out of uint8 frames and resize it to a square, antialiased bicubic as PIL's.
 
+    Columns first, then rows, rounded to 8 bits between: Pillow 13 chooses the order by the shape,
+    which can move values at hard edges by a few levels.
+
     Args:
         frames: (F, 3, H, W), channels last in memory.
         window: of all frames.

@@ -1,7 +1,7 @@
 """Features of a labelled set, computed once per encoder and shared by evaluations.
 
 One safetensors file a split: `features` float32 (N, D), not normalised, `labels` int64 (N,), and
-as metadata which encoder and which set they come from.
+under `about` in its metadata, as JSON, which encoder and which set they come from.
 """
 
 import json
@@ -36,7 +36,7 @@ class Embeddings:
         features: float32 (N, D).
         labels: int64 (N,).
         classes: name of each class.
-        about: the other metadata, as text.
+        about: digests of encoder and data set, split, precision.
     """
 
     features: Tensor
@@ -89,10 +89,12 @@ def embed(
         "split": split,
         "precision": precision,
         "timewalk": version(),
-        "classes": json.dumps(images.classes, ensure_ascii=False),
+        "classes": images.classes,
     }
+    # One key: safetensors writes several in an order that changes from process to process.
+    metadata = {"about": json.dumps(about, ensure_ascii=False, sort_keys=True)}
     with atomic_path(output) as temporary:
-        save_file({"features": features, "labels": images.labels}, temporary, metadata=about)
+        save_file({"features": features, "labels": images.labels}, temporary, metadata=metadata)
     return {"images": len(images), "width": features.shape[1], "device": where.type}
 
 
@@ -142,9 +144,9 @@ def load_embeddings(path: Path) -> Embeddings:
     """
     try:
         with safe_open(path, "pt") as file:
-            about = dict(file.metadata() or {})
+            about = json.loads((file.metadata() or {})["about"])
             features, labels = file.get_tensor("features"), file.get_tensor("labels")
-        classes = json.loads(about.pop("classes"))
+        classes = list(about.pop("classes"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: run the embed stage.") from None
     except (SafetensorError, KeyError, ValueError) as error:

@@ -13,6 +13,7 @@ Shapes: N training images, M test images, C classes, D width.
 import csv
 import io
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,7 +169,7 @@ def class_scores(
     most = min(max(ks), len(train_labels))
     for images in test_features.split(chunk):
         # One product and one selection serve every k: neighbours come sorted.
-        cosine, nearest = (F.normalize(images.float(), dim=1) @ train).topk(most, dim=1)
+        cosine, nearest = largest(F.normalize(images.float(), dim=1) @ train, most)
         weight = ((cosine - cosine[:, :1]).double() / temperature).exp()
         voted = train_labels[nearest]
         scores = weight.new_zeros(len(images), num_classes)
@@ -178,6 +179,37 @@ def class_scores(
             scores = scores.scatter_add(1, voted[:, done:stop], weight[:, done:stop])
             result[k], done = scores, stop
         yield result
+
+
+def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest values of each row, falling, and their columns: ``topk``, but faster.
+
+    Columns are put into groups. The k largest values lie in at most k groups, and these are among
+    the k groups of largest maximum: only their members need to be compared, with sqrt(n / k)
+    members the fewest.
+
+    Args:
+        values: (m, n).
+        k: at most n.
+
+    Returns:
+        (m, k) values and int64 (m, k) columns.
+    """
+    columns = values.shape[1]
+    size = math.isqrt(columns // k)
+    if size < 2:
+        return tuple(values.topk(k, dim=1))
+    groups = columns // size
+    # Group j is the columns j, j + groups, ...: the maximum then runs along rows of memory.
+    maxima = values[:, : size * groups].unflatten(1, (size, groups)).amax(1)
+    members = torch.arange(size, device=values.device)[:, None] * groups
+    best = maxima.topk(k, dim=1, sorted=False).indices
+    rest = torch.arange(size * groups, columns, device=values.device)
+    candidates = torch.cat(
+        [(best[:, None] + members).flatten(1), rest.expand(len(values), -1)], dim=1
+    )
+    found, order = values.gather(1, candidates).topk(k, dim=1)
+    return found, candidates.gather(1, order)
 
 
 def _check_pair(train: Path, test: Path, neighbours: Embeddings, scored: Embeddings) -> None:

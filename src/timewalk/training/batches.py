@@ -4,6 +4,7 @@ Each sample's augmentation draws from a generator made of (seed, epoch, clip), s
 number of workers nor an interruption changes what a step sees.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -71,6 +72,12 @@ class BatchSampler:
         return torch.randperm(self.clips, generator=generator(self.seed, epoch))
 
 
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A signal to the whole group must not kill the workers of a step that is to be finished."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def batches(
     source: ClipSource, method: Method, sampler: BatchSampler, seed: int, workers: int, pin: bool
 ) -> DataLoader[dict[str, Tensor]]:
@@ -85,4 +92,5 @@ def batches(
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
     )

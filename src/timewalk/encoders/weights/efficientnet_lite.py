@@ -12,22 +12,28 @@ SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 # Input is (x - 127) / 128 on 0..255.
 MEAN = (0.498, 0.498, 0.498)
 STD = (0.502, 0.502, 0.502)
+CLASSIFIER = "_fc."
 
 State = Mapping[str, Tensor]
 
 
 def to_timm(foreign: State, own: State) -> dict[str, Tensor]:
-    """Return the file's tensors under timm's names; ``own`` gives names, shapes and counters.
+    """Return the file's tensors under timm's names, without the classifier.
+
+    Args:
+        foreign: the file.
+        own: state of the network without a classifier: names, shapes and batch counters.
 
     Raises:
         ValueError: number or shapes of the tensors differ.
     """
-    return _renamed(foreign, own)
+    return _renamed({k: v for k, v in foreign.items() if not k.startswith(CLASSIFIER)}, own)
 
 
 def from_timm(own: State, foreign: State) -> dict[str, Tensor]:
-    """Return timm's tensors under the file's names; ``foreign`` gives names and shapes."""
-    return _renamed(own, foreign)
+    """Return timm's tensors under the file's names; ``foreign`` gives names, shapes, classifier."""
+    body = {k: v for k, v in foreign.items() if not k.startswith(CLASSIFIER)}
+    return {**foreign, **_renamed(own, body)}
 
 
 def _renamed(values: State, names: State) -> dict[str, Tensor]:

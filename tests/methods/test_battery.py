@@ -1,0 +1,174 @@
+"""What every method must do; a method gets these tests by being registered.
+
+Each method's ``Config.miniature()`` gives the keys of a run that takes seconds on a CPU.
+"""
+
+import pytest
+import torch
+
+from timewalk.encoders import load_encoder, save_encoder
+from timewalk.methods import get_method, method_names
+from timewalk.methods.base import Step
+
+TRAINED = [name for name in method_names() if get_method(name).trains]
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Return a builder of miniatures: name and changed keys to method."""
+
+    def call(name, **changes):
+        method = get_method(name)
+        keys = {**method.Config.miniature(), **changes}
+        if name == "pretrained":
+            encoder = keys["encoder"]
+            fresh = get_method("random").Config(method="random", encoder=encoder)
+            save_encoder(get_method("random")(fresh).encoder, tmp_path, {})
+            keys["encoder"] = {**encoder, "weights": str(tmp_path / "encoder.safetensors")}
+        return method(method.Config.model_validate(keys))
+
+    return call
+
+
+def clips(method, count=2, seed=0):
+    """Return smooth random clips: something to learn from, unlike noise."""
+    frames, _ = method.clip_shape()
+    rng = torch.Generator().manual_seed(seed)
+    small = torch.rand(count * frames, 3, 6, 8, generator=rng)
+    large = torch.nn.functional.interpolate(small, size=(48, 64), mode="bilinear")
+    return (large * 255).to(torch.uint8).unflatten(0, (count, frames))
+
+
+def batch(method, seed=0):
+    views = []
+    for number, clip in enumerate(clips(method, seed=seed)):
+        views.append(method.views(clip, torch.Generator().manual_seed(number)))
+    return {key: torch.stack([view[key] for view in views]) for key in views[0]}
+
+
+def step(index, total=100, epoch=0):
+    return Step(index, epoch, total, total, 1, seed=0)
+
+
+def train(method, data, steps):
+    parameters = [p for group in method.parameter_groups() for p in group.parameters]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    losses = []
+    for index in range(steps):
+        result = method.loss(data, step(index))
+        optimizer.zero_grad()
+        result.total.backward()
+        method.after_backward(step(index))
+        optimizer.step()
+        after = method.after_step(step(index))
+        terms = {**result.terms, **after}
+        assert all(torch.isfinite(torch.as_tensor(value)) for value in terms.values()), terms
+        losses.append(result.total.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_construction_is_deterministic_and_leaves_the_global_generator(build, name):
+    before = torch.get_rng_state()
+    one, two = build(name).state_dict(), build(name).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", [n for n in method_names() if n != "pretrained"])
+def test_the_seed_counts(build, name):
+    one, two = build(name, seed=1).state_dict(), build(name, seed=2).state_dict()
+    assert any(not torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_encoder_survives_saving(build, name, tmp_path):
+    encoder = build(name).encoder.eval()
+    save_encoder(encoder, tmp_path / "saved", {})
+    images = torch.randn(2, 3, 32, 32)
+    found, expected = load_encoder(tmp_path / "saved")(images), encoder(images)
+    assert torch.equal(found.summary, expected.summary)
+    assert torch.equal(found.patches, expected.patches)
+    assert expected.summary.shape == (2, encoder.width)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_views_depend_on_the_generator_alone(build, name):
+    method = build(name)
+    clip = clips(method)[0]
+    one, two, other = (method.views(clip, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_is_finite_and_falls(build, name):
+    method = build(name)
+    losses = train(method, batch(method), steps=12)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_gradients_reach_what_learns_and_nothing_else(build, name):
+    method = build(name)
+    method.loss(batch(method), step(0)).total.backward()
+    grouped = [p for group in method.parameter_groups() for p in group.parameters]
+    assert len({id(p) for p in grouped}) == len(grouped)
+    for key, parameter in method.named_parameters():
+        learns = any(parameter is p for p in grouped)
+        assert learns == parameter.requires_grad, key
+        assert (parameter.grad is not None) == learns, key
+        if learns:
+            assert parameter.grad.isfinite().all(), key
+            assert parameter.grad.any(), f"{key} gets no gradient"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_saved_method_goes_on_as_if_nothing_happened(build, name, tmp_path):
+    method = build(name)
+    data = batch(method)
+    train(method, data, steps=2)
+    torch.save({"method": method.state_dict(), "extra": method.state()}, tmp_path / "state.pt")
+    again = build(name, seed=7)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    again.load_state_dict(saved["method"])
+    again.load_state(saved["extra"])
+    torch.manual_seed(0)
+    expected = train(method, data, steps=2)
+    torch.manual_seed(0)
+    assert train(again, data, steps=2) == expected
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_order_of_clips_does_not_matter(build, name):
+    method = build(name)
+    # Each image draws its own drop path, so evaluation mode.
+    method.eval()
+    data = batch(method)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    one = method.loss(data, step(0)).total
+    method.load_state_dict(before)
+    other = method.loss({key: value.flip(0) for key, value in data.items()}, step(0)).total
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_bfloat16_autocast(build, name):
+    method = build(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = method.loss(batch(method), step(0))
+    assert result.total.dtype == torch.float32
+    assert result.total.isfinite()
+    result.total.backward()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_pictures_are_pictures(build, name):
+    method = build(name)
+    before = torch.get_rng_state()
+    for picture in method.visualise(clips(method)[0]).values():
+        assert picture.dtype.name == "uint8"
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+    assert torch.equal(torch.get_rng_state(), before)

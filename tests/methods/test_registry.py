@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import pytest
+
+from timewalk import methods
+from timewalk.errors import UserError
+from timewalk.methods.base import Method
+
+
+def test_every_name_is_a_method():
+    assert {"dora", "pretrained", "random"} <= set(methods.method_names())
+    for name in methods.method_names():
+        assert issubclass(methods.get_method(name), Method)
+
+
+def test_an_unknown_name_fails_with_the_nearest():
+    with pytest.raises(UserError, match=r"unknown method 'dorra'; did you mean 'dora'\?"):
+        methods.get_method("dorra")
+
+
+def test_a_name_is_given_once(monkeypatch):
+    monkeypatch.setattr(methods, "_METHODS", dict(methods._METHODS))
+    methods.register("new", "somewhere:New")
+    with pytest.raises(ValueError, match="registered twice"):
+        methods.register("new", "elsewhere:New")
+
+
+def test_importing_all_methods_is_cheap():
+    script = (
+        "import sys\n"
+        "from timewalk.methods import get_method, method_names\n"
+        "[get_method(name) for name in method_names()]\n"
+        "assert not {'timm', 'torchvision'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,0 +1,30 @@
+import math
+
+import pytest
+
+from timewalk.ops.schedules import linear_then_constant, warmup_cosine
+
+
+def test_warm_up_includes_its_end_and_the_cosine_starts_there():
+    values = [warmup_cosine(i, 10, 2.0, 0.5, warmup_steps=3) for i in range(10)]
+    assert values[:4] == [0.0, 1.0, 2.0, 2.0]
+    assert values[-1] == pytest.approx(0.5 + 0.75 * (1 + math.cos(math.pi * 6 / 7)))
+    assert values[-1] > 0.5
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_warm_up_of_none_of_one_and_of_all_steps(warmup):
+    values = [warmup_cosine(i, 10, 1.0, 0.0, warmup_steps=warmup) for i in range(10)]
+    assert values[0] == (1.0 if warmup == 0 else 0.0)
+    assert values[9] == pytest.approx(1.0 if warmup == 10 else values[9])
+
+
+def test_a_step_outside_is_refused():
+    with pytest.raises(ValueError, match="outside"):
+        warmup_cosine(10, 10, 1.0, 0.0)
+
+
+def test_teacher_temperature():
+    assert [linear_then_constant(e, 1.0, 3.0, 3) for e in range(5)] == [1.0, 2.0, 3.0, 3.0, 3.0]
+    assert [linear_then_constant(e, 1.0, 3.0, 1) for e in range(2)] == [1.0, 3.0]
+    assert linear_then_constant(0, 1.0, 3.0, 0) == 3.0
