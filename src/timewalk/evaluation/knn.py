@@ -85,6 +85,13 @@ def evaluate(train: Path, test: Path, config: Config, output_dir: Path) -> Resul
     """
     neighbours, scored = load_embeddings(train), load_embeddings(test)
     _check_pair(train, test, neighbours, scored)
+    if max(config.k) > len(neighbours.labels):
+        log.warning(
+            "k %s: %s holds %d images, all of which vote",
+            [k for k in config.k if k > len(neighbours.labels)],
+            train,
+            len(neighbours.labels),
+        )
     votes = weighted_knn(
         neighbours.features,
         neighbours.labels,
@@ -198,7 +205,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     columns = values.shape[1]
     size = math.isqrt(columns // k)
     if size < 2:
-        return tuple(values.topk(k, dim=1))
+        plain = values.topk(k, dim=1)
+        return plain.values, plain.indices
     groups = columns // size
     # Group j is the columns j, j + groups, ...: the maximum then runs along rows of memory.
     maxima = values[:, : size * groups].unflatten(1, (size, groups)).amax(1)

@@ -126,9 +126,15 @@ def _extract(
     if settings.short_side is not None and settings.short_side < min(info.width, info.height):
         w, h = (-2, settings.short_side) if info.width >= info.height else (settings.short_side, -2)
         stream = stream.filter("scale", w, h, flags="bicubic")
-    target = str(folder / "%06d.jpg")
-    stream = stream.output(
-        target, **{"fps_mode": "passthrough", "q:v": settings.quality, "start_number": 0}
+    # Files need an order, no times: those of a variable rate would collide in the encoder's clock.
+    stream = stream.filter("setpts", "N/(25*TB)").output(
+        str(folder / "%06d.jpg"),
+        **{
+            "fps_mode": "passthrough",
+            "enc_time_base": "1:25",
+            "q:v": settings.quality,
+            "start_number": 0,
+        },
     )
     command = stream.global_args("-nostdin", "-v", "error", "-progress", "pipe:1").compile(
         cmd=executable("ffmpeg")

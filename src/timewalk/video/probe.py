@@ -225,22 +225,25 @@ def blank_share(
 ) -> Blank:
     """Look at evenly spaced frames and return how many show nothing.
 
-    Seeks to the key frame before each place and decodes that frame only, so that an hour of
-    video takes seconds; memory holds one frame.
+    Takes the key frame before each place, so that an hour of video takes seconds; memory holds
+    one frame.
     """
     end = min(end_s or info.duration_s, info.duration_s)
     places = np.linspace(start_s, end, samples, endpoint=False)
-    blank: list[tuple[float, bool]] = []
+    found: dict[float, bool] = {}
     with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         origin = stream.start_time or 0
         for place in places:
             container.seek(origin + int(place / stream.time_base), stream=stream, backward=True)
-            for frame in container.decode(stream):
-                luma = frame.reformat(width=160, height=90, format="gray").to_ndarray()
-                blank.append((float(place), bool(luma.std() < BLANK_STD)))
-                break
+            frame = next(container.decode(stream), None)
+            if frame is None:
+                continue
+            second = float((frame.pts - origin) * stream.time_base)
+            luma = frame.reformat(width=160, height=90, format="gray").to_ndarray()
+            found[second] = bool(luma.std() < BLANK_STD)
+    blank = sorted(found.items())
     flags = [flag for _, flag in blank]
     tail = len(flags)
     while tail and flags[tail - 1]:

@@ -5,6 +5,7 @@ of images beside it: ``<split>.txt`` with one `label<TAB>path` a line, or the ar
 Nothing is copied but sets that exist only inside a package.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from timewalk.data.prepare.base import Prepared
 from timewalk.data.prepare.folder import prepare_folder
 from timewalk.data.prepare.shots import prepare_shots
 from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def prepare(
@@ -42,13 +45,16 @@ def prepare(
         prepared = prepare_arrays(name, config, manifest.parent)
     else:
         prepared = prepare_shots(name, config, manifest.parent, frames or {})
+    warnings = prepared.warnings + _absent(prepared)
+    for warning in warnings:
+        log.warning("labelled.%s: %s", name, warning)
     return write_manifest(
         manifest,
         "labelled",
         inputs=prepared.inputs,
         parameters=config.model_dump(mode="json"),
         counts=_counts(name, prepared),
-        warnings=prepared.warnings + _absent(prepared),
+        warnings=warnings,
         name=name,
         classes=prepared.classes,
         images_per_class=_per_class(prepared),
