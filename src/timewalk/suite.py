@@ -129,9 +129,12 @@ def json_schema() -> dict[str, Any]:
         for name in evaluation.evaluation_names()
     }
     for section, tag, models in (("runs", "method", runs), ("evaluations", "kind", evals)):
-        entry = schema["properties"][section]["additionalProperties"]
-        entry.clear()
-        entry.update(_tagged(tag, models, section, definitions))
+        entries = schema["properties"][section]["patternProperties"]
+        for pattern in entries:
+            entries[pattern] = _tagged(tag, models, section, definitions)
+    for section in schema["properties"].values():
+        if "patternProperties" in section:
+            section["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -228,8 +231,8 @@ def _branches(root: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]
 def _children(node: dict[str, Any], part: str) -> list[dict[str, Any]]:
     if part in node.get("properties", {}):
         return [node["properties"][part]]
-    if isinstance(node.get("additionalProperties"), dict):
-        return [node["additionalProperties"]]
+    if "patternProperties" in node:
+        return list(node["patternProperties"].values())
     if isinstance(node.get("items"), dict):
         return [node["items"]]
     return [node]  # the tag of a discriminated union is part of pydantic's location

@@ -56,6 +56,16 @@ def test_a_long_video_is_several_records(make_frames, target):
     assert times == [40_000 * n for n in range(40)]
 
 
+def test_large_frames_make_shorter_records(make_frames, target, monkeypatch):
+    frames = make_frames(count=7)
+    monkeypatch.setattr(shards, "BYTES_PER_RECORD", 3 * len(jpegs(frames)[0]) - 100)
+    write_shards(frames, target, "tfrecord")
+    records = list(read_videos(target.with_suffix(".tfrecord")))
+    assert [record.context["start"] for record in records] == [[0], [3], [6]]
+    store = open_store(target)
+    assert [store.jpeg(i) for i in range(7)] == jpegs(frames)
+
+
 def test_a_short_video_keeps_its_name(make_frames, target):
     write_shards(make_frames(count=16), target, "tfrecord")
     (record,) = read_videos(target.with_suffix(".tfrecord"))

@@ -97,10 +97,10 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 
 
 def test_max_steps_lays_the_schedule_over_the_steps(tmp_path):
-    trainer = make(tmp_path, toy_config(max_steps=7, learning_rate=0.64, min_learning_rate=0.0))
+    trainer = make(tmp_path, toy_config(max_steps=11, learning_rate=0.64, min_learning_rate=0.0))
     trainer.run()
     rates = [line["learning_rate"] for line in curve(tmp_path)]
-    assert len(rates) == 7
+    assert len(rates) == 11
     assert rates[0] == 0
     assert max(rates) == pytest.approx(0.64 * 4 / 256)
     assert rates[-1] < 0.3 * max(rates)

@@ -25,7 +25,7 @@ class Workflow:
         self.folder = folder
 
     def configure(self, config: dict) -> None:
-        (self.folder / "suite.yaml").write_text(yaml.safe_dump(config))
+        (self.folder / "suite.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     def run(self, *words: str, cores: int = 2, environment: dict | None = None) -> Outcome:
         command = self.command(*words, cores=cores)

@@ -1,5 +1,6 @@
 """The paper's suite: the whole graph without any data; mistakes before the first job."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -8,29 +9,35 @@ import pytest
 from tests.workflow.conftest import ROOT, Workflow
 
 
+SPEC = importlib.util.spec_from_file_location("launcher", ROOT / "workflow" / "launcher.py")
+launcher = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(launcher)
+
+
 def paper(*words, cwd=ROOT):
-    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "8", "--nolock", *words]
+    launcher = str(ROOT / "workflow" / "launcher.py")
+    command = [sys.executable, launcher, "-n", "--nolock", "--cores", "8", *words]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
 
 
 def counts(text):
     """Return the job table of a dry run."""
-    table = text.split("Job stats:")[1].strip().splitlines()[2:]
+    table = text.split("Job stats:")[1].strip().split("\n\n")[0].splitlines()[2:]
     rows = (line.split() for line in table)
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
-def test_the_users_first_call(tmp_path):
-    code, text = paper(
-        "--resources",
-        "gpu=4",
-        "-d",
-        str(tmp_path),
-        "results/dora/knn.json",
-        "--configfile",
-        str(ROOT / "config.yaml"),
-    )
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the project's workflow and nothing made yet."""
+    for name in ("Snakefile", "config.yaml", "workflow", "envs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def test_the_users_first_call(checkout):
+    code, text = paper("--resources", "gpu=4", "results/dora/knn.json", cwd=checkout)
     assert code == 0, text
     assert counts(text) == {
         "download": 1,
@@ -44,22 +51,29 @@ def test_the_users_first_call(tmp_path):
     }
 
 
-def test_all_ten_tours(tmp_path):
-    code, text = paper(
-        "-d",
-        str(tmp_path),
-        "results/dora_wt_all/knn.json",
-        "--configfile",
-        str(ROOT / "config.yaml"),
-    )
+def test_all_ten_tours(checkout):
+    code, text = paper("results/dora_wt_all/knn.json", cwd=checkout)
     assert code == 0, text
     assert counts(text)["download"] == counts(text)["shards"] == 10
 
 
-def test_config_yaml_is_the_default():
-    code, text = paper("results/dora_300ep/knn.json", "--forceall")
+def test_everything(checkout):
+    code, text = paper("--quiet", "rules", cwd=checkout)
     assert code == 0, text
-    assert counts(text)["train"] == 1
+    assert (counts(text)["train"], counts(text)["evaluate"], counts(text)["mlflow"]) == (5, 5, 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-n --resources gpu=4 results/a", "results/a -n --resources gpu=4"),
+        ("--resources gpu=4 mem_mb=9 a b --cores 8", "a b --resources gpu=4 mem_mb=9 --cores 8"),
+        ("a --config x=1 -- b", "a --config x=1 -- b"),
+        ("--cores 8 a --profile slurm", "--cores 8 a --profile slurm"),
+    ],
+)
+def test_targets_may_stand_after_pairs(words, expected):
+    assert launcher.targets_first(words.split()) == expected.split()
 
 
 @pytest.mark.parametrize("where", ["video", "frames"])

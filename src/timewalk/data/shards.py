@@ -2,8 +2,9 @@
 
 For each video three files: ``<video>.json`` (the manifest, the declared output),
 ``<video>.index.npz`` (offset, length, CRC-32C and time of each frame) and, with storage
-`tfrecord`, ``<video>.tfrecord``. JPEGs are copied byte for byte. A long video is many records of
-`FRAMES_PER_RECORD` frames: a record is one protobuf message, which has to fit into memory.
+`tfrecord`, ``<video>.tfrecord``. JPEGs are copied byte for byte. A long video is many records
+of at most `FRAMES_PER_RECORD` frames: a record is one protobuf message, which has to fit into
+memory.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from timewalk.data.tfrecord import HEADER_BYTES, VideoRecord, frame_record
 from timewalk.errors import UserError
 
 FRAMES_PER_RECORD = 256
+BYTES_PER_RECORD = 64 * 2**20  # of large frames fewer: a record is held in memory a few times
 
 
 @dataclass
@@ -47,8 +49,8 @@ class _Frames:
     crc: list[int] = field(default_factory=list)
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def read(self, start: int, stop: int) -> Iterator[bytes]:
-        for number in range(start, stop):
+    def read(self) -> Iterator[bytes]:
+        for number in range(self.count):
             data = _checked_jpeg(frame_path(self.folder, number), self.size)
             self.length.append(len(data))
             self.crc.append(crc32c(data))
@@ -115,21 +117,35 @@ def write_shards(
 
 def _write_tfrecord(path: Path, video: str, frames: _Frames, times: np.ndarray) -> None:
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        for start in range(0, frames.count, FRAMES_PER_RECORD):
-            stop = min(start + FRAMES_PER_RECORD, frames.count)
-            data = _record(video, frames, times, start, stop).encode()
+        for start, jpegs in _batches(frames.read()):
+            data = _record(video, frames, times, start, jpegs).encode()
             base = file.tell() + HEADER_BYTES
             frames.offset += [base + offset for offset, _ in jpeg_spans(data)]
             before, after = frame_record(data)
             file.writelines((before, data, after))
 
 
-def _record(video: str, frames: _Frames, times: np.ndarray, start: int, stop: int) -> VideoRecord:
+def _batches(jpegs: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Yield number of the first frame and the frames of each record."""
+    start, batch, size = 0, [], 0
+    for jpeg in jpegs:
+        batch.append(jpeg)
+        size += len(jpeg)
+        if len(batch) == FRAMES_PER_RECORD or size >= BYTES_PER_RECORD:
+            yield start, batch
+            start, batch, size = start + len(batch), [], 0
+    if batch:
+        yield start, batch
+
+
+def _record(
+    video: str, frames: _Frames, times: np.ndarray, start: int, jpegs: list[bytes]
+) -> VideoRecord:
     # Readers keyed by name (TCC's) would drop all but the last of several records of one name.
-    whole = frames.count <= FRAMES_PER_RECORD
+    whole = len(jpegs) == frames.count
     return VideoRecord(
         name=video if whole else f"{video}-{start:07d}",
-        frames=list(frames.read(start, stop)),
+        frames=jpegs,
         context={
             "video": [video.encode()],
             "start": [start],
@@ -137,12 +153,14 @@ def _record(video: str, frames: _Frames, times: np.ndarray, start: int, stop: in
             "width": [frames.size[0]],
             "height": [frames.size[1]],
         },
-        lists={"time_us": [[round(float(time) * 1e6)] for time in times[start:stop]]},
+        lists={
+            "time_us": [[round(float(time) * 1e6)] for time in times[start : start + len(jpegs)]]
+        },
     )
 
 
 def _index_folder(frames: _Frames) -> None:
-    for _ in frames.read(0, frames.count):
+    for _ in frames.read():
         frames.offset.append(0)
 
 

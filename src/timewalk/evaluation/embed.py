@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, sha256_file, version
 from timewalk.data.labelled import LabelledImages
+from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder, load_encoder
 from timewalk.errors import UserError
 
@@ -125,7 +126,7 @@ def compute_features(
     exact = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=False
     )
-    with exact, _progress(len(images)) as bar, _plain_errors():
+    with exact, _progress(len(images)) as bar, plain_errors():
         for batch, _ in loader:
             pixels = batch.to(device, non_blocking=True).float() / 255
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -165,14 +166,3 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _progress(total: int) -> Any:
     return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
-
-
-class _plain_errors:  # noqa: N801 (used as a context manager)
-    """Cut the worker's traceback off the sentence of a :class:`UserError` raised in a worker."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        if isinstance(error, UserError) and "Traceback" in str(error):
-            raise UserError(str(error).strip().rpartition("UserError: ")[2]) from None

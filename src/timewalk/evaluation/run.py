@@ -71,12 +71,6 @@ def run_evaluation(
 
 def _embedding(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
-        about = file.metadata() or {}
-    return {"sha256": sha256_file(path), **{key: _plain(value) for key, value in about.items()}}
-
-
-def _plain(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+        about = json.loads(file.metadata()["about"])
+    about.pop("classes", None)
+    return {"sha256": sha256_file(path), **about}

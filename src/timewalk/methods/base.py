@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timewalk.config import RunConfig, TrainingConfig
+from timewalk.config import Name, RunConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,8 @@ class ParameterGroup:
 class TrainedRunConfig(RunConfig):
     """Keys of a run that trains."""
 
-    dataset: str
+    dataset: Name
+    """name of the training set, of `datasets:`"""
     training: TrainingConfig = TrainingConfig()
     """the training loop"""
 

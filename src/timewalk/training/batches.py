@@ -21,7 +21,8 @@ Sample = tuple[int, int]
 
 def generator(*key: int) -> torch.Generator:
     """Return a generator for a key of non-negative numbers: the same everywhere, always."""
-    word = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    # The length belongs to the key: a seed sequence takes (1, 2) and (1, 2, 0) for the same.
+    word = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(word) & (2**63 - 1))
 
 
@@ -92,5 +93,7 @@ def batches(
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
+        # Else the loader draws from torch's own generator, and a resume draws once more.
+        generator=generator(seed),
         worker_init_fn=_leave_signals_to_the_trainer,
     )

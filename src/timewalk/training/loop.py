@@ -22,6 +22,7 @@ from torch import Tensor
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
 from timewalk.config import RunConfig, TrainingConfig
 from timewalk.data.clips import ClipSource, open_clips
+from timewalk.data.workers import plain_errors
 from timewalk.encoders import save_encoder
 from timewalk.errors import UserError
 from timewalk.methods import get_method
@@ -301,7 +302,7 @@ class Trainer:
             },
         )
         raise UserError(
-            f"the loss of step {step.index} is {float(losses.total)}: see {evidence} for its clips "
+            f"the loss of step {step.index} is {losses.total.item()}: see {evidence} for its clips "
             "and terms; lower training.learning_rate or set training.precision to fp32, and go on."
         )
 
@@ -322,7 +323,8 @@ def timed(loader: Iterable[dict[str, Tensor]]) -> Iterator[tuple[dict[str, Tenso
     while True:
         started = time.monotonic()
         try:
-            batch = next(iterator)
+            with plain_errors():
+                batch = next(iterator)
         except StopIteration:
             return
         yield batch, time.monotonic() - started
