@@ -112,7 +112,8 @@ class Method(nn.Module):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the trainable parameters: those with two or more dimensions that are no biases
         with weight decay, the others without."""
-        decay, plain = [], []
+        decay: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
                 is_weight = parameter.ndim > 1 and not name.endswith(".bias")

@@ -4,6 +4,8 @@ Each sample's augmentation draws from a generator made of (seed, epoch, clip), s
 number of workers nor an interruption changes what a step sees.
 """
 
+import multiprocessing
+import os
 import signal
 from collections.abc import Iterator
 from typing import Protocol
@@ -73,27 +75,47 @@ class BatchSampler:
         return torch.randperm(self.clips, generator=generator(self.seed, epoch))
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """A signal to the whole group must not kill the workers of a step that is to be finished."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+class SignalsAreTheTrainers:
+    """Keeps SIGTERM and SIGUSR1 to the whole job from killing the workers of a step that is to
+    be finished; once :meth:`close` is called, workers end as usual."""
+
+    def __init__(self) -> None:
+        self._closing = multiprocessing.get_context("fork").RawValue("b", 0)
+
+    def close(self) -> None:
+        """Let workers be terminated from now on."""
+        self._closing.value = 1
+
+    def __call__(self, worker: int) -> None:
+        """Set up a worker, in the worker."""
+        signal.signal(signal.SIGTERM, self._on_term)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def _on_term(self, number: int, frame: object) -> None:
+        if self._closing.value:
+            os._exit(0)
 
 
 def batches(
-    source: ClipSource, method: Method, sampler: BatchSampler, seed: int, workers: int, pin: bool
+    source: ClipSource,
+    method: Method,
+    sampler: BatchSampler,
+    workers: int,
+    pin: bool,
+    signals: SignalsAreTheTrainers,
 ) -> DataLoader[dict[str, Tensor]]:
     """Return the loader over a sampler's batches.
 
     Workers are forked: they share the method and the index of the clips instead of copying them.
     """
     return DataLoader(
-        ViewsDataset(source, method.views, seed),
+        ViewsDataset(source, method.views, sampler.seed),
         batch_sampler=sampler,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin,
         prefetch_factor=4 if workers else None,
         # Else the loader draws from torch's own generator, and a resume draws once more.
-        generator=generator(seed),
-        worker_init_fn=_leave_signals_to_the_trainer,
+        generator=generator(sampler.seed),
+        worker_init_fn=signals,
     )

@@ -30,7 +30,7 @@ from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
 from timewalk.ops.clipping import clip_each_, clip_global_
 from timewalk.ops.schedules import warmup_cosine
 from timewalk.provenance import provenance
-from timewalk.training.batches import BatchSampler, batches
+from timewalk.training.batches import BatchSampler, SignalsAreTheTrainers, batches
 from timewalk.training.checkpoint import load_checkpoint, save_checkpoint, set_random_state
 from timewalk.training.logging import MetricsLog, Progress
 
@@ -147,6 +147,7 @@ class Trainer:
         self.run_hash = sha256_json([origin["config_sha256"], inputs])
         self.first = 0
         self.stop = False
+        self.worker_signals = SignalsAreTheTrainers()
 
     def run(self) -> None:
         """Train to the end.
@@ -166,6 +167,7 @@ class Trainer:
             with _signals(self):
                 self._steps(metrics, progress)
         finally:
+            self.worker_signals.close()
             metrics.close()
             progress.close()
 
@@ -198,7 +200,7 @@ class Trainer:
         )
         pin = self.machine.device.type == "cuda"
         loader = batches(
-            self.source, self.method, sampler, self.config.seed, self.machine.workers, pin
+            self.source, self.method, sampler, self.machine.workers, pin, self.worker_signals
         )
         saved = time.monotonic()
         text = ""
