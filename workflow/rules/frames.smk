@@ -16,11 +16,12 @@ rule frames:
         mem_mb=8000,
         runtime=24 * 60,
     params:
-        folder=f"{DATA}/frames/{{dataset}}/{{video}}",
+        video=input_video,
+        folder=output_folder,
         settings=frames_json,
         blur=frames_blur,
         trim=trim,
     shell:
-        "video={input:q}; timewalk --log {log} frames ${{video%.json}}.mp4 {params.folder:q}"
+        "timewalk --log {log} frames {params.video:q} {params.folder:q}"
         " --settings {params.settings:q} --blur {params.blur:q} {params.trim}"
         " --workers {threads}"

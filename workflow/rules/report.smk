@@ -20,7 +20,7 @@ rule report:
         mem_mb=2000,
         runtime=30,
     params:
-        folder=RESULTS,
+        folder=output_folder,
     shell:
         "timewalk --log {log} report {params.folder:q} {input:q}"
 
@@ -41,6 +41,6 @@ rule mlflow:
         mem_mb=2000,
         runtime=60,
     params:
-        folder=RESULTS,
+        folder=output_folder,
     shell:
         "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"

@@ -18,7 +18,7 @@ rule train:
         mem_mb=32000,
         runtime=7 * 24 * 60,
     params:
-        folder=f"{RESULTS}/{{run}}",
+        folder=output_folder,
         settings=run_json,
     shell:
         "timewalk --log {log} train {wildcards.run} {params.folder:q}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from timewalk.config import Name, RunConfig, TrainingConfig
+from timewalk.encoders import Encoder
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[RunConfig]]
     trains: ClassVar[bool] = True
-    encoder: nn.Module
+    encoder: Encoder
 
     def clip_shape(self) -> tuple[int, int]:
         """Return (frames in a clip, step between them in frames of the data set)."""

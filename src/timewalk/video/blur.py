@@ -314,7 +314,7 @@ def _warnings(pieces: list[Piece], info: VideoInfo, settings: BlurConfig) -> lis
     if info.rotation:
         warnings.append(f"turned upright by {info.rotation} degrees")
     if pieces[0].start is None:
-        warnings.append("the file has no times: frames were laid out at an even rate")
+        warnings.append("the file has no rising times: frames were laid out at an even rate")
     if settings.every > 1:
         warnings.append(
             f"faces were looked for on one frame in {settings.every}, boxes held between"

@@ -9,6 +9,7 @@ import heapq
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -30,7 +31,7 @@ SHARES = 16
 SHORTEST_S = 2.0
 """short videos are divided too: into 16 pieces, but none shorter than two seconds"""
 GO_BACK_S = (0, 2, 20)
-"""seconds before its start at which a piece looks for a key frame, before the video's start"""
+"""seconds before its start at which a piece looks for a key frame, one after the other"""
 RGB_MATRIX, FULL_RANGE = 0, 2
 """FFmpeg's numbers"""
 
@@ -160,23 +161,30 @@ def _groups(keys: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
 
 def decoded(piece: Piece) -> Iterator[Any]:
     """Yield the frames of a range in presentation order."""
+    try:
+        if piece.start is None:
+            with _opened(piece) as (_, _, frames):
+                yield from _counted(frames, Fraction(piece.rate))
+            return
+        for frame in _since(piece, piece.start):
+            if piece.end is not None and frame.pts >= piece.end:
+                return
+            if frame.pts >= piece.start:
+                yield frame
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{piece.place} cannot be decoded ({error.strerror}): the video is damaged; "
+            "fetch it again."
+        ) from None
+
+
+@contextmanager
+def _opened(piece: Piece) -> Iterator[tuple[Any, Any, Iterator[Any]]]:
+    """Yield the source, its video stream and the frames from where it stands."""
     with open_video(piece.source) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.codec_context.thread_count = "AUTO", 2
-        try:
-            if piece.start is None:
-                yield from _counted(container.decode(stream), Fraction(piece.rate))
-                return
-            for frame in _since(container, stream, piece):
-                if piece.end is not None and frame.pts >= piece.end:
-                    return
-                if frame.pts >= piece.start:
-                    yield frame
-        except av.FFmpegError as error:
-            raise UserError(
-                f"{piece.place} cannot be decoded ({error.strerror}): the video is damaged; "
-                "fetch it again."
-            ) from None
+        yield container, stream, container.decode(stream)
 
 
 def _counted(frames: Iterable[Any], rate: Fraction) -> Iterator[Any]:
@@ -185,24 +193,22 @@ def _counted(frames: Iterable[Any], rate: Fraction) -> Iterator[Any]:
         yield frame
 
 
-def _since(container: Any, stream: Any, piece: Piece) -> Iterator[Any]:
+def _since(piece: Piece, start: int) -> Iterator[Any]:
     """Yield frames from one at or before the piece's start.
 
-    Some containers seek to the wrong side: then further back, in the end from the start.
+    Some containers (MPEG-TS) seek to the wrong side: then further back, in the end from the
+    beginning without seeking, as the first piece is read.
     """
-    assert piece.start is not None
-    for back_s in (*GO_BACK_S, None):
-        if piece.first and back_s is not None:
-            place = piece.start - int(back_s / stream.time_base)
-            container.seek(place, stream=stream, backward=True)
-        else:
-            container.seek(stream.start_time or 0, stream=stream, backward=True)
-        frames = container.decode(stream)
-        frame = next(frames, None)
-        if frame is not None and (frame.pts <= piece.start or not piece.first):
-            yield frame
-            yield from frames
-            return
+    for back_s in GO_BACK_S if piece.first else ():
+        with _opened(piece) as (container, stream, frames):
+            container.seek(start - int(back_s / stream.time_base), stream=stream, backward=True)
+            frame = next(frames, None)
+            if frame is not None and frame.pts <= start:
+                yield frame
+                yield from frames
+                return
+    with _opened(piece) as (_, _, frames):
+        yield from frames
 
 
 def straighten(frame: Any, size: tuple[int, int]) -> Any:
