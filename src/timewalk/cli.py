@@ -190,12 +190,9 @@ def download(arguments: Arguments) -> None:
     from timewalk.video.download import download as call
 
     video = check(VideoConfig, arguments.video, f"videos.{arguments.name}")
-    call(
-        arguments.name,
-        video,
-        arguments.output,
-        check(DownloadConfig, arguments.settings, "download"),
-    )
+    transfer = json.loads(os.environ.get("TIMEWALK_DOWNLOAD", "{}"))
+    settings = check(DownloadConfig, {**transfer, **arguments.settings}, "download")
+    call(arguments.name, video, arguments.output, settings)
 
 
 def blur(arguments: Arguments) -> None:

@@ -21,6 +21,7 @@ from timewalk.config import BlurConfig
 from timewalk.errors import UserError
 from timewalk.video import blur
 from timewalk.video.blur import SHEET, TILE, Spread, blur_frames, blur_piece, blur_video
+from timewalk.video.faces import regions
 from timewalk.video.probe import executable, probe
 
 SMALL = {"detection_width": 192, "detection_height": 160}

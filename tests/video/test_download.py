@@ -86,7 +86,7 @@ def test_from_a_package_with_its_manifest(tmp_path, carphone):
     manifest = get(tmp_path, source, sha256=sha(carphone.read_bytes()), duration_s=4.0)
     assert manifest["counts"] == {"frames": 120, "seconds": pytest.approx(4.004), "bytes": 588804}
     assert manifest["video"]["codec"] == "h264"
-    assert left_overs(tmp_path) == ["clip.json", "clip.mp4"]
+    assert left_overs(tmp_path) == [".clip.origin.json", "clip.json", "clip.mp4"]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])
@@ -102,7 +102,7 @@ def test_a_broken_transfer_goes_on_where_it_stopped(tmp_path, server):
     half = len(server.data) // 2
     assert [r.get("Range") for r in server.requests][:2] == [None, f"bytes={half}-"]
     assert server.requests[1]["If-Range"] == '"one"'
-    assert left_overs(tmp_path) == ["clip.json", "clip.mp4"]
+    assert left_overs(tmp_path) == [".clip.origin.json", "clip.json", "clip.mp4"]
 
 
 def test_a_killed_download_goes_on_in_the_next_run(tmp_path, server):
@@ -181,6 +181,7 @@ def test_a_half_blank_video(tmp_path):
 def test_the_same_file_is_not_fetched_again(tmp_path, server):
     get(tmp_path, server.address)
     count = len(server.requests)
+    (tmp_path / "clip.json").unlink()  # as Snakemake does before it runs a rule again
     get(tmp_path, server.address)
     assert len(server.requests) == count
     (tmp_path / "clip.mp4").write_bytes(b"damaged")
@@ -214,7 +215,7 @@ def test_real_yt_dlp(tmp_path, server, monkeypatch, caplog):
     assert any("SECRETCOOKIE" in r.get("Cookie", "") for r in server.requests)
     assert "SECRETCOOKIE" not in json.dumps(manifest) + caplog.text
     assert cookies.read_bytes() == before
-    assert left_overs(out) == ["clip.json", "clip.mp4"]
+    assert left_overs(out) == [".clip.origin.json", "clip.json", "clip.mp4"]
 
 
 def test_yt_dlp_failing_is_one_sentence(tmp_path, server):

@@ -31,8 +31,10 @@ BLUR = SUITE.config.blur
 CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
 # How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
 # that nothing is made again when it changes.
-os.environ["TIMEWALK_DOWNLOAD"] = json.dumps(
-    SUITE.config.download.model_dump(mode="json", exclude=CHECKS)
+os.environ.update(
+    TIMEWALK_DOWNLOAD=json.dumps(
+        SUITE.config.download.model_dump(mode="json", exclude=CHECKS)
+    )
 )
 
 

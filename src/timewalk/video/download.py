@@ -58,7 +58,7 @@ def download(
     warnings: list[str] = []
     if _already_there(output, video):
         log.info("%s is there and has the wanted digest", output)
-        origin: dict[str, Any] = read_json(output.with_suffix(".json"))["origin"]
+        origin: dict[str, Any] = read_json(_origin_path(output))["origin"]
         found = output
     else:
         origin = _fetch(name, video, part, settings, warnings)
@@ -74,6 +74,8 @@ def download(
     if found == part:
         part.replace(output)
         _sidecar(part).unlink(missing_ok=True)
+    asked = {"asked": public(video.source), "sha256": digest, "origin": origin}
+    write_json(_origin_path(output), asked)
     for warning in warnings:
         log.warning("%s", warning)
     return write_manifest(
@@ -91,12 +93,17 @@ def download(
     )
 
 
+def _origin_path(output: Path) -> Path:
+    """Return the hidden note of what was fetched: a workflow deletes the manifest to renew it."""
+    return output.with_name(f".{output.stem}.origin.json")
+
+
 def _already_there(output: Path, video: VideoConfig) -> bool:
-    manifest = output.with_suffix(".json")
-    if not (output.exists() and manifest.exists()):
+    note = _origin_path(output)
+    if not (output.exists() and note.exists()):
         return False
-    about = read_json(manifest)
-    same_source = about["parameters"]["source"] == public(video.source)
+    about = read_json(note)
+    same_source = about["asked"] == public(video.source)
     wanted = video.sha256 or about["sha256"]
     return bool(same_source and about["sha256"] == wanted and sha256_file(output) == wanted)
 
