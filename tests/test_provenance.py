@@ -8,7 +8,9 @@ from timewalk.provenance import PACKAGES, git_commit, provenance
 def test_where_a_result_comes_from():
     origin = provenance(torch.device("cpu"), seed=3)
     assert origin["packages"].keys() == set(PACKAGES)
-    assert origin["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    assert (
+        origin["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in torch.__version__
+    )
     assert (origin["seed"], origin["device"].split()[0]) == (3, "cpu")
 
 

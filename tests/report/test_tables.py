@@ -3,7 +3,7 @@ import json
 import pandas as pd
 import pytest
 
-from timewalk.report.tables import latex, long_table, markdown, wide_table, write_tables
+from timewalk.report.tables import latex, long_table, markdown, sections, wide_table, write_tables
 
 
 def result(folder, run, evaluation="knn", protocol="knn-a", dataset="digits", **metrics):
@@ -40,6 +40,22 @@ def test_a_metric_without_meaning_is_a_dash(tmp_path):
     table = markdown(wide_table(long_table([result(tmp_path, "a", top1=12.344, top5=None)])))
     cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
     assert cells == ["a", "dora", "12.34", "–"]
+
+
+def test_a_section_a_protocol_with_metrics_in_the_order_of_their_numbers(tmp_path):
+    paths = [
+        result(tmp_path, "a", top1_k10=1.0, top1_k5=2.0),
+        result(tmp_path, "b", protocol="knn-b", top1_k5=3.0),
+    ]
+    text = sections(long_table(paths))
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        "### knn: knn-a on digits (test, 10 samples)",
+        "### knn: knn-b on digits (test, 10 samples)",
+    ]
+    assert [cell.strip() for cell in text.splitlines()[2].split("|")[3:5]] == [
+        "top1_k5",
+        "top1_k10",
+    ]
 
 
 def test_write_tables(tmp_path):

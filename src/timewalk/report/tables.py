@@ -3,6 +3,7 @@
 Two results of different protocols, data sets or splits never share a column.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,14 @@ def _rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
     }
     shared["seed"] = result["provenance"]["training"].get("seed")
     shared["source"] = str(path)
-    return [
-        {**shared, "metric": metric, "value": value} for metric, value in result["metrics"].items()
-    ]
+    metrics = sorted(result["metrics"].items(), key=lambda item: _natural(item[0]))
+    return [{**shared, "metric": metric, "value": value} for metric, value in metrics]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Order names by the numbers in them: k5 before k10."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def wide_table(long: pd.DataFrame) -> pd.DataFrame:
@@ -54,8 +60,22 @@ def write_tables(results: Sequence[Path], folder: Path) -> None:
     """Write ``summary.csv`` (long), ``summary.md`` and ``summary.tex`` (wide) into a folder."""
     long = long_table(results)
     write_text(folder / "summary.csv", long.to_csv(index=False))
-    write_text(folder / "summary.md", markdown(wide_table(long)))
+    write_text(folder / "summary.md", sections(long))
     write_text(folder / "summary.tex", latex(wide_table(long)))
+
+
+def sections(long: pd.DataFrame) -> str:
+    """Return one Markdown table an evaluation, protocol and data set, with short columns."""
+    keys = ["evaluation", "protocol", "dataset", "split"]
+    parts = []
+    for names, group in long.groupby(keys, sort=False):
+        evaluation, protocol, dataset, split = names
+        samples = ", ".join(str(n) for n in group["samples"].unique())
+        table = wide_table(group)
+        table.columns = list(group["metric"].drop_duplicates())
+        title = f"{evaluation}: {protocol} on {dataset} ({split}, {samples} samples)"
+        parts.append(f"### {title}\n\n{markdown(table)}")
+    return "\n".join(parts)
 
 
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
