@@ -71,7 +71,9 @@ def _experiment(client: MlflowClient, name: str, results: Path) -> str:
     location = None
     if "MLFLOW_TRACKING_URI" not in os.environ:
         location = (results / "mlartifacts").resolve().as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
+    # Else the dashboard opens on an empty page for language-model traces.
+    kind = {"mlflow.experimentKind": "custom_model_development"}
+    return str(client.create_experiment(name, artifact_location=location, tags=kind))
 
 
 def _mirror_run(
