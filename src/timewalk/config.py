@@ -97,8 +97,8 @@ class BlurConfig(Strict):
     segment_s: Annotated[float, Field(gt=0)] = 60.0
     """length in seconds of the segments that workers share, cut at key frames"""
     backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
-    """detector runtime; `auto`: a GPU provider of ONNX Runtime where there is one, else OpenVINO
-    where it is installed, else ONNX Runtime"""
+    """detector runtime; `auto`: ONNX Runtime, on a GPU where its CUDA provider is there; both find
+    the same boxes"""
 
     @model_validator(mode="before")
     @classmethod

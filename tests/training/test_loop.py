@@ -1,6 +1,7 @@
 """The loop: an interrupted training ends where an undisturbed one does, bit for bit."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from tests.training.toy import Clips, Toy, toy_config
 from timewalk.errors import UserError
 from timewalk.training import loop
-from timewalk.training.checkpoint import checkpoints, save_checkpoint
+from timewalk.training.checkpoint import alone, checkpoints, save_checkpoint
 from timewalk.training.loop import InterruptedTraining, Machine, Trainer
 
 CPU = torch.device("cpu")
@@ -170,3 +171,25 @@ def test_sgd_steps(tmp_path):
     optimizer = loop.make_optimizer(method, method.config.training, CPU)
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["momentum"] == 0.9
+
+
+def test_a_second_training_into_a_folder_waits_for_the_first(tmp_path, caplog):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with alone(tmp_path / "shared"):
+            held.set()
+            release.wait(60)
+            assert not (tmp_path / "shared" / "metrics.jsonl").exists()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(60)
+    threading.Timer(0.5, release.set).start()
+    second = make(tmp_path / "shared")
+    second.run()
+    other.join()
+    assert "waiting for it to end" in caplog.text
+    assert_same(weights(whole), weights(second))

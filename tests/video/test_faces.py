@@ -102,6 +102,7 @@ def test_openvino_finds_the_same(carphone):
     assert len(found[0]) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate provider")
 def test_a_batch_finds_what_single_frames_do(carphone, monkeypatch):
     """What a GPU gets: several frames in one call, the last one not full."""
     images = pictures(carphone, 20, 6)

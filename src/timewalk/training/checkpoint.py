@@ -5,8 +5,12 @@ the newer is complete. They lie outside the declared outputs of the workflow, so
 failed job. Read with ``weights_only=True``: no code in a checkpoint ever runs.
 """
 
+import fcntl
+import logging
 import pickle
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,25 @@ import torch
 
 from timewalk.artefacts import FORMAT, atomic_path
 from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that trains into a folder.
+
+    A killed workflow may leave its training running: the next one waits for it here, then goes
+    on from its last checkpoint. The kernel frees the lock of a dead process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("another process trains into %s: waiting for it to end", folder)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

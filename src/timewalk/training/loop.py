@@ -31,7 +31,7 @@ from timewalk.ops.clipping import clip_each_, clip_global_
 from timewalk.ops.schedules import warmup_cosine
 from timewalk.provenance import provenance
 from timewalk.training.batches import BatchSampler, SignalsAreTheTrainers, batches
-from timewalk.training.checkpoint import load_checkpoint, save_checkpoint, set_random_state
+from timewalk.training.checkpoint import alone, load_checkpoint, save_checkpoint, set_random_state
 from timewalk.training.logging import MetricsLog, Progress
 
 log = logging.getLogger(__name__)
@@ -156,10 +156,13 @@ class Trainer:
             UserError: a non-finite loss; the evidence is in the checkpoint folder.
             InterruptedTraining: a signal asked to stop; a checkpoint is written.
         """
-        torch.manual_seed(self.config.seed)
-        self._resume()
-        if self.first == self.total:
-            return
+        with alone(self.folder):
+            torch.manual_seed(self.config.seed)
+            self._resume()
+            if self.first < self.total:
+                self._train()
+
+    def _train(self) -> None:
         self.method.train()
         metrics = MetricsLog(self.folder / "metrics.jsonl", self.first, self.total)
         progress = Progress(self.total, self.first)

