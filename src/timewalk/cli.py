@@ -185,8 +185,8 @@ def _info_verbs(verbs: Any) -> None:
 
 def download(arguments: Arguments) -> None:
     """Fetch a video, check it, and write it with its manifest."""
+    from timewalk.check import check
     from timewalk.config import DownloadConfig, VideoConfig
-    from timewalk.suite import check
     from timewalk.video.download import download as call
 
     video = check(VideoConfig, arguments.video, f"videos.{arguments.name}")
@@ -197,8 +197,8 @@ def download(arguments: Arguments) -> None:
 
 def blur(arguments: Arguments) -> None:
     """Blur the faces of a video. Faces only; misses happen: look at the contact sheet."""
+    from timewalk.check import check
     from timewalk.config import BlurConfig
-    from timewalk.suite import check
     from timewalk.video.blur import blur_video
 
     settings = check(BlurConfig, arguments.settings, "blur")
@@ -207,8 +207,8 @@ def blur(arguments: Arguments) -> None:
 
 def frames(arguments: Arguments) -> None:
     """Extract frames of a video, blurred on the way if asked."""
+    from timewalk.check import check
     from timewalk.config import BlurConfig, FramesConfig
-    from timewalk.suite import check
     from timewalk.video.frames import extract_frames
 
     extract_frames(
@@ -233,9 +233,9 @@ def prepare(arguments: Arguments) -> None:
     """Check and index a labelled set in place."""
     from pydantic import BaseModel
 
+    from timewalk.check import check
     from timewalk.config import Labelled
     from timewalk.data.prepare import prepare as call
-    from timewalk.suite import check
 
     class Entry(BaseModel):
         labelled: Labelled

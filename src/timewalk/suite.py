@@ -7,12 +7,13 @@ schema in ``workflow/schemas/``.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from timewalk import evaluation, methods
+from timewalk.check import check
 from timewalk.config import (
     Config,
     DatasetConfig,
@@ -24,8 +25,6 @@ from timewalk.config import (
 )
 from timewalk.errors import UserError, nearest
 from timewalk.video.sources import resolve_video
-
-M = TypeVar("M", bound=BaseModel)
 
 RESERVED = {"logs", "mlartifacts", "demo", "summary"}
 
@@ -110,15 +109,6 @@ def read_config(path: Path) -> dict[str, Any]:
     return raw
 
 
-def check(model: type[M], raw: Any, prefix: str = "") -> M:
-    """Validate ``raw``; every finding of pydantic becomes one readable sentence."""
-    try:
-        return model.model_validate(raw)
-    except ValidationError as error:
-        lines = [_sentence(model, item, prefix) for item in error.errors()]
-        raise UserError("\n".join(lines)) from None
-
-
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a configuration with all registered methods and evaluations."""
     schema = Config.model_json_schema()
@@ -194,48 +184,6 @@ def _check_references(suite: Suite) -> None:
 def _reference(kind: str, key: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
         raise UserError(f"{key}: unknown {kind} '{name}'{nearest(name, known)}")
-
-
-def _sentence(model: type[BaseModel], item: Any, prefix: str) -> str:
-    path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        known = _keys_at(model.model_json_schema(), item["loc"][:-1])
-        return f"{path}: unknown key{nearest(str(item['loc'][-1]), known)}"
-    if item["type"] == "missing":
-        return f"{path}: this key is missing."
-    message = item["msg"].removeprefix("Value error, ")
-    value = "" if isinstance(item["input"], Mapping) else f" is {item['input']!r}"
-    return f"{path or 'configuration'}{value}: {message}."
-
-
-def _keys_at(schema: dict[str, Any], loc: tuple[Any, ...]) -> set[str]:
-    """Collect the known keys at a location, through references and every branch of a union."""
-    level = [schema]
-    for part in (None, *loc):
-        level = [
-            child
-            for node in level
-            for child in ([node] if part is None else _children(node, str(part)))
-        ]
-        level = [leaf for node in level for leaf in _branches(schema, node)] or level
-    return {key for node in level for key in node.get("properties", {})}
-
-
-def _branches(root: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
-    if "$ref" in node:
-        return _branches(root, root["$defs"][node["$ref"].rpartition("/")[2]])
-    options = node.get("anyOf", []) + node.get("oneOf", []) + node.get("allOf", [])
-    return [leaf for option in options for leaf in _branches(root, option)] or [node]
-
-
-def _children(node: dict[str, Any], part: str) -> list[dict[str, Any]]:
-    if part in node.get("properties", {}):
-        return [node["properties"][part]]
-    if "patternProperties" in node:
-        return list(node["patternProperties"].values())
-    if isinstance(node.get("items"), dict):
-        return [node["items"]]
-    return [node]  # the tag of a discriminated union is part of pydantic's location
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
