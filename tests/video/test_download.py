@@ -22,6 +22,7 @@ class Server:
 
     def __init__(self, data):
         self.data, self.tag, self.faults, self.requests = data, '"one"', [], []
+        self.sent = 0
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -37,12 +38,25 @@ class Server:
                 if isinstance(fault, int):
                     self.send_error(fault)
                     return
+                if fault == "page":
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/html")
+                    self.end_headers()
+                    self.wfile.write(b"<html>a page</html>")
+                    return
                 start = 0
                 asked = self.headers.get("Range", "")
                 same = self.headers.get("If-Range", outer.tag) == outer.tag
                 if asked.startswith("bytes=") and fault != "no range" and same:
                     start = int(asked[6:].split("-")[0])
+                if start and start >= len(outer.data) and fault != "lies":
+                    self.send_response(416)
+                    self.send_header("Content-Range", f"bytes */{len(outer.data)}")
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+                    return
                 body = outer.data[start:]
+                outer.sent += len(body) if self.command == "GET" else 0
                 self.send_response(206 if start else 200)
                 if start:
                     total = len(outer.data)
@@ -135,6 +149,9 @@ def test_a_lying_length_does_not_pass(tmp_path, server):
     with pytest.raises(UserError, match="cannot be fetched"):
         get(tmp_path, server.address)
     assert not (tmp_path / "clip.mp4").exists()
+    server.faults = ["lies"]  # and then owns up, by 416, that there is no more
+    get(tmp_path, server.address)
+    assert (tmp_path / "clip.mp4").read_bytes() == server.data
 
 
 @pytest.mark.parametrize("code", [404, 403])
@@ -248,3 +265,85 @@ def test_a_progress_line_now_and_then(caplog, monkeypatch):
         for _ in range(4):
             update(1_000_000)
     assert "MB of 4" in caplog.text
+
+
+@pytest.fixture
+def half_blank(tmp_path, server):
+    path = write_numbered(tmp_path / "half.mp4", count=100, blank_from=50, options={"g": "10"})
+    server.data = path.read_bytes()
+    path.unlink()
+    return server
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_a_corrected_setting_costs_no_second_fetch(tmp_path, half_blank, suffix):
+    """By plain HTTP and by yt-dlp: the refused file is kept for the corrected setting."""
+    address = half_blank.address.removesuffix(".mp4") + suffix
+    with pytest.raises(UserError, match=r"videos\.clip\.end_s"):
+        get(tmp_path, address)
+    sent = half_blank.sent
+    manifest = get(tmp_path, address, end_s=1.9)
+    assert half_blank.sent == sent
+    assert manifest["sha256"] == sha(half_blank.data)
+    assert left_overs(tmp_path) == [".clip.origin.json", "clip.json", "clip.mp4"]
+
+
+def test_what_is_no_video_is_fetched_anew(tmp_path, server):
+    good, server.data = server.data, b"no video" * 999
+    with pytest.raises(UserError, match="cannot be read as a video"):
+        get(tmp_path, server.address)
+    assert left_overs(tmp_path) == []
+    server.data = good
+    get(tmp_path, server.address)
+
+
+def test_another_query_is_another_file(tmp_path, server, bikes):
+    get(tmp_path, server.address + "?file=1")
+    server.data = bikes.read_bytes()
+    get(tmp_path, server.address + "?file=2")
+    assert (tmp_path / "clip.mp4").read_bytes() == server.data
+
+
+def test_yt_dlp_goes_on_with_no_other_sources_part(tmp_path, server, bikes):
+    address = server.address.removesuffix(".mp4")
+    server.faults = [None, "breaks"]
+    with pytest.raises(UserError):
+        get(tmp_path, address, FAST.model_copy(update={"retries": 0}))
+    assert any(path.name.endswith(".part") for path in tmp_path.rglob("*.part"))
+    other = Server(bikes.read_bytes())
+    get(tmp_path, other.address.removesuffix(".mp4"))
+    other.server.shutdown()
+    assert (tmp_path / "clip.mp4").read_bytes() == other.data
+    assert left_overs(tmp_path) == [".clip.origin.json", "clip.json", "clip.mp4"]
+
+
+@pytest.mark.parametrize("fault", [None, 404, "page"])
+def test_yt_dlp_shows_no_secret(tmp_path, server, caplog, fault):
+    caplog.set_level(logging.DEBUG)
+    server.faults = [fault] * 9
+    address = server.address.removesuffix(".mp4") + "?token=SECRET"
+    said = ""
+    try:
+        get(tmp_path, address)
+    except UserError as error:
+        said = str(error)
+    files = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert bool(said) == (fault is not None)
+    assert "SECRET" not in said + caplog.text + files
+
+
+def test_user_and_password_of_an_address(tmp_path, server, caplog):
+    caplog.set_level(logging.DEBUG)
+    get(tmp_path, server.address.replace("http://", "http://me:SECRET%21@"))
+    assert server.requests[0]["Authorization"] == "Basic bWU6U0VDUkVUIQ=="
+    files = "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    assert "SECRET" not in files + caplog.text
+
+
+def test_a_full_disk_is_said_at_once(tmp_path, server, monkeypatch):
+    def full(*words):
+        raise OSError(module.errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_fetch_rest", full)
+    with pytest.raises(UserError, match=r"clip\.part cannot be written .*No space left"):
+        get(tmp_path, server.address, mirror=server.address)

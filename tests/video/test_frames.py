@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.video.conftest import read_number
+from tests.video.conftest import read_number, remux, write_numbered
 from timewalk.config import BlurConfig, FramesConfig
 from timewalk.errors import UserError
+from timewalk.video import frames as module
 from timewalk.video.frames import choose, extract_frames
 from timewalk.video.probe import executable
 
@@ -157,5 +158,77 @@ def test_choice_never_doubles_nor_leaves_the_range(gaps, fps, start):
     assert (np.diff(chosen) > 0).all()
     assert (times[chosen] >= start - 1e-3).all()
     if fps is not None and len(chosen):
-        places = np.floor((times[chosen] - start) * fps + 1e-3)
+        places = np.floor((times[chosen] - start + 1e-3) * fps)
         assert (np.diff(places) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rate", "fps"), [(30, 30), (30, 15), (30, 10), (60, 60), (60, 20), (24, 8)]
+)
+def test_clocks_of_milliseconds_lose_nothing(tmp_path, rate, fps):
+    """Matroska rounds 1/30 s to 0.033: still the frame of its place."""
+    source = write_numbered(tmp_path / "clip.mp4", count=90, fps=rate)
+    video = remux(source, tmp_path / "clip.mkv")
+    extract_frames(video, tmp_path / "o", FramesConfig(fps=fps, short_side=None))
+    assert numbers(tmp_path / "o") == list(range(0, 90, rate // fps))
+
+
+def test_a_clip_cut_without_encoding(tmp_path, numbered):
+    source = numbered(count=100, options={"g": "50", "x264-params": "scenecut=0"})
+    video = remux(source, tmp_path / "cut.mp4", "-ss", "1.2")
+    extract_frames(video, tmp_path / "o", ALL)
+    assert numbers(tmp_path / "o") == list(range(30, 100))
+
+
+def test_a_last_frame_of_unknown_length(tmp_path):
+    video = remux(write_numbered(tmp_path / "one.mp4", count=1), tmp_path / "one.mkv")
+    assert extract_frames(video, tmp_path / "o", ALL)["counts"]["frames"] == 1
+
+
+def test_a_folder_with_a_percent_sign(tmp_path, numbered):
+    extract_frames(numbered(count=3), tmp_path / "50%d" / "o", ALL)
+    assert numbers(tmp_path / "50%d" / "o") == [0, 1, 2]
+
+
+def test_what_comes_long_after_the_end_is_not_decoded(tmp_path, monkeypatch):
+    video = write_numbered(tmp_path / "long.mp4", count=200, fps=2)
+    commands = []
+    run = module._run
+    monkeypatch.setattr(module, "_run", lambda c, n: (commands.append(c), run(c, n))[1])
+    extract_frames(video, tmp_path / "o", ALL, end_s=5.0)
+    assert numbers(tmp_path / "o") == list(range(10))
+    assert commands[0][commands[0].index("-to") + 1] == "64.5"
+
+
+def test_digest_and_near_constant_frames_are_in_the_manifest(tmp_path, numbered):
+    video = numbered(count=40, blank_from=30)
+    manifest = extract_frames(video, tmp_path / "o", ALL)
+    assert manifest["blank_share"] == 0.25
+    assert "25% of the sampled frames are near-constant" in manifest["warnings"]
+    again = extract_frames(video, tmp_path / "p", ALL)
+    assert again["frames_sha256"] == manifest["frames_sha256"]
+    fewer = extract_frames(video, tmp_path / "p", ALL, end_s=1.0)
+    assert fewer["frames_sha256"] != manifest["frames_sha256"]
+    assert fewer["blank_share"] == 0
+
+
+def test_an_interrupt_leaves_no_ffmpeg_behind(tmp_path, numbered, monkeypatch):
+    running = []
+
+    def interrupted(process, total):
+        running.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_follow", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        extract_frames(numbered(), tmp_path / "o", ALL)
+    assert running[0].returncode is not None
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_line_now_and_then_in_a_log(tmp_path, numbered, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(module, "LOG_EVERY_S", -1.0)
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: False, raising=False)
+    extract_frames(numbered(), tmp_path / "o", ALL)
+    assert "100 of 100 frames" in caplog.text

@@ -1,9 +1,10 @@
 import os
+import struct
 import subprocess
 
 import pytest
 
-from tests.video.conftest import write_numbered
+from tests.video.conftest import remux, write_numbered
 from timewalk.errors import UserError
 from timewalk.video import probe as module
 from timewalk.video.probe import blank_share, check_decodes, executable, probe
@@ -113,3 +114,62 @@ def test_a_configured_path_that_is_wrong(monkeypatch):
     monkeypatch.setenv("TIMEWALK_FFMPEG", "/no/such/ffmpeg")
     with pytest.raises(UserError, match="TIMEWALK_FFMPEG"):
         executable("ffmpeg")
+
+
+def test_a_clip_cut_without_encoding_is_whole(tmp_path, numbered):
+    """Its edit list hides the frames between the key frame and the cut."""
+    source = numbered(count=100, options={"g": "50", "x264-params": "scenecut=0"})
+    info = probe(remux(source, tmp_path / "cut.mp4", "-ss", "1.2"))
+    assert info.frames == 70
+    assert info.duration_s == pytest.approx(2.8)
+
+
+def test_a_clip_with_its_end_trimmed_is_whole(tmp_path, numbered):
+    data = bytearray(numbered(count=100).read_bytes())
+    entry = data.index(b"elst") + 12
+    (length,) = struct.unpack(">I", data[entry : entry + 4])
+    data[entry : entry + 4] = struct.pack(">I", length // 2)
+    path = tmp_path / "trimmed.mp4"
+    path.write_bytes(data)
+    assert probe(path).frames == 50
+
+
+def test_truncated_matroska_is_noticed(tmp_path, bikes):
+    whole = remux(bikes, tmp_path / "whole.mkv")
+    assert probe(whole).frames == 250
+    path = tmp_path / "half.mkv"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(UserError, match=r"half\.mkv breaks off after .* of 10\.0: it is truncated"):
+        probe(path)
+
+
+def test_truncated_mp4_with_its_index_in_front(tmp_path, bikes):
+    whole = tmp_path / "front.mp4"
+    ffmpeg("-i", bikes, "-c", "copy", "-movflags", "faststart", whole)
+    path = tmp_path / "short.mp4"
+    path.write_bytes(whole.read_bytes()[:-60_000])
+    with pytest.raises(UserError, match=r"short\.mp4 breaks off"):
+        probe(path)
+
+
+@pytest.mark.parametrize("suffix", ["ts", "mkv", "avi", "mpg"])
+def test_other_containers_are_whole(tmp_path, bikes, suffix):
+    path = tmp_path / f"bikes.{suffix}"
+    codec = {"ts": "copy", "mkv": "copy", "avi": "mpeg4", "mpg": "mpeg2video"}[suffix]
+    ffmpeg("-i", bikes, "-c:v", codec, path)
+    info = probe(path)
+    assert info.frames == 250
+    check_decodes(path, info)
+    assert blank_share(path, info).share == 0
+
+
+def test_blank_frames_between_far_key_frames(tmp_path):
+    """One key frame in the whole file: it alone says nothing about the rest."""
+    sparse = {"g": "250", "x264-params": "scenecut=0"}
+    path = write_numbered(tmp_path / "late.mp4", count=200, blank_from=60, options=sparse)
+    info = probe(path)
+    assert info.keyframes == 1
+    assert blank_share(path, info).share == pytest.approx(0.7, abs=0.03)
+    assert blank_share(path, info).from_s == pytest.approx(2.4, abs=0.15)
+    inside = blank_share(path, info, start_s=3.0)
+    assert (inside.share, inside.from_s) == (1.0, pytest.approx(3.0, abs=0.05))

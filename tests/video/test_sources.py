@@ -32,3 +32,19 @@ def test_the_published_list(tmp_path):
     videos = read_list(path)
     assert list(videos) == ["amsterdam", "chiang_mai", "kuala_lumpur"]
     assert all(videos[key].source == load_sources()[key].source for key in videos)
+
+
+def test_comments_and_faults_of_a_list(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("\ufeffhttps://a.b/c#d.mp4, Chiang  Mai  # not tried\n", encoding="utf-8")
+    assert read_list(path)["chiang_mai"].source == "https://a.b/c#d.mp4"
+    for text, message in [
+        ("Venice\n", r"list\.txt, line 1: write 'address, name'"),
+        ("\nhttps://a.b/c\n", r"list\.txt, line 2: write 'address, name'"),
+        ("https://a.b/c, X\nhttps://a.b/d, x\n", r"line 2: a second video named 'x'"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_list(path)
+    with pytest.raises(UserError, match=r"none\.txt cannot be read"):
+        read_list(tmp_path / "none.txt")

@@ -6,7 +6,10 @@ published digest can be checked. What is fetched grows in ``.<name>.part`` besid
 survives a kill; only a checked file gets its name.
 """
 
+import base64
+import errno
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -22,7 +25,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from timewalk.artefacts import read_json, sha256_file, write_json, write_manifest
+from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json, write_manifest
 from timewalk.config import DownloadConfig, VideoConfig, package_file
 from timewalk.errors import UserError
 from timewalk.video.probe import VideoInfo, blank_share, check_decodes, probe
@@ -31,6 +34,10 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ogv"}
+
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+"""faults of our own disk, which no further try mends"""
 
 
 class Unreachable(UserError):
@@ -71,11 +78,11 @@ def download(
             f"{video.sha256}: it is another file; correct videos.{name}.source or .sha256."
         )
     info, blank = _check(name, video, found, settings, origin.get("duration_s"), warnings)
+    note = {"asked": identity(video.source), "sha256": digest, "origin": origin}
+    write_json(_origin_path(output), note)  # first: a kill between the two costs no second fetch
     if found == part:
         part.replace(output)
         _sidecar(part).unlink(missing_ok=True)
-    asked = {"asked": public(video.source), "sha256": digest, "origin": origin}
-    write_json(_origin_path(output), asked)
     for warning in warnings:
         log.warning("%s", warning)
     return write_manifest(
@@ -103,9 +110,16 @@ def _already_there(output: Path, video: VideoConfig) -> bool:
     if not (output.exists() and note.exists()):
         return False
     about = read_json(note)
-    same_source = about["asked"] == public(video.source)
     wanted = video.sha256 or about["sha256"]
-    return bool(same_source and about["sha256"] == wanted and sha256_file(output) == wanted)
+    # A digest names the bytes; without one the same address is all there is to go by.
+    known = bool(video.sha256) or about["asked"] == identity(video.source)
+    return bool(known and about["sha256"] == wanted and sha256_file(output) == wanted)
+
+
+def identity(source: str) -> str:
+    """Return what tells sources apart, their queries included, without showing them."""
+    parts = urlsplit(source)
+    return sha256_json(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
 
 
 def public(source: str) -> str:
@@ -116,6 +130,33 @@ def public(source: str) -> str:
     host = parts.netloc.rpartition("@")[2]
     query = parts.query if parts.query.startswith("v=") and "&" not in parts.query else ""
     return urlunsplit((parts.scheme, host, parts.path, query, ""))
+
+
+def _scrubbed(text: str, source: str) -> str:
+    """Return one line of a foreign message without the secrets of the addresses in it."""
+    parts = urlsplit(source)
+    lines = [line.removeprefix("ERROR: ").strip() for line in text.splitlines()]
+    line = next((line for line in lines if line), "no reason given")
+    line = re.sub(r"https?://[^\s'\"<>;,)\]]+", lambda found: public(found[0]), line)
+    if parts.query and parts.query not in public(source):
+        line = line.replace(parts.query, "…")
+    return line
+
+
+class _ScrubbedLog:
+    """What yt-dlp writes its messages to."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+
+    def debug(self, text: str) -> None:
+        log.debug("%s", _scrubbed(text, self._source))
+
+    def warning(self, text: str) -> None:
+        log.warning("%s", _scrubbed(text, self._source))
+
+    def error(self, text: str) -> None:
+        log.error("%s", _scrubbed(text, self._source))
 
 
 def _fetch(
@@ -175,9 +216,15 @@ def _fetch_http(address: str, part: Path, settings: DownloadConfig) -> None:
                     "or bring the file and name its path as source."
                 ) from None
             if error.code == 416:
+                if _is_all(part, error.headers.get("Content-Range") or ""):
+                    return
                 _discard(part)  # what is there is no beginning of what is served now
             reason = f"the server answers {error.code}"
         except (URLError, HTTPException, OSError) as error:
+            if getattr(error, "errno", None) in DISK:
+                raise UserError(
+                    f"{part} cannot be written ({error}): free the disk or mend its permissions."
+                ) from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         log.warning(
             "%s: %s (try %d of %d)", public(address), reason, attempt + 1, settings.retries + 1
@@ -190,6 +237,23 @@ def _fetch_http(address: str, part: Path, settings: DownloadConfig) -> None:
     )
 
 
+def _is_all(part: Path, content_range: str) -> bool:
+    """Return whether a server without more to send has no more than ``part`` holds."""
+    total = content_range.rpartition("/")[2]
+    return part.exists() and total.isdigit() and int(total) == part.stat().st_size
+
+
+def _request(address: str, headers: dict[str, str]) -> Request:
+    """Return a request; user and password of the address go into a header."""
+    parts = urlsplit(address)
+    login, _, host = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    if login:
+        code = base64.b64encode(unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {code}")
+    return request
+
+
 def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
     """Append what is missing to ``part``; return whether the file is complete."""
     have = _resumable(address, part)
@@ -199,13 +263,13 @@ def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
         tag = read_json(_sidecar(part)).get("tag")
         if tag:
             headers["If-Range"] = tag
-    with urlopen(Request(address, headers=headers), timeout=timeout_s) as answer:
+    with urlopen(_request(address, headers), timeout=timeout_s) as answer:
         resumed = answer.status == 206 and _range_start(answer) == have
         start = have if resumed else 0
         length = answer.headers.get("Content-Length")
         total = start + int(length) if length and length.isdigit() else None
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        write_json(_sidecar(part), {"source": public(address), "tag": tag})
+        write_json(_sidecar(part), {"source": identity(address), "tag": tag})
         with (
             open(part, "ab" if resumed else "wb") as file,
             _progress(part.name, start, total) as bar,
@@ -231,7 +295,7 @@ def _resumable(address: str, part: Path) -> int:
         return 0
     sidecar = _sidecar(part)
     about = read_json(sidecar) if sidecar.exists() else {}
-    if about.get("source") != public(address) or not about.get("tag"):
+    if about.get("source") != identity(address) or not about.get("tag"):
         _discard(part)
         return 0
     return part.stat().st_size
@@ -262,7 +326,9 @@ def _progress(name: str, start: int, total: int | None) -> Iterator[Any]:
         yield update
 
 
-def ytdlp_options(folder: Path, settings: DownloadConfig, cookies: Path | None) -> dict[str, Any]:
+def ytdlp_options(
+    folder: Path, settings: DownloadConfig, cookies: Path | None, logger: Any = log
+) -> dict[str, Any]:
     """Return the options for yt-dlp: resumable, one video, nothing shared between jobs."""
     height = settings.max_height
     return {
@@ -281,7 +347,7 @@ def ytdlp_options(folder: Path, settings: DownloadConfig, cookies: Path | None) 
         "ignoreerrors": False,
         "quiet": True,
         "noprogress": not sys.stderr.isatty(),
-        "logger": log,
+        "logger": logger,
         **({"cookiefile": str(cookies)} if cookies else {}),
     }
 
@@ -290,15 +356,18 @@ def _fetch_ytdlp(name: str, source: str, part: Path, settings: DownloadConfig) -
     """Fetch with yt-dlp into a folder of its own, which a killed download goes on in."""
     import yt_dlp
 
-    folder = part.with_suffix(".ytdlp")
-    folder.mkdir(exist_ok=True)
+    key = sha256_json([identity(source), settings.max_height])
+    fetched = read_json(_sidecar(part)) if part.exists() and _sidecar(part).exists() else {}
+    if fetched.get("ytdlp") == key:
+        return dict(fetched["origin"])  # a check refused it; the configuration has changed since
+    folder = _ytdlp_folder(part, key)
     with _private_cookies(name, settings) as cookies:
-        options = ytdlp_options(folder, settings, cookies)
+        options = ytdlp_options(folder, settings, cookies, _ScrubbedLog(source))
         try:
             with yt_dlp.YoutubeDL(options) as client:
                 about = client.extract_info(source, download=True)
         except yt_dlp.utils.DownloadError as error:
-            reason = str(error).splitlines()[0].removeprefix("ERROR: ")
+            reason = _scrubbed(str(error), source)
             raise Unreachable(
                 f"{public(source)}: {reason}; if it asks for a sign-in set download.cookies, if "
                 "formats are missing install deno, or bring the file and name its path as source."
@@ -306,15 +375,32 @@ def _fetch_ytdlp(name: str, source: str, part: Path, settings: DownloadConfig) -
     files = [file for file in folder.glob("video.*") if file.suffix not in (".part", ".ytdl")]
     if len(files) != 1:
         raise UserError(f"{name}: yt-dlp left {len(files)} files in {folder}; delete it and retry.")
-    files[0].replace(part)
-    shutil.rmtree(folder)
-    keys = ("id", "format_id", "vcodec", "height", "fps", "title", "extractor", "upload_date")
-    return {
+    fields = ("id", "format_id", "vcodec", "height", "fps", "title", "extractor", "upload_date")
+    origin = {
         "source": public(source),
         "duration_s": about.get("duration"),
         "yt_dlp": yt_dlp.version.__version__,
-        **{key: about.get(key) for key in keys},
+        **{field: _plain(about.get(field), source) for field in fields},
     }
+    _discard(part)
+    write_json(_sidecar(part), {"ytdlp": key, "origin": origin})
+    files[0].replace(part)
+    shutil.rmtree(folder)
+    return origin
+
+
+def _plain(value: Any, source: str) -> Any:
+    return _scrubbed(value, source) if isinstance(value, str) else value
+
+
+def _ytdlp_folder(part: Path, key: str) -> Path:
+    """Return the folder of one source: yt-dlp would go on with whatever partial file it finds."""
+    folder = part.with_name(f"{part.stem}.{key[:12]}.ytdlp")
+    for other in part.parent.glob(f"{part.stem}.*.ytdlp"):
+        if other != folder:
+            shutil.rmtree(other)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @contextmanager
@@ -347,9 +433,12 @@ def _check(
         check_decodes(file, info)
     except UserError as error:
         text = str(error).replace(str(file), f"{name} ({public(video.source)})")
+        _discard(file.with_name(f".{name}.part"))
         raise UserError(text) from None
     expected = video.duration_s or published_s
     if expected and abs(expected - info.duration_s) > settings.duration_tolerance_s:
+        if not video.duration_s:  # no setting to correct: what came is not what was published
+            _discard(file.with_name(f".{name}.part"))
         raise UserError(
             f"{name} lasts {info.duration_s:.1f} s, not {expected:.1f} s: it is not the expected "
             f"video, or not all of it; correct videos.{name}.duration_s or the source."

@@ -4,28 +4,35 @@ Written into a hidden folder beside the target, blurred there if asked, counted,
 renamed: no unblurred frame ever has its final name.
 """
 
+import hashlib
 import logging
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import av
 import ffmpeg
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_file, write_json, write_manifest
 from timewalk.config import BlurConfig, FramesConfig
 from timewalk.errors import UserError
-from timewalk.video.probe import VideoInfo, executable, open_video, probe
+from timewalk.video.probe import BLANK_STD, VideoInfo, executable, open_video, probe
 
 log = logging.getLogger(__name__)
 
 SLACK = 1e-3
-"""clocks of containers are rounded: 1/30 s may be 0.033"""
+"""seconds; clocks of containers are rounded: in Matroska 1/30 s is 0.033"""
+LOG_EVERY_S = 30.0
+"""seconds between two lines of a log"""
+LOOKED_AT = 256
+"""frames looked at for near-constant ones"""
 
 
 def extract_frames(
@@ -62,7 +69,7 @@ def extract_frames(
             f"{video} has {info.fps:g} frames a second, frames.fps asks for {settings.fps:g}; "
             "lower it, or set it to null for every frame."
         )
-    chosen = choose(times, settings.fps, start_s, min(end_s or np.inf, info.duration_s))
+    chosen = choose(times, settings.fps, start_s, end_s or np.inf)
     if len(chosen) == 0:
         raise UserError(
             f"{video} lasts {info.duration_s:.1f} s and has no frame between start_s {start_s} "
@@ -71,7 +78,7 @@ def extract_frames(
     _remove_stale(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        _extract(video, temporary, settings, chosen, len(times), info, start_s)
+        _extract(video, temporary, settings, chosen, times, info, start_s)
         np.save(temporary / "times.npy", times[chosen])
         report = _blur(temporary, blur, workers)
         _describe(video, temporary, settings, info, chosen, report, (start_s, end_s))
@@ -100,7 +107,7 @@ def choose(times: np.ndarray, fps: float | None, start_s: float, end_s: float) -
     inside = np.flatnonzero((times >= start_s - SLACK) & (times < end_s - SLACK))
     if fps is None or len(inside) == 0:
         return inside
-    place = np.floor((times[inside] - start_s) * fps + SLACK)
+    place = np.floor((times[inside] - start_s + SLACK) * fps)
     return inside[np.diff(place, prepend=-1) > 0]
 
 
@@ -115,12 +122,16 @@ def _extract(
     folder: Path,
     settings: FramesConfig,
     chosen: np.ndarray,
-    total: int,
+    times: np.ndarray,
     info: VideoInfo,
     start_s: float,
 ) -> None:
-    stream = ffmpeg.input(str(video)).video
-    if len(chosen) < total:
+    # What comes long after the content's end is not decoded; the minute covers streams that do
+    # not begin together.
+    until = float(times[chosen[-1]]) + 60
+    limit = {"to": until} if until < times[-1] else {}
+    stream = ffmpeg.input(str(video.absolute()), **limit).video
+    if len(chosen) < len(times):
         stream = stream.filter("setpts", "PTS-STARTPTS")
         stream = stream.filter("select", _expression(chosen, settings.fps, start_s))
     if settings.short_side is not None and settings.short_side < min(info.width, info.height):
@@ -128,7 +139,7 @@ def _extract(
         stream = stream.filter("scale", w, h, flags="bicubic")
     # Files need an order, no times: those of a variable rate would collide in the encoder's clock.
     stream = stream.filter("setpts", "N/(25*TB)").output(
-        str(folder / "%06d.jpg"),
+        str(folder.absolute()).replace("%", "%%") + "/%06d.jpg",
         **{
             "fps_mode": "passthrough",
             "enc_time_base": "1:25",
@@ -154,26 +165,42 @@ def _expression(chosen: np.ndarray, fps: float | None, start_s: float) -> str:
     inside = f"between(n,{chosen[0]},{chosen[-1]})"
     if fps is None:
         return inside
-    now, before = (f"floor(({t}-{start_s})*{fps}+{SLACK})" for t in ("t", "prev_selected_t"))
+    now, before = (f"floor(({t}-{start_s}+{SLACK})*{fps})" for t in ("t", "prev_selected_t"))
     return f"{inside}*(isnan(prev_selected_t)+gt({now},{before}))"
 
 
 def _run(command: list[str], total: int) -> str:
-    """Run ffmpeg with a bar on a terminal; return the last line of its errors."""
+    """Run ffmpeg; return the last line of its errors."""
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert process.stdout is not None
-        with tqdm(total=total, unit="frame", disable=not sys.stderr.isatty()) as bar:
-            for line in process.stdout:
-                key, _, value = line.strip().partition("=")
-                if key == "frame" and value.isdigit():
-                    bar.update(int(value) - bar.n)
-        process.wait()
+        try:
+            _follow(process, total)
+            process.wait()
+        finally:
+            process.kill()  # an interrupt must not leave it writing
+            process.wait()
         errors.seek(0)
         lines = [line.strip() for line in errors if line.strip()]
     if process.returncode and not lines:
         return f"ffmpeg ended with {process.returncode}"
     return lines[-1] if lines else ""
+
+
+def _follow(process: "subprocess.Popen[str]", total: int) -> None:
+    """Show ffmpeg's progress: a bar on a terminal, else a line now and then."""
+    assert process.stdout is not None
+    last = time.monotonic()
+    with tqdm(total=total, unit="frame", disable=not sys.stderr.isatty()) as bar:
+        done = 0
+        for line in process.stdout:
+            key, _, value = line.strip().partition("=")
+            if key != "frame" or not value.isdigit():
+                continue
+            bar.update(int(value) - done)
+            done = int(value)
+            if bar.disable and time.monotonic() - last > LOG_EVERY_S:
+                log.info("%d of %d frames", done, total)
+                last = time.monotonic()
 
 
 def _blur(folder: Path, blur: BlurConfig | None, workers: int) -> dict[str, Any] | None:
@@ -199,6 +226,9 @@ def _describe(
     with av.open(str(files[0])) as first:
         width, height = first.streams.video[0].width, first.streams.video[0].height
     warnings = ["the video has a variable frame rate"] if info.variable_frame_rate else []
+    blank = _blank_share(files)
+    if blank:
+        warnings.append(f"{blank:.0%} of the sampled frames are near-constant")
     summary = report and {key: report[key] for key in ("frames", "frames_with_faces", "faces")}
     write_manifest(
         folder / "manifest.json",
@@ -218,7 +248,25 @@ def _describe(
         },
         warnings=warnings,
         times_sha256=sha256_file(folder / "times.npy"),
+        frames_sha256=_digest(files),
+        blank_share=blank,
         source_frames=[int(chosen[0]), int(chosen[-1])],
         source_fps=info.fps,
         blur=summary,
     )
+
+
+def _digest(files: list[Path]) -> str:
+    """Return the SHA-256 over the SHA-256 of each file, in order."""
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
+
+
+def _blank_share(files: list[Path]) -> float:
+    """Return the share of near-constant frames among evenly spaced ones."""
+    some = [files[n] for n in np.unique(np.linspace(0, len(files) - 1, LOOKED_AT).astype(int))]
+    blank = 0
+    for file in some:
+        with Image.open(file) as image:
+            image.draft("L", (160, 90))  # decodes at an eighth of the size where that suffices
+            blank += bool(np.asarray(image.convert("L")).std() < BLANK_STD)
+    return blank / len(some)

@@ -1,8 +1,8 @@
 """What a video file holds, and where the ffmpeg executables are."""
 
-import logging
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,8 +12,6 @@ import av
 import numpy as np
 
 from timewalk.errors import UserError
-
-log = logging.getLogger(__name__)
 
 BLANK_STD = 2.0
 """standard deviation of luma (0..255) below which a frame counts as near-constant"""
@@ -135,15 +133,12 @@ def probe(path: Path) -> VideoInfo:
         times, last_s, keyframes = _packets(path, container, stream)
         if not times:
             raise UserError(f"{path} holds no frames: it is truncated; fetch or copy it again.")
-        if stream.frames > len(times):
-            raise UserError(
-                f"{path} breaks off after {len(times)} of {stream.frames} frames: it is truncated; "
-                "fetch or copy it again."
-            )
         gaps = np.diff(np.sort(np.array(times, dtype=np.int64)))
         base = stream.time_base
         span = float((max(times) - min(times)) * base) + last_s
         rate = _rate(stream, len(times), span)
+        longest_s = max(float(gaps.max() * base) if len(gaps) else 0.0, float(1 / rate))
+        _check_whole(path, container, len(times), float(max(times) * base) + last_s, longest_s)
         slack = max(1, int(Fraction(1, 1000) / base))
         return VideoInfo(
             width=height if rotation % 180 else width,
@@ -160,6 +155,38 @@ def probe(path: Path) -> VideoInfo:
             variable_frame_rate=bool(len(gaps) and gaps.max() - gaps.min() > slack),
             audio_streams=len(container.streams.audio),
         )
+
+
+def _check_whole(path: Path, container: Any, count: int, end_s: float, longest_s: float) -> None:
+    """Compare the last frame's end with the length that the container declares.
+
+    A count alone does not tell: an edit list (a trimmed clip) hides frames that are all there.
+    """
+    stream = container.streams.video[0]
+    declared = _declared_s(container, stream)
+    # Where frames are counted too, half a frame is missing enough; else rounded clocks and last
+    # frames of unknown length need room.
+    slack = longest_s / 2 if stream.frames > count else max(0.1, 3 * longest_s)
+    if declared is not None and end_s + slack < declared:
+        raise UserError(
+            f"{path} breaks off after {count} frames, at second {end_s:.1f} of {declared:.1f}: it "
+            "is truncated; fetch or copy it again."
+        )
+
+
+def _declared_s(container: Any, stream: Any) -> float | None:
+    """Return the length in seconds that the header states; None where it is only an estimate."""
+    if not any(name in container.format.name for name in ("mp4", "matroska", "avi")):
+        return None
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    clock = stream.metadata.get("DURATION", "").split(":")
+    try:
+        hours, minutes, seconds = (float(part) for part in clock)
+    except ValueError:
+        alone = len(container.streams) == 1 and container.duration
+        return container.duration / av.time_base if alone else None
+    return hours * 3600 + minutes * 60 + seconds
 
 
 def _rate(stream: Any, frames: int, span: float) -> Fraction:
@@ -223,33 +250,74 @@ class Blank:
 def blank_share(
     path: Path, info: VideoInfo, start_s: float = 0.0, end_s: float | None = None, samples: int = 64
 ) -> Blank:
-    """Look at evenly spaced frames and return how many show nothing.
+    """Look at evenly spaced frames of [start_s, end_s) and return how many show nothing.
 
-    Takes the key frame before each place, so that an hour of video takes seconds; memory holds
+    Key frames serve where they lie close enough, so that an hour of video takes seconds; where
+    they lie further apart than the samples, the frames between are decoded, once. Memory holds
     one frame.
+
+    Raises:
+        UserError: a place that cannot be decoded.
     """
     end = min(end_s or info.duration_s, info.duration_s)
-    places = np.linspace(start_s, end, samples, endpoint=False)
-    found: dict[float, bool] = {}
-    with open_video(path) as container:
+    places = np.linspace(start_s, end, samples, endpoint=False).tolist()
+    flags: list[tuple[float, bool]] = []
+    try:
+        for second, frame in _samples(path, places):
+            if second < end:
+                luma = frame.reformat(width=160, height=90, format="gray").to_ndarray()
+                flags.append((second, bool(luma.std() < BLANK_STD)))
+    except av.FFmpegError as error:
+        raise UserError(
+            f"{path} cannot be decoded ({_reason(error)}): it is damaged; fetch or copy it again."
+        ) from None
+    tail = len(flags)
+    while tail and flags[tail - 1][1]:
+        tail -= 1
+    from_s = flags[tail][0] if tail < len(flags) else None
+    return Blank(sum(flag for _, flag in flags) / max(1, len(flags)), from_s, len(flags))
+
+
+def _samples(path: Path, places: list[float]) -> Iterator[tuple[float, Any]]:
+    """Yield seconds and frames, one for each of the rising places, none twice, none before."""
+    spacing = places[1] - places[0] if len(places) > 1 else 0.0
+    with open_video(path) as ahead, open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         origin = stream.start_time or 0
+        frames: Iterator[Any] = iter(())
+        now = -np.inf
         for place in places:
-            container.seek(origin + int(place / stream.time_base), stream=stream, backward=True)
-            frame = next(container.decode(stream), None)
-            if frame is None:
-                continue
-            second = float((frame.pts - origin) * stream.time_base)
-            luma = frame.reformat(width=160, height=90, format="gray").to_ndarray()
-            found[second] = bool(luma.std() < BLANK_STD)
-    blank = sorted(found.items())
-    flags = [flag for _, flag in blank]
-    tail = len(flags)
-    while tail and flags[tail - 1]:
-        tail -= 1
-    from_s = blank[tail][0] if tail < len(flags) else None
-    return Blank(sum(flags) / max(1, len(flags)), from_s, len(flags))
+            # Seeking back to a key frame already passed would decode the same frames again.
+            jump = _key_before(ahead, place) > now
+            if jump:
+                _seek(container, place)
+                frames = container.decode(stream)
+            wanted = max(places[0], place - spacing) if jump else place
+            for frame in frames:
+                if frame.pts is None:
+                    continue
+                now = float((frame.pts - origin) * stream.time_base)
+                if now >= wanted - 1e-3:
+                    yield now, frame
+                    break
+
+
+def _key_before(container: Any, second: float) -> float:
+    """Return the second of the key frame to which a seek leads."""
+    stream = container.streams.video[0]
+    _seek(container, second)
+    packet = next(container.demux(stream), None)
+    stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
+    if stamp is None:
+        return second
+    return float((stamp - (stream.start_time or 0)) * stream.time_base)
+
+
+def _seek(container: Any, second: float) -> None:
+    stream = container.streams.video[0]
+    place = (stream.start_time or 0) + int(second / stream.time_base)
+    container.seek(place, stream=stream, backward=True)
 
 
 def check_decodes(path: Path, info: VideoInfo) -> None:
@@ -259,15 +327,23 @@ def check_decodes(path: Path, info: VideoInfo) -> None:
         UserError: a place that cannot be decoded.
     """
     with open_video(path) as container:
-        stream = container.streams.video[0]
-        origin = stream.start_time or 0
         for tenth in range(11):
             place = min(info.duration_s * tenth / 10, max(0.0, info.duration_s - 2 / info.fps))
             try:
-                container.seek(origin + int(place / stream.time_base), stream=stream, backward=True)
-                next(container.decode(stream))
+                _decode_at(container, place)
             except (av.FFmpegError, StopIteration) as error:
                 raise UserError(
                     f"{path} cannot be decoded at second {place:.1f} ({_reason(error)}): it is "
                     "damaged or truncated; fetch or copy it again."
                 ) from None
+
+
+def _decode_at(container: Any, second: float) -> None:
+    """Decode one frame from the key frame before, or from earlier: containers without an index
+    (MPEG-TS) may lead past the last key frame."""
+    stream = container.streams.video[0]
+    for back in (0.0, 2.0, 10.0, second):
+        _seek(container, max(0.0, second - back))
+        if next(container.decode(stream), None) is not None:
+            return
+    raise StopIteration("nothing comes")

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from timewalk.config import VideoConfig, lookup
+from timewalk.errors import UserError
 
 
 @cache
@@ -54,12 +55,25 @@ def read_list(path: Path) -> dict[str, VideoConfig]:
     """Read a list in the published form: one ``address, name`` a line.
 
     A missing comma, spaces in names, blank lines and ``#`` comments are accepted.
+
+    Raises:
+        UserError: no such file, a line without address or name, or two videos of one name.
     """
-    videos = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.strip()
-        if not text or text.startswith("#"):
+    videos: dict[str, VideoConfig] = {}
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); name a text file.") from None
+    for number, line in enumerate(lines, 1):
+        # A comment begins the line or follows a space: addresses may hold a #.
+        text = re.sub(r"(^|\s)#.*", "", line).strip()
+        if not text:
             continue
         address, _, name = re.sub(r"[\s,]+", " ", text).partition(" ")
-        videos[key_of(name or Path(address).stem)] = VideoConfig(source=address)
+        key = key_of(name)
+        if "://" not in address or not key:
+            raise UserError(f"{path}, line {number}: write 'address, name', not '{text}'.")
+        if key in videos:
+            raise UserError(f"{path}, line {number}: a second video named '{key}'; rename one.")
+        videos[key] = VideoConfig(source=address)
     return videos
