@@ -60,7 +60,7 @@ def train(method, data, steps):
         result.total.backward()
         method.after_backward(step(index))
         optimizer.step()
-        after = method.after_step(step(index))
+        after = method.after_step(step(index), {**result.means, **result.rows})
         terms = {**result.terms, **after}
         assert all(torch.isfinite(torch.as_tensor(value)) for value in terms.values()), terms
         losses.append(result.total.item())

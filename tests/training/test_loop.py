@@ -47,9 +47,9 @@ def test_resume_is_bit_exact(tmp_path, stop_after):
     first = make(tmp_path / "parts")
     original = first.method.after_step
 
-    def stop(step):
+    def stop(step, joint):
         first.stop = step.index + 1 == stop_after
-        return original(step)
+        return original(step, joint)
 
     first.method.after_step = stop
     with pytest.raises(InterruptedTraining):

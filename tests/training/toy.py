@@ -45,7 +45,7 @@ class Toy(Method):
             total = total * float("nan")
         return Losses(total, {"draw": float(step.rng().random())})
 
-    def after_step(self, step):
+    def after_step(self, step, joint):
         self.ema.lerp_(self.encoder[0].weight.detach(), 0.1)
         return {"seen": self.seen}
 

@@ -1,7 +1,9 @@
 """The contract between a method and the training loop.
 
-A method is written as if there were one process. The loop knows nothing of any method: what it
-needs to know, the method says here.
+A method is written as if there were one process and one batch. The loop knows nothing of any
+method: what it needs to know, the method says here. A step's batch may be computed in parts, on
+several processes and one after the other; what the method wants to know of the whole batch it
+names in :class:`Losses`, and gets it back in ``after_step``.
 """
 
 from collections.abc import Iterator
@@ -46,12 +48,18 @@ class Losses:
     """What a method's loss returns.
 
     Attributes:
-        total: the scalar to differentiate.
+        total: the scalar to differentiate: a mean over the clips it was given.
         terms: named scalars for the log, detached tensors or numbers.
+        means: detached tensors that are means over these clips (of the teacher's output, for a
+            centre); ``after_step`` gets their mean over the whole batch.
+        rows: detached tensors with a row for each clip or each of its items (for a queue);
+            ``after_step`` gets all rows of the whole batch, in the batch's order.
     """
 
     total: Tensor
     terms: dict[str, Tensor | float] = field(default_factory=dict)
+    means: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,16 +92,25 @@ class Method(nn.Module):
     Attributes:
         Config: pydantic model of the run's keys.
         trains: False for methods that only bring an encoder.
+        splits: whether the loss of a batch is the mean of its parts' losses, so that a process may
+            compute its share in parts; False where clips of a batch see each other in the loss
+            (a joint assignment), which then gathers them itself by ``ops.collectives``.
+        unused_parameters: whether some step leaves a learning parameter without a gradient.
         encoder: the network that is exported.
     """
 
     Config: ClassVar[type[RunConfig]]
     trains: ClassVar[bool] = True
+    splits: bool = True
+    unused_parameters: bool = False
     encoder: Encoder
 
     def clip_shape(self) -> tuple[int, int]:
-        """Return (frames in a clip, step between them in frames of the data set)."""
-        return 1, 1
+        """Return (frames in a clip, step between them in frames of the data set).
+
+        Single frames have step 0: every frame of a video counts.
+        """
+        return 1, 0
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the augmented views of one clip.
@@ -106,8 +123,16 @@ class Method(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not train and has no views")
 
+    def device_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views as :meth:`loss` takes them: the part of the augmentation that is left
+        to the device. Called without gradients on a batch of what :meth:`views` returned."""
+        return batch
+
     def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
-        """Return the loss of a batch of views (each (B, ...), on the method's device)."""
+        """Return the loss of a batch of views (each (B, ...), on the method's device).
+
+        Changes nothing of the method: what follows from a batch waits for :meth:`after_step`.
+        """
         raise TypeError(f"{type(self).__name__} does not train and has no loss")
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -125,8 +150,13 @@ class Method(nn.Module):
     def after_backward(self, step: Step) -> None:
         """Change gradients after clipping and before the optimiser (frozen layers)."""
 
-    def after_step(self, step: Step) -> dict[str, float]:
-        """Update what is no parameter (EMA teacher, queues); return scalars for the log."""
+    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float]:
+        """Update what is no parameter (EMA teacher, centre, queues); return scalars for the log.
+
+        Args:
+            step: the step that is done.
+            joint: ``means`` and ``rows`` of the whole batch.
+        """
         return {}
 
     def state(self) -> dict[str, Any]:

@@ -342,6 +342,8 @@ class DoRA(Method):
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.register_buffer("centre", torch.zeros(1, config.out_dim))
+        # The published threshold is a mean over all clips of a batch.
+        self.splits = config.compat == "intended"
         self._global_chain = ColourChain(blur_prob=0.1)
         self._local_chain = ColourChain(blur_prob=0.5)
 
@@ -408,7 +410,6 @@ class DoRA(Method):
             object_weights(config.num_objects, images_BFCSS.shape[1], config.compat),
             config.student_temperature,
         )
-        update_centre_(self.centre, teacher_RD, config.centre_momentum)
         entropy = torch.special.entr(target_RD).sum(dim=-1).mean()
         return Losses(
             parts.total,
@@ -421,6 +422,7 @@ class DoRA(Method):
                 "mask_coverage": masks_BFKN.float().mean(),
                 "sinkhorn_underflows": underflows(objects.scores, config.sinkhorn_epsilon).sum(),
             },
+            means={"centre": teacher_RD.mean(dim=0, keepdim=True)},
         )
 
     @torch.no_grad()
@@ -476,8 +478,9 @@ class DoRA(Method):
             for parameter in self.student.head.last_layer.parameters():  # type: ignore[union-attr]
                 parameter.grad = None
 
-    def after_step(self, step: Step) -> dict[str, float]:
-        """Let the teacher follow the student."""
+    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float]:
+        """Let the centre follow the teacher's outputs, and the teacher the student."""
+        update_centre_(self.centre, joint["centre"], self.config.centre_momentum)
         momentum = warmup_cosine(step.index, step.total, self.config.momentum_teacher, 1.0)
         ema_update_(self.teacher.parameters(), self.student.parameters(), momentum)
         return {"teacher_momentum": momentum}

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from timewalk.ops.collectives import mean_over_processes
-
 # Rows times width of what is expanded to float32 at once: 64 MB.
 CHUNK_NUMEL = 1 << 24
 
@@ -30,8 +28,8 @@ def teacher_probabilities(logits: Tensor, centre: Tensor, temperature: float) ->
 
 @torch.no_grad()
 def update_centre_(centre: Tensor, logits: Tensor, momentum: float) -> None:
-    """Set centre (1, D) to m centre + (1 - m) mean of the teacher's rows of all processes."""
-    mean = mean_over_processes(full(logits).flatten(0, -2).mean(dim=0, keepdim=True))
+    """Set centre (1, D) to m centre + (1 - m) mean of the teacher's rows."""
+    mean = full(logits).flatten(0, -2).mean(dim=0, keepdim=True)
     centre.lerp_(mean.to(centre.dtype), 1.0 - momentum)
 
 

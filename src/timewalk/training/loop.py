@@ -260,7 +260,7 @@ class Trainer:
         norm = self._clip()
         self.method.after_backward(step)
         self.optimizer.step()
-        after = self.method.after_step(step)
+        after = self.method.after_step(step, {**losses.means, **losses.rows})
         loss = losses.total.detach()
         return {"loss": loss, **losses.terms, **rates, "grad_norm": norm, **after}
 
