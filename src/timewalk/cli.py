@@ -34,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.call(arguments) or 0
     except UserError as error:
+        if note := os.environ.get("TIMEWALK_ERROR_FILE"):
+            Path(note).write_text(str(error), encoding="utf-8")
+            return 1
         message = f"timewalk {arguments.verb}: {error}"
         print(message, file=terminal, flush=True)
         if terminal is not sys.stderr:
@@ -247,23 +250,53 @@ def prepare(arguments: Arguments) -> None:
 
 def train(arguments: Arguments) -> int | None:
     """Train a run, going on from its newest checkpoint."""
+    from timewalk.methods.base import TrainedRunConfig
+    from timewalk.suite import load_run
     from timewalk.training.devices import lease
+    from timewalk.training.distributed import Processes, die_with_parent, processes
+    from timewalk.training.launch import launch
 
-    with lease(arguments.gpus):
-        import torch
+    config = load_run(arguments.settings, f"runs.{arguments.run}")
+    group = processes()
+    if group is not None:
+        die_with_parent()
+        return _train(arguments, config, group)
+    with lease(arguments.gpus) as held:
+        if isinstance(config, TrainedRunConfig) and (config.nodes > 1 or len(held) > 1):
+            return launch(_words(arguments), max(1, len(held)), config.nodes)
+        return _train(arguments, config, Processes())
 
-        from timewalk.suite import load_run
-        from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
-        from timewalk.training.loop import train as call
 
-        machine = Machine(_device(arguments), workers=_workers(arguments))
-        torch.set_num_threads(max(1, arguments.threads))
-        config = load_run(arguments.settings, f"runs.{arguments.run}")
-        try:
+def _words(arguments: Arguments) -> list[str]:
+    """The verb `train` again, for each of several processes."""
+    settings = json.dumps(arguments.settings)
+    machine = ["--gpus", str(arguments.gpus), "--threads", str(arguments.threads)]
+    shards = ["--shards", *map(str, arguments.shards)]
+    words = [arguments.run, str(arguments.output), "--settings", settings]
+    return ["train", *words, *machine, *shards]
+
+
+def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
+    import torch
+
+    from timewalk.training.distributed import joined
+    from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
+    from timewalk.training.loop import train as call
+
+    logging.getLogger().setLevel(logging.INFO if group.main else logging.ERROR)
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
+    arguments.threads = max(1, arguments.threads // together)
+    device = _device(arguments)
+    if device.type == "cuda":
+        device = torch.device("cuda", group.local_rank)
+    torch.set_num_threads(arguments.threads)
+    machine = Machine(device, _workers(arguments), group)
+    try:
+        with joined(group, device):
             call(arguments.run, config, arguments.shards, arguments.output, machine)
-        except InterruptedTraining as stopped:
-            logging.getLogger(__name__).warning("%s", stopped)
-            return INTERRUPTED
+    except InterruptedTraining as stopped:
+        logging.getLogger(__name__).warning("%s", stopped)
+        return INTERRUPTED
     return None
 
 

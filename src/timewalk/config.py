@@ -225,8 +225,8 @@ class TrainingConfig(Strict):
     """learning rate at the end of the cosine, not scaled"""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
     """epochs of linear warm-up from 0"""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """adamw: betas 0.9, 0.999; sgd: momentum 0.9"""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """adamw: betas 0.9, 0.999; sgd: momentum 0.9; lars: momentum 0.9, trust coefficient 0.001"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     """weight decay at the start of the cosine"""
     weight_decay_end: Annotated[float, Field(ge=0)] = 0.4
@@ -235,8 +235,17 @@ class TrainingConfig(Strict):
     """largest norm of a gradient; 0: no clipping"""
     clip_mode: Literal["parameter", "global"] = "parameter"
     """the norm of each parameter tensor alone, or of all together"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """arithmetic of the networks; losses are always in fp32"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """arithmetic of the networks, fp16 with a scaled loss; losses are always in fp32"""
+    compile: Literal["off", "default"] = "off"
+    """`default`: the networks' repeated blocks go through torch.compile (needs a C++ compiler)"""
+    activation_checkpointing: bool = False
+    """recompute the networks' blocks in the backward pass: less memory, a third more time"""
+    micro_batch_size: Positive | None = None
+    """most clips that one process computes at once; the rest of its share of the batch follows by
+    gradient accumulation; null: all at once"""
+    augment: Literal["worker", "device"] = "worker"
+    """where colours are changed: by the loader's workers with PIL, or in batches on the device"""
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
     """minutes between checkpoints, besides one at each epoch's end"""
     keep_checkpoints: Positive = 2

@@ -3,12 +3,17 @@
 Each method's ``Config.miniature()`` gives the keys of a run that takes seconds on a CPU.
 """
 
+import json
+
 import pytest
 import torch
 
+from tests.training.processes import miniature, moments, train_in_processes
+from tests.training.processes import train as train_run
 from timewalk.encoders import load_encoder, save_encoder
 from timewalk.methods import get_method, method_names
 from timewalk.methods.base import Step
+from timewalk.training.loop import InterruptedTraining, Trainer
 
 TRAINED = [name for name in method_names() if get_method(name).trains]
 
@@ -172,3 +177,85 @@ def test_pictures_are_pictures(build, name):
         assert picture.ndim == 3
         assert picture.shape[2] == 3
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def curve(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    machine = ("time", "data_s", "step_s", "clips_per_s", "peak_memory_mb")
+    return [{k: v for k, v in line.items() if k not in machine} for line in lines]
+
+
+def assert_near(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            torch.as_tensor(found[key]),
+            torch.as_tensor(value),
+            rtol=0,
+            atol=tolerance,
+            msg=lambda text, key=key: f"{key}: {text}",
+        )
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_two_processes_train_as_one(tmp_path, name):
+    config = miniature(name)
+    one = train_run(config, tmp_path / "one")
+    start = get_method(name)(config).state_dict()
+    expected = one.method.state_dict()
+    moved = max(float((expected[k].float() - start[k].float()).abs().max()) for k in start)
+    assert moved > 1e-3
+    (tmp_path / "two").mkdir()
+    first, second = train_in_processes(config, tmp_path / "two", 2)
+    assert_near(second, first, 0)
+    assert_near(first, expected, 1e-6)
+    assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), 1e-6)
+    for found, line in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
+        assert_near(found, line, 2e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in TRAINED if get_method(n).splits])
+def test_micro_batches_train_as_the_whole_batch(tmp_path, name):
+    expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
+    parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
+    assert parts.share.parts == 4
+    assert_near(parts.method.state_dict(), expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_recomputed_activations_train_the_same(tmp_path, name):
+    expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
+    found = train_run(miniature(name, activation_checkpointing=True), tmp_path / "again")
+    assert_near(found.method.state_dict(), expected, 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_lower_precisions_train(tmp_path, name, precision):
+    config = miniature(name, precision=precision)
+    method = train_run(config, tmp_path).method
+    assert all(p.dtype == torch.float32 for p in method.parameters())
+    assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_an_interrupted_training_ends_as_one_never_stopped(tmp_path, name, monkeypatch):
+    config = get_method(name).Config.miniature()
+    config["training"] = {**config["training"], "batch_size": 4, "epochs": 3}
+    config = get_method(name).Config.model_validate(config)
+    whole = train_run(config, tmp_path / "whole")
+    original = Trainer._step
+
+    def stopped(self, data, step):
+        self.stop = step.index == 2
+        return original(self, data, step)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    with pytest.raises(InterruptedTraining):
+        train_run(config, tmp_path / "parts")
+    monkeypatch.undo()
+    again = train_run(config, tmp_path / "parts")
+    assert again.first == 3
+    assert_near(again.method.state_dict(), whole.method.state_dict(), 0)
+    assert_near(moments(tmp_path / "parts"), moments(tmp_path / "whole"), 0)
+    assert curve(tmp_path / "parts") == curve(tmp_path / "whole")

@@ -157,7 +157,7 @@ def test_masked_images_of_other_than_square_grids():
 def test_one_mad_clip_does_not_blank_the_others(compat):
     """Large queries of one clip make the published Sinkhorn NaN and blank the whole batch."""
     method = DoRA(config(compat=compat, encoder={**config().encoder.model_dump(), "drop_path": 0}))
-    images = method._normalised(batch()["global"])
+    images = method.normalised(batch()["global"])
     tokens = method.teacher.backbone.tokens
 
     def mad(*arguments, **keys):
@@ -191,7 +191,7 @@ def test_bytes_and_normalised_floats_are_the_same_input():
     method = DoRA(config()).eval()
     data = batch()
     one = method.loss(data, step()).total
-    two = method.loss({k: method._normalised(v) for k, v in data.items()}, step()).total
+    two = method.loss({k: method.normalised(v) for k, v in data.items()}, step()).total
     assert torch.equal(one, two)
 
 

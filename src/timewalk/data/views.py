@@ -239,8 +239,8 @@ def global_view(
     view = crop_resize(frames, random_window(frames.shape[-2], frames.shape[-1], scale, rng), size)
     if float(torch.rand((), generator=rng)) < 0.5:
         view = view.flip(-1)
-    draws = _draws(len(view), chain, rng)
-    return _coloured(to_bytes(view), draws, chain)
+    draws = colour_draws(len(view), chain, rng)
+    return coloured(to_bytes(view), draws, chain)
 
 
 def local_views(
@@ -252,25 +252,50 @@ def local_views(
         uint8 (L, F, 3, size, size).
     """
     height, width = frames.shape[-2:]
-    draws = _draws(count * len(frames), chain, rng)
+    draws = colour_draws(count * len(frames), chain, rng)
     images = to_bytes(frames).split(1) * count
     views = [
         resize_window(image, random_window(height, width, scale, rng), size) for image in images
     ]
-    return _coloured(torch.cat(views), draws, chain).unflatten(0, (count, len(frames)))
+    return coloured(torch.cat(views), draws, chain).unflatten(0, (count, len(frames)))
 
 
-def _draws(images: int, chain: ColourChain, rng: torch.Generator) -> list[list[float]]:
-    return torch.rand(images, chain.draws, generator=rng, dtype=torch.float64).tolist()
+def image_crops(frame: Tensor, count: int, scale: Pair, size: int, rng: torch.Generator) -> Tensor:
+    """Return DINO's crops of an image before their colours, each its own window and flip.
+
+    Args:
+        frame: uint8 (1, 3, H, W), channels last in memory.
+        count: C, may be 0.
+        scale: share of the area that a window covers.
+        size: side of a crop.
+        rng: source of all draws.
+
+    Returns:
+        uint8 (C, 3, size, size), channels last in memory.
+    """
+    crops = torch.empty(
+        (count, 3, size, size), dtype=torch.uint8, memory_format=torch.channels_last
+    )
+    for crop in crops:
+        window = random_window(frame.shape[-2], frame.shape[-1], scale, rng)
+        view = resize_window(frame, window, size)[0]
+        flip = float(torch.rand((), generator=rng)) < 0.5
+        crop.copy_(view.flip(-1) if flip else view)
+    return crops
 
 
-def _coloured(frames: Tensor, draws: Sequence[Sequence[float]], chain: ColourChain) -> Tensor:
-    """Send each of some uint8 frames (., 3, H, W) through the chain."""
+def colour_draws(images: int, chain: ColourChain, rng: torch.Generator) -> Tensor:
+    """Return the numbers that the colours of some images take, float64 (images, chain.draws)."""
+    return torch.rand(images, chain.draws, generator=rng, dtype=torch.float64)
+
+
+def coloured(frames: Tensor, draws: Tensor, chain: ColourChain) -> Tensor:
+    """Send each of some uint8 frames (N, 3, H, W) through the chain, by its row of ``draws``."""
     pixels = frames.permute(0, 2, 3, 1).numpy()
-    images = [
-        np.asarray(chain.apply(Image.fromarray(x), u)) for x, u in zip(pixels, draws, strict=True)
-    ]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+    changed = np.empty(pixels.shape, np.uint8)
+    for before, after, uniform in zip(pixels, changed, draws.tolist(), strict=True):
+        after[:] = np.asarray(chain.apply(Image.fromarray(before), uniform))
+    return torch.from_numpy(changed).permute(0, 3, 1, 2).contiguous()
 
 
 def normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

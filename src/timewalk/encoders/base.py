@@ -45,6 +45,7 @@ class Encoder(nn.Module):
         mean: of each colour, on 0..1.
         std: of each colour, on 0..1.
         spec: plain data from which :func:`timewalk.encoders.from_spec` builds the network again.
+        channels_last: whether images and weights are faster with their channels last in memory.
     """
 
     stride: int
@@ -53,6 +54,11 @@ class Encoder(nn.Module):
     mean: Triple
     std: Triple
     spec: dict[str, Any]
+    channels_last: bool = False
+
+    def regions(self) -> list[nn.Module]:
+        """Return the parts that follow each other: each is compiled and recomputed by itself."""
+        return []
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of normalised images (B, 3, H, W)."""

@@ -7,7 +7,7 @@ Summary: the pooled features before the classifier. Patches: the deepest map at 
 from typing import Any
 
 import timm
-from torch import Tensor
+from torch import Tensor, nn
 
 from timewalk.encoders.base import Encoder, Features, Triple
 from timewalk.errors import UserError, nearest
@@ -23,6 +23,8 @@ class TimmEncoder(Encoder):
         mean: of the images it expects; None: as timm says.
         std: likewise.
     """
+
+    channels_last = True
 
     def __init__(self, name: str, mean: Triple | None = None, std: Triple | None = None) -> None:
         super().__init__()
@@ -51,6 +53,10 @@ class TimmEncoder(Encoder):
         """Set the images' mean and standard deviation that the loaded weights expect."""
         self.mean, self.std = _triple(mean), _triple(std)
         self.spec |= {"mean": self.mean, "std": self.std}
+
+    def regions(self) -> list[nn.Module]:
+        """Return the stages of the network."""
+        return [part for part in self.body.children() if any(True for _ in part.parameters())]
 
     def forward(self, images: Tensor) -> Features:
         """Return pooled features and the map at stride 16."""

@@ -89,5 +89,10 @@ def multi_crop(
         head: features to logits.
         crops: (B, 3, H, W) each, of any sizes.
     """
-    groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda c: c.shape[-2:])]
-    return head(torch.cat([backbone(group) for group in groups]))
+    groups = [list(group) for _, group in groupby(crops, key=lambda c: c.shape[-2:])]
+    return head(_joined([backbone(_joined(group)) for group in groups]))
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    # A single tensor would be copied.
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0]

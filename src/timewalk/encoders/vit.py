@@ -103,6 +103,10 @@ class ViT(VisionTransformer, Encoder):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
+    def regions(self) -> list[nn.Module]:
+        """Return the blocks."""
+        return list(self.blocks)
+
     def forward(self, images: Tensor) -> Features:  # type: ignore[override]
         """Return the normalised class token and the map of normalised patch tokens."""
         tokens = self.tokens(images)

@@ -38,6 +38,7 @@ def get_method(name: str) -> type[Method]:
     return method
 
 
+register("dino", "timewalk.methods.dino:DINO")
 register("dora", "timewalk.methods.dora:DoRA")
 register("pretrained", "timewalk.methods.pretrained:Pretrained")
 register("random", "timewalk.methods.random:Random")

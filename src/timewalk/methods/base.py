@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timewalk.config import Name, RunConfig, TrainingConfig
+from timewalk.config import Name, Positive, RunConfig, TrainingConfig
 from timewalk.encoders import Encoder
 
 
@@ -84,6 +84,9 @@ class TrainedRunConfig(RunConfig):
     """name of the training set, of `datasets:`"""
     training: TrainingConfig = TrainingConfig()
     """the training loop"""
+    nodes: Positive = 1
+    """machines that train together, each with the GPUs that the rule asks for (Slurm); changes
+    speed, not results"""
 
 
 class Method(nn.Module):

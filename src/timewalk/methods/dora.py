@@ -12,53 +12,43 @@ b * F + f of (B * F, ...).
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
-from torch import Tensor, nn
+from pydantic import model_validator
+from torch import Tensor
 from torch.nn import functional as F
 
-from timewalk.config import EncoderConfig, Positive, Probability, TrainingConfig
+from timewalk.config import Positive, TrainingConfig
 from timewalk.data.views import (
     ColourChain,
     crop_resize,
     global_view,
     local_views,
-    normalise,
     random_window,
 )
-from timewalk.encoders import build_encoder, seeded
-from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, VIT_SHAPES, vit_shape
-from timewalk.encoders.heads import DinoHead
-from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
-from timewalk.ops.collectives import mean_over_processes
-from timewalk.ops.distillation import (
-    cross_entropy,
-    full,
-    teacher_probabilities,
-    update_centre_,
+from timewalk.encoders.base import VIT_SHAPES, vit_shape
+from timewalk.methods.base import Losses, Step
+from timewalk.methods.distillation import (
+    Distillation,
+    DistillationConfig,
+    Range,
+    Side,
+    StudentEncoder,
+    Temperature,
+    answer_terms,
+    centre_square,
 )
-from timewalk.ops.ema import ema_update_
-from timewalk.ops.schedules import linear_then_constant, warmup_cosine
+from timewalk.ops.collectives import mean_over_processes
+from timewalk.ops.distillation import cross_entropy, full, teacher_probabilities
 from timewalk.ops.sinkhorn import sinkhorn, sinkhorn_published, underflows
 
 if TYPE_CHECKING:
     from timewalk.encoders.vit import Tokens
 
 COLOURS = ((230, 60, 60), (60, 120, 240), (250, 200, 40), (60, 190, 100), (180, 80, 220))
-Share = Annotated[float, Field(gt=0, le=1)]
-Range = tuple[Share, Share]
-Temperature = Annotated[float, Field(gt=0)]
 Published = Literal["intended", "published"]
-
-
-class DoraEncoder(EncoderConfig):
-    """The ViT; only the student drops paths."""
-
-    drop_path: Probability = 0.1
-    """stochastic depth of the student's last block (rises linearly from 0); the teacher has none"""
 
 
 class DoraTraining(TrainingConfig):
@@ -66,14 +56,14 @@ class DoraTraining(TrainingConfig):
 
     batch_size: Positive = 16
     """clips in one optimiser step, over all processes"""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """arithmetic of the networks; losses, Sinkhorn and the last layer are always in fp32"""
 
 
-class DoraConfig(TrainedRunConfig):
+class DoraConfig(DistillationConfig):
     """Keys of a run of `dora`; the defaults are those of the published command line."""
 
-    encoder: DoraEncoder = DoraEncoder()
+    encoder: StudentEncoder = StudentEncoder()
     """the image encoder: one of our ViTs"""
     training: DoraTraining = DoraTraining()
     """the training loop"""
@@ -81,17 +71,17 @@ class DoraConfig(TrainedRunConfig):
     """frames in a clip"""
     step_between_clips: Positive = 30
     """frames of the data set from one frame of a clip to the next"""
-    outer_size: Annotated[int, Field(ge=8)] = 300
+    outer_size: Side = 300
     """side in pixels of the clip-wide crop from which all views are cut"""
     outer_scale: Range = (0.2, 1.0)
     """share of the frame's area that this crop covers"""
-    global_size: Annotated[int, Field(ge=8)] = 224
+    global_size: Side = 224
     """side in pixels of the global view"""
     global_crops_scale: Range = (0.4, 1.0)
     """share of the outer crop's area that the global view covers"""
     local_crops: Positive = 8
     """local views of each frame"""
-    local_size: Annotated[int, Field(ge=8)] = 112
+    local_size: Side = 112
     """side in pixels of a local view"""
     local_crops_scale: Range = (0.05, 0.4)
     """share of the outer crop's area that a local view covers"""
@@ -101,30 +91,6 @@ class DoraConfig(TrainedRunConfig):
     """entropic regularisation of the assignment of patches to objects"""
     sinkhorn_iterations: Positive = 30
     """iterations of that assignment"""
-    out_dim: Positive = 65536
-    """width of the head's output"""
-    head_hidden: Positive = 2048
-    """width of the head's hidden layers"""
-    head_bottleneck: Positive = 256
-    """width of what the head's last layer sees"""
-    norm_last_layer: bool = True
-    """keep the gain of the head's last layer at 1"""
-    freeze_last_layer_epochs: Annotated[int, Field(ge=0)] = 1
-    """epochs in which the head's last layer does not learn"""
-    student_temperature: Temperature = 0.1
-    """temperature of the student"""
-    warmup_teacher_temperature: Temperature = 0.04
-    """temperature of the teacher in the first epoch"""
-    teacher_temperature: Temperature = 0.04
-    """temperature of the teacher after its warm-up"""
-    warmup_teacher_temperature_epochs: Annotated[int, Field(ge=0)] = 0
-    """epochs in which it rises linearly"""
-    momentum_teacher: Probability = 0.996
-    """momentum of the teacher's average at the start; a cosine takes it to 1"""
-    centre_momentum: Probability = 0.9
-    """momentum of the mean teacher output"""
-    export: Literal["teacher", "student"] = "teacher"
-    """whose backbone is saved and evaluated"""
     compat: Published = "intended"
     """`published` repeats the defects of the published code, see docs/deviations.md"""
 
@@ -135,24 +101,13 @@ class DoraConfig(TrainedRunConfig):
                 f"encoder.name is '{self.encoder.name}', but dora needs the attention of a ViT; "
                 f"choose one of {', '.join(VIT_SHAPES)}"
             )
-        width, _, heads = vit_shape(self.encoder)
-        patch = self.encoder.patch_size
-        if width % heads:
-            raise ValueError(f"encoder.width {width} is no multiple of encoder.heads {heads}")
+        self.check_vit("global_size", "local_size")
+        self.check_ranges("outer_scale", "global_crops_scale", "local_crops_scale")
+        _, _, heads = vit_shape(self.encoder)
         if self.num_objects > heads:
             raise ValueError(
                 f"num_objects is {self.num_objects}, but the encoder has {heads} heads to draw from"
             )
-        for key in ("global_size", "local_size"):
-            if getattr(self, key) % patch:
-                raise ValueError(
-                    f"{key} is {getattr(self, key)}; make it a multiple of "
-                    f"encoder.patch_size {patch}"
-                )
-        for key in ("outer_scale", "global_crops_scale", "local_crops_scale"):
-            low, high = getattr(self, key)
-            if low > high:
-                raise ValueError(f"{key} is [{low}, {high}]; put the smaller share first")
         if self.compat == "published" and self.local_crops < 2:
             raise ValueError(
                 "local_crops is 1, but compat: published drops one crop; use 2 or more"
@@ -179,24 +134,6 @@ class DoraConfig(TrainedRunConfig):
             "head_bottleneck": 16,
             "freeze_last_layer_epochs": 0,
         }
-
-
-class Network(nn.Module):
-    """Backbone and head: images to logits."""
-
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.backbone, self.head = backbone, head
-
-    def forward(self, *groups: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits (., D) of each group of images (., 3, H, W) of one size.
-
-        One call a step, so that a wrapper sees a single forward pass.
-        """
-        vit: Any = self.backbone
-        summaries = [vit.tokens(images).cls for images in groups]
-        logits: Tensor = self.head(torch.cat(summaries))
-        return logits.split([len(images) for images in groups])
 
 
 @dataclass
@@ -322,49 +259,18 @@ def dora_loss(
     return Parts(torch.stack(weighted).sum(), torch.stack(objects).mean().detach(), local.detach())
 
 
-class DoRA(Method):
-    """Teacher, student, tracker and loss.
-
-    Attributes:
-        student: learns.
-        teacher: its moving average; its backbone is what is evaluated, as in the paper.
-        centre: (1, D) mean teacher logits.
-    """
+class DoRA(Distillation):
+    """Teacher, student, tracker and loss; its teacher's backbone is evaluated, as in the paper."""
 
     Config = DoraConfig
-    centre: Tensor
+    config: DoraConfig
 
     def __init__(self, config: DoraConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.student = self._network(config, config.encoder.drop_path)
-        self.teacher = self._network(config, 0.0)
-        self.teacher.load_state_dict(self.student.state_dict())
-        self.teacher.requires_grad_(False)
-        self.register_buffer("centre", torch.zeros(1, config.out_dim))
+        super().__init__(config)
         # The published threshold is a mean over all clips of a batch.
         self.splits = config.compat == "intended"
         self._global_chain = ColourChain(blur_prob=0.1)
         self._local_chain = ColourChain(blur_prob=0.5)
-
-    @staticmethod
-    def _network(config: DoraConfig, drop_path: float) -> Network:
-        encoder = config.encoder.model_copy(update={"drop_path": drop_path})
-        backbone = build_encoder(encoder, config.seed)
-        with seeded(config.seed + 1):
-            head = DinoHead(
-                backbone.width,
-                config.out_dim,
-                hidden=config.head_hidden,
-                bottleneck=config.head_bottleneck,
-                norm_last_layer=config.norm_last_layer,
-            )
-        return Network(backbone, head)
-
-    @property
-    def encoder(self) -> nn.Module:  # type: ignore[override]
-        """The backbone that is saved: the teacher's, unless `export: student`."""
-        return (self.teacher if self.config.export == "teacher" else self.student).backbone
 
     def clip_shape(self) -> tuple[int, int]:
         """Return (frames in a clip, step between them)."""
@@ -395,8 +301,8 @@ class DoRA(Method):
         uint8 views are normalised here; floats are taken as they are.
         """
         config = self.config
-        images_BFCSS = self._normalised(batch["global"])
-        local = self._normalised(batch["local"]).transpose(0, 1)
+        images_BFCSS = self.normalised(batch["global"])
+        local = self.normalised(batch["local"]).transpose(0, 1)
         # The published loop takes local view 0 for the teacher's own and leaves it out.
         local_LBFCss = local[1:] if config.compat == "published" else local
         teacher_RD, objects, masks_BFKN = self.look(images_BFCSS, self.choose_heads(step))
@@ -410,15 +316,12 @@ class DoRA(Method):
             object_weights(config.num_objects, images_BFCSS.shape[1], config.compat),
             config.student_temperature,
         )
-        entropy = torch.special.entr(target_RD).sum(dim=-1).mean()
         return Losses(
             parts.total,
             {
                 "object_loss": parts.objects,
                 "local_loss": parts.local,
-                "target_entropy": entropy,
-                "kl": 0.5 * (parts.objects + parts.local) - entropy,
-                "teacher_std": teacher_RD.std(dim=0, correction=0).mean(),
+                **answer_terms(target_RD, teacher_RD, 0.5 * (parts.objects + parts.local)),
                 "mask_coverage": masks_BFKN.float().mean(),
                 "sinkhorn_underflows": underflows(objects.scores, config.sinkhorn_epsilon).sum(),
             },
@@ -463,34 +366,12 @@ class DoRA(Method):
         drawn: list[int] = step.rng().choice(heads, self.config.num_objects, replace=False).tolist()
         return drawn
 
-    def temperature(self, step: Step) -> float:
-        """Return the teacher's temperature in this epoch."""
-        return linear_then_constant(
-            step.epoch,
-            self.config.warmup_teacher_temperature,
-            self.config.teacher_temperature,
-            self.config.warmup_teacher_temperature_epochs,
-        )
-
-    def after_backward(self, step: Step) -> None:
-        """Take the gradients of the head's last layer away in the first epochs."""
-        if step.epoch < self.config.freeze_last_layer_epochs:
-            for parameter in self.student.head.last_layer.parameters():  # type: ignore[union-attr]
-                parameter.grad = None
-
-    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float]:
-        """Let the centre follow the teacher's outputs, and the teacher the student."""
-        update_centre_(self.centre, joint["centre"], self.config.centre_momentum)
-        momentum = warmup_cosine(step.index, step.total, self.config.momentum_teacher, 1.0)
-        ema_update_(self.teacher.parameters(), self.student.parameters(), momentum)
-        return {"teacher_momentum": momentum}
-
     @torch.no_grad()
     def visualise(self, clip: Tensor) -> dict[str, np.ndarray]:
         """Return `objects`: the frames of a clip, and below them each object's masks over them."""
         size = self.config.global_size
-        frames = _centre_square(clip, size)
-        images = self._normalised(frames).unsqueeze(0)
+        frames = centre_square(clip, size)
+        images = self.normalised(frames).unsqueeze(0)
         heads = self.choose_heads(Step(0, 0, 1, 1, 1, self.config.seed))
         _, _, masks_BFKN = self.look(images, heads)
         patch = self.config.encoder.patch_size
@@ -498,21 +379,6 @@ class DoRA(Method):
         grid = masks_KFN.unflatten(-1, (size // patch, size // patch)).float()
         masks_KFSS = grid.repeat_interleave(patch, -1).repeat_interleave(patch, -2) > 0
         return {"objects": _overlay(frames.cpu().numpy(), masks_KFSS.cpu().numpy())}
-
-    def _normalised(self, images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8:
-            return images
-        return normalise(images, IMAGENET_MEAN, IMAGENET_STD)
-
-
-def _centre_square(clip: Tensor, size: int) -> Tensor:
-    """The largest centred square of each frame, resized: uint8 (F, 3, size, size)."""
-    height, width = clip.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = clip[..., top : top + side, left : left + side].float()
-    resized = F.interpolate(square, size=(size, size), mode="bilinear", antialias=True)
-    return resized.round().clamp(0, 255).to(torch.uint8)
 
 
 def _overlay(frames_FCSS: np.ndarray, masks_KFSS: np.ndarray) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Clips to batches, in an order that depends on the seed alone.
 
 Each sample's augmentation draws from a generator made of (seed, epoch, clip), so neither the
-number of workers nor an interruption changes what a step sees.
+number of workers or processes nor an interruption changes what a step sees.
 """
 
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -16,59 +18,113 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timewalk.data.clips import ClipSource
+from timewalk.data.workers import plain_errors
+from timewalk.errors import UserError
 from timewalk.methods.base import Method
+from timewalk.training.distributed import Processes
 
 Sample = tuple[int, int]
+Batch = dict[str, Tensor]
 
 
 def generator(*key: int) -> torch.Generator:
     """Return a generator for a key of non-negative numbers: the same everywhere, always."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+def seed_of(*key: int) -> int:
+    """Return a seed for a key of non-negative numbers."""
     # The length belongs to the key: a seed sequence takes (1, 2) and (1, 2, 0) for the same.
     word = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word) & (2**63 - 1))
+    return int(word) & (2**63 - 1)
 
 
 class Views(Protocol):
     """What a sample goes through: ``Method.views``."""
 
-    def __call__(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
+    def __call__(self, clip: Tensor, rng: torch.Generator) -> Batch:
         """Return the views of a clip."""
 
 
-class ViewsDataset(Dataset[dict[str, Tensor]]):
+class ViewsDataset(Dataset[Batch]):
     """Maps (epoch, clip number) to the views of that clip."""
 
     def __init__(self, source: ClipSource, views: Views, seed: int) -> None:
         self.source, self.views, self.seed = source, views, seed
 
-    def __getitem__(self, sample: Sample) -> dict[str, Tensor]:
+    def __getitem__(self, sample: Sample) -> Batch:
         epoch, index = sample
         rng = generator(self.seed, epoch, index)
         return self.views(self.source.clip(index).frames, rng)
 
 
-class BatchSampler:
-    """Yields the batches of steps ``first`` to ``total`` - 1, each a list of samples.
+@dataclass(frozen=True)
+class Share:
+    """What one process computes of a batch.
 
-    Every epoch is a fresh permutation of all clips; its incomplete last batch is dropped.
+    Attributes:
+        first: its first clip within the batch.
+        clips: its number of clips.
+        parts: micro-batches, one after the other, all of the same size.
     """
 
-    def __init__(self, clips: int, batch_size: int, seed: int, first: int, total: int) -> None:
+    first: int
+    clips: int
+    parts: int
+
+
+def share_of(batch_size: int, group: Processes, micro_batch_size: int | None) -> Share:
+    """Divide a batch among processes, and a process's share into micro-batches of equal size.
+
+    Raises:
+        UserError: the batch does not divide.
+    """
+    clips, rest = divmod(batch_size, group.size)
+    if rest or not clips:
+        fitting = max(n for n in range(1, group.size + 1) if batch_size % n == 0)
+        raise UserError(
+            f"training.batch_size {batch_size} does not divide among {group.size} processes; make "
+            f"it a multiple of {group.size}, or use {fitting} GPU(s)."
+        )
+    most = micro_batch_size or clips
+    parts = next(n for n in range(1, clips + 1) if clips % n == 0 and clips // n <= most)
+    return Share(group.rank * clips, clips, parts)
+
+
+class BatchSampler:
+    """Yields the micro-batches of one process for steps ``first`` to ``total`` - 1.
+
+    Every epoch is a fresh permutation of all clips; its incomplete last batch is dropped. The
+    batches of all processes together, in the order of ranks, are those of a single process.
+    """
+
+    def __init__(
+        self,
+        clips: int,
+        batch_size: int,
+        seed: int,
+        first: int,
+        total: int,
+        share: Share | None = None,
+    ) -> None:
         self.clips, self.batch_size, self.seed = clips, batch_size, seed
         self.first, self.total = first, total
+        self.share = share or Share(0, batch_size, 1)
 
     def __len__(self) -> int:
-        return self.total - self.first
+        return (self.total - self.first) * self.share.parts
 
     def __iter__(self) -> Iterator[list[Sample]]:
         steps_per_epoch = self.clips // self.batch_size
+        size = self.share.clips // self.share.parts
         epoch, order = -1, torch.empty(0, dtype=torch.long)
         for step in range(self.first, self.total):
             if step // steps_per_epoch != epoch:
                 epoch = step // steps_per_epoch
                 order = self.order(epoch)
-            start = step % steps_per_epoch * self.batch_size
-            yield [(epoch, int(i)) for i in order[start : start + self.batch_size]]
+            start = step % steps_per_epoch * self.batch_size + self.share.first
+            for part in order[start : start + self.share.clips].split(size):
+                yield [(epoch, int(i)) for i in part]
 
     def order(self, epoch: int) -> Tensor:
         """Return the permutation of all clips in an epoch."""
@@ -103,7 +159,7 @@ def batches(
     workers: int,
     pin: bool,
     signals: SignalsAreTheTrainers,
-) -> DataLoader[dict[str, Tensor]]:
+) -> DataLoader[Batch]:
     """Return the loader over a sampler's batches.
 
     Workers are forked: they share the method and the index of the clips instead of copying them.
@@ -119,3 +175,56 @@ def batches(
         generator=generator(sampler.seed),
         worker_init_fn=signals,
     )
+
+
+class OnDevice:
+    """Batches on the device, each copied while the one before it is computed.
+
+    Attributes:
+        waited_s: seconds spent waiting for data since :meth:`take_waited` was last called.
+    """
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
+        self._loader = iter(loader)
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ahead: Batch | None = None
+        self.waited_s = 0.0
+
+    def __next__(self) -> Batch:
+        if self._stream is None:
+            return self._loaded()
+        batch, self._ahead = self._ahead or self._copied(), None
+        current = torch.cuda.current_stream(self._device)
+        current.wait_stream(self._stream)
+        for value in batch.values():
+            value.record_stream(current)
+        return batch
+
+    def ahead(self) -> None:
+        """Start the copy of the next batch, if there is one; called once the work on the one
+        before it is under way."""
+        if self._stream is None or self._ahead is not None:
+            return
+        try:
+            self._ahead = self._copied()
+        except StopIteration:
+            return
+
+    def take_waited(self) -> float:
+        """Return the seconds of waiting since the last call."""
+        waited, self.waited_s = self.waited_s, 0.0
+        return waited
+
+    def _copied(self) -> Batch:
+        batch = self._loaded()
+        with torch.cuda.stream(self._stream):
+            return {key: x.to(self._device, non_blocking=True) for key, x in batch.items()}
+
+    def _loaded(self) -> Batch:
+        started = time.monotonic()
+        try:
+            with plain_errors():
+                return next(self._loader)
+        finally:
+            self.waited_s += time.monotonic() - started

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from timewalk.artefacts import FORMAT, atomic_path
@@ -49,6 +50,12 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     return path
 
 
+def drop_halves(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote has left."""
+    for half in folder.glob(".step-*.part.pt"):
+        half.unlink()
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Return the complete checkpoints of a folder, oldest first."""
     return sorted(folder.glob("step-*.pt"))
@@ -80,8 +87,13 @@ def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
 
 
 def random_state() -> dict[str, Any]:
-    """Return the states of Python's and torch's generators, as plain data."""
-    state: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
+    """Return the states of Python's, NumPy's and torch's generators, as plain data."""
+    kind, keys, *rest = np.random.get_state()
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
@@ -90,6 +102,8 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: dict[str, Any]) -> None:
     """Take back what :func:`random_state` returned."""
     random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -9,9 +9,12 @@ import logging
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 log = logging.getLogger(__name__)
@@ -49,11 +52,68 @@ def _lines_before(path: Path, step: int) -> list[str]:
     return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
 
 
+class EpochMeans:
+    """Means of all logged numbers over an epoch, as `epoch_<name>`; survives a resume."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, record: Mapping[str, float | Tensor]) -> None:
+        """Add a step's numbers, without waiting for a GPU."""
+        self._count += 1
+        for key, value in record.items():
+            number = torch.as_tensor(value).detach().double()
+            self._sums[key] = self._sums[key] + number if key in self._sums else number
+
+    def take(self) -> dict[str, float]:
+        """Return the means of the epoch that ends, and begin a new one."""
+        means = {f"epoch_{key}": float(x) / self._count for key, x in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"sums": {key: float(x) for key, x in self._sums.items()}, "count": self._count}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state` returned."""
+        sums = {key: torch.tensor(x, dtype=torch.float64) for key, x in state["sums"].items()}
+        self._sums, self._count = sums, state["count"]
+
+
+class SlowData:
+    """Warns when waiting for data takes more than a tenth of the time."""
+
+    def __init__(self, every_s: float = 60.0, share: float = 0.1) -> None:
+        self._every_s, self._share = every_s, share
+        self._data_s = self._step_s = 0.0
+
+    def add(self, data_s: float, step_s: float) -> None:
+        """Count a step."""
+        self._data_s, self._step_s = self._data_s + data_s, self._step_s + step_s
+        total = self._data_s + self._step_s
+        if total < self._every_s:
+            return
+        if self._data_s > self._share * total:
+            log.warning(
+                "%.0f %% of the last %.0f s went into waiting for data: give the job more threads, "
+                "lower the data set's frames.short_side, or set training.augment to device",
+                100 * self._data_s / total,
+                total,
+            )
+        self._data_s = self._step_s = 0.0
+
+
 class Progress:
     """A bar on a terminal, a log line every half minute elsewhere."""
 
-    def __init__(self, total: int, first: int, every_s: float = 30.0) -> None:
-        self._bar = tqdm(total=total, initial=first, unit="step", disable=not sys.stderr.isatty())
+    def __init__(
+        self, total: int, first: int, every_s: float = 30.0, *, quiet: bool = False
+    ) -> None:
+        hidden = quiet or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=first, unit="step", disable=hidden)
+        self._quiet = quiet
         self._total = total
         self._every_s = every_s
         self._last = -math.inf
@@ -63,6 +123,8 @@ class Progress:
         self._bar.update(1)
         self._bar.set_postfix_str(text, refresh=False)
         now = time.monotonic()
+        if self._quiet:
+            return
         if self._bar.disable and (now - self._last > self._every_s or step + 1 == self._total):
             log.info("step %d of %d: %s", step + 1, self._total, text)
             self._last = now

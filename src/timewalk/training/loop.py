@@ -1,16 +1,20 @@
-"""The training loop: any method, one process, CPU or one GPU.
+"""The training loop: any method, on the CPU, one GPU or many.
 
 Knows nothing of any method: losses, groups, frozen layers and teachers are the method's. Order in
-a step: set learning rate and weight decay; loss under autocast; backward; clip; the method's
-``after_backward``; optimiser; the method's ``after_step``; log.
+a step: set learning rate and weight decay; loss and backward of each micro-batch; join what the
+processes know; clip; the method's ``after_backward``; optimiser; the method's ``after_step``; log.
+
+A step means the same on any number of processes: each computes an equal share of the batch, the
+gradient is the mean over all, and what the method asked to know of the whole batch is joined.
 """
 
 import logging
+import os
 import shutil
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,26 +22,54 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
-from timewalk.config import RunConfig, TrainingConfig
+from timewalk.config import RunConfig
 from timewalk.data.clips import ClipSource, open_clips
-from timewalk.data.workers import plain_errors
 from timewalk.encoders import save_encoder
 from timewalk.errors import UserError
 from timewalk.methods import get_method
 from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
 from timewalk.ops.clipping import clip_each_, clip_global_
-from timewalk.ops.schedules import warmup_cosine
+from timewalk.ops.collectives import rows_of_processes
 from timewalk.provenance import provenance
-from timewalk.training.batches import BatchSampler, SignalsAreTheTrainers, batches
-from timewalk.training.checkpoint import alone, load_checkpoint, save_checkpoint, set_random_state
-from timewalk.training.logging import MetricsLog, Progress
+from timewalk.training.batches import (
+    BatchSampler,
+    OnDevice,
+    SignalsAreTheTrainers,
+    batches,
+    seed_of,
+    share_of,
+)
+from timewalk.training.checkpoint import (
+    alone,
+    drop_halves,
+    load_checkpoint,
+    save_checkpoint,
+    set_random_state,
+)
+from timewalk.training.distributed import Processes, from_main, mean_of_all
+from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
+from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
+from timewalk.training.wrap import wrap
 
 log = logging.getLogger(__name__)
 
 INTERRUPTED = 75
 """Exit code after SIGTERM: a checkpoint is written, trying again goes on from it."""
+
+MACHINE_KEYS: Any = {
+    "nodes": True,
+    "training": {
+        "micro_batch_size",
+        "compile",
+        "activation_checkpointing",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    },
+}
+"""keys that change how a run is computed but not what: they may change before a resume"""
 
 
 class InterruptedTraining(Exception):
@@ -50,11 +82,13 @@ class Machine:
 
     Attributes:
         device: torch device.
-        workers: processes that load and augment clips.
+        workers: processes that load and augment clips, for each training process.
+        processes: which of the training processes this is.
     """
 
     device: torch.device
     workers: int = 0
+    processes: Processes = Processes()
 
 
 def train(
@@ -63,14 +97,15 @@ def train(
     """Train a run, or bring its given encoder, and write ``output/encoder.safetensors``,
     ``encoder.json``, ``metrics.jsonl`` and ``figures/``.
 
-    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration.
+    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration. Called
+    in every process that trains; the main one writes.
 
     Args:
         name: the run's name.
         config: the run.
         manifests: shard manifests of the videos of the run's data set; empty without training.
         output: the run's folder.
-        machine: device and workers.
+        machine: device, workers and processes.
     """
     method = get_method(config.method)(config).to(machine.device)
     resolved = config.model_dump(mode="json")
@@ -81,29 +116,32 @@ def train(
         config_sha256=sha256_json(resolved),
         seed=config.seed,
         inputs={str(path): sha256_file(path) for path in manifests},
+        processes=machine.processes.size,
     )
-    figures: dict[str, Any] = {}
-    if isinstance(config, TrainedRunConfig):
-        frames, step = method.clip_shape()
-        source = open_clips(manifests, frames, step)
-        trainer = Trainer(method, config, source, output / "checkpoints", machine, origin)
-        trainer.run()
-        origin |= {"steps": trainer.total, "clips": len(source)}
-        figures = _figures(method, source, machine.device)
-        _copy(output / "checkpoints" / "metrics.jsonl", output / "metrics.jsonl")
-    else:
+    if not isinstance(config, TrainedRunConfig):
         with atomic_path(output / "metrics.jsonl") as temporary:
             temporary.write_text("")
+        _export(method, {}, output, resolved, origin)
+        return
+    frames, step = method.clip_shape()
+    source = open_clips(manifests, frames, step)
+    trainer = Trainer(method, config, source, output / "checkpoints", machine, origin)
+    trainer.run()
+    if machine.processes.main:
+        origin |= {"steps": trainer.total, "clips": len(source)}
+        with atomic_path(output / "metrics.jsonl") as temporary:
+            shutil.copyfile(output / "checkpoints" / "metrics.jsonl", temporary)
+        _export(method, _figures(method, source, machine.device), output, resolved, origin)
+
+
+def _export(
+    method: Method, figures: dict[str, Any], output: Path, resolved: Any, origin: dict[str, Any]
+) -> None:
     write_json(output / "config.json", resolved)
     for picture, pixels in figures.items():
         with atomic_path(output / "figures" / f"{picture}.png") as temporary:
             Image.fromarray(pixels).save(temporary)
     save_encoder(method.encoder, output, origin)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with atomic_path(target) as temporary:
-        shutil.copyfile(source, temporary)
 
 
 def _figures(method: Method, source: ClipSource, device: torch.device) -> dict[str, Any]:
@@ -131,23 +169,38 @@ class Trainer:
     ) -> None:
         self.method, self.config, self.source = method, config, source
         self.folder, self.machine, self.origin = folder, machine, origin
-        settings = config.training
-        self.steps_per_epoch = len(source) // settings.batch_size
+        self.settings = config.training
+        self.group = machine.processes
+        self.steps_per_epoch = len(source) // self.settings.batch_size
         if self.steps_per_epoch == 0:
             raise UserError(
                 f"the data set '{config.dataset}' holds {len(source)} clips, less than "
-                f"training.batch_size {settings.batch_size}; make the batch smaller."
+                f"training.batch_size {self.settings.batch_size}; make the batch smaller."
             )
-        whole = settings.epochs * self.steps_per_epoch
-        self.total = min(whole, settings.max_steps or whole)
+        whole = self.settings.epochs * self.steps_per_epoch
+        self.total = min(whole, self.settings.max_steps or whole)
+        self.share = share_of(
+            self.settings.batch_size, self.group, self.settings.micro_batch_size
+        )
+        if self.share.parts > 1 and not method.splits:
+            raise UserError(
+                f"training.micro_batch_size {self.settings.micro_batch_size} would divide a batch "
+                f"whose clips '{config.method}' compares with each other; leave it out, or use "
+                "more GPUs."
+            )
         self.groups = method.parameter_groups()
-        self.optimizer = make_optimizer(method, settings, machine.device)
+        self.optimizer = make_optimizer(self.groups, self.settings)
+        self.scaler = torch.amp.GradScaler(
+            machine.device.type, enabled=self.settings.precision == "fp16"
+        )
         # Shards count by content: their manifests hold digests, not the folder they lie in.
         inputs = sorted(origin["inputs"].values())
-        self.run_hash = sha256_json([origin["config_sha256"], inputs])
+        what = config.model_dump(mode="json", exclude=MACHINE_KEYS)
+        self.run_hash = sha256_json([what, inputs])
         self.first = 0
         self.stop = False
         self.worker_signals = SignalsAreTheTrainers()
+        self.epoch_means = EpochMeans()
 
     def run(self) -> None:
         """Train to the end.
@@ -156,16 +209,24 @@ class Trainer:
             UserError: a non-finite loss; the evidence is in the checkpoint folder.
             InterruptedTraining: a signal asked to stop; a checkpoint is written.
         """
-        with alone(self.folder):
-            torch.manual_seed(self.config.seed)
+        with alone(self.folder) if self.group.main else nullcontext():
+            # The others read checkpoints only once the main process has the folder to itself.
+            from_main(None)
+            if self.group.main:
+                drop_halves(self.folder)
             self._resume()
             if self.first < self.total:
                 self._train()
 
     def _train(self) -> None:
         self.method.train()
-        metrics = MetricsLog(self.folder / "metrics.jsonl", self.first, self.total)
-        progress = Progress(self.total, self.first)
+        self.loss = wrap(self.method, self.settings, self.machine.device)
+        metrics = MetricsLog(
+            self.folder / "metrics.jsonl" if self.group.main else Path(os.devnull),
+            self.first,
+            self.total,
+        )
+        progress = Progress(self.total, self.first, quiet=not self.group.main)
         try:
             with _signals(self):
                 self._steps(metrics, progress)
@@ -181,55 +242,76 @@ class Trainer:
         self.method.load_state_dict(state["method"])
         self.method.load_state(state["extra"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.epoch_means.load_state(state["epoch_means"])
         set_random_state(state["random"])
         self.first = state["step"]
         log.info("going on from step %d of %d", self.first, self.total)
 
     def _save(self, step: int) -> None:
+        if not self.group.main:
+            return
         state = {
             "method": self.method.state_dict(),
             "extra": self.method.state(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch_means": self.epoch_means.state(),
             "run_hash": self.run_hash,
             "config": self.config.model_dump(mode="json"),
             "provenance": self.origin,
         }
-        save_checkpoint(self.folder, step, state, self.config.training.keep_checkpoints)
+        save_checkpoint(self.folder, step, state, self.settings.keep_checkpoints)
 
     def _steps(self, metrics: MetricsLog, progress: Progress) -> None:
-        settings = self.config.training
-        sampler = BatchSampler(
-            len(self.source), settings.batch_size, self.config.seed, self.first, self.total
-        )
-        pin = self.machine.device.type == "cuda"
+        device = self.machine.device
+        sampler = self._sampler(self.first, self.total)
+        pin = device.type == "cuda"
         loader = batches(
             self.source, self.method, sampler, self.machine.workers, pin, self.worker_signals
         )
+        data = OnDevice(loader, device)
+        slow = SlowData()
         saved = time.monotonic()
         text = ""
-        for index, (batch, data_s) in enumerate(timed(loader), start=self.first):
+        for index in range(self.first, self.total):
             started = time.monotonic()
             step = self._where(index)
-            record = self._step(batch, step)
-            if metrics.due(index) or index + 1 == self.total:
-                record = {key: float(value) for key, value in record.items()}
-                record |= {"data_s": data_s, "step_s": time.monotonic() - started}
-                record["clips_per_s"] = settings.batch_size / (data_s + record["step_s"])
-                record["peak_memory_mb"] = peak_memory_mb(self.machine.device)
+            record, stop = self._step(data, step)
+            done = index + 1
+            ends_epoch = done % self.steps_per_epoch == 0 or done == self.total
+            self.epoch_means.add(record)
+            due = metrics.due(index) or done == self.total
+            if due:
+                record = _numbers(record)
+            data_s = data.take_waited()
+            step_s = time.monotonic() - started - data_s
+            slow.add(data_s, step_s)
+            if due:
+                record |= {"data_s": data_s, "step_s": step_s}
+                record["clips_per_s"] = self.settings.batch_size / (data_s + step_s)
+                record["peak_memory_mb"] = peak_memory_mb(device)
                 metrics.write({"step": index, "epoch": step.epoch, "time": time.time()} | record)
                 text = f"loss {record['loss']:.4f}, {record['clips_per_s']:.2f} clips/s"
+            if ends_epoch:
+                means = self.epoch_means.take()
+                metrics.write({"step": index, "epoch": step.epoch, "time": time.time()} | means)
             progress.update(index, text)
-            done = index + 1
-            overdue = time.monotonic() - saved > 60 * settings.checkpoint_minutes
-            if done == self.total or (
-                done % self.steps_per_epoch == 0 and self._epoch_counts(done)
+            minutes = (time.monotonic() - saved) / 60
+            if (
+                stop
+                or done == self.total
+                or minutes > self.settings.checkpoint_minutes
+                or (ends_epoch and self._epoch_counts(done))
             ):
-                overdue = True
-            if overdue or self.stop:
                 self._save(done)
                 saved = time.monotonic()
-            if self.stop and done < self.total:
+            if stop and done < self.total:
                 raise InterruptedTraining(f"stopped by a signal after step {done} of {self.total}")
+
+    def _sampler(self, first: int, total: int) -> BatchSampler:
+        size, seed = self.settings.batch_size, self.config.seed
+        return BatchSampler(len(self.source), size, seed, first, total, self.share)
 
     def _epoch_counts(self, done: int) -> bool:
         """Short epochs are not worth a checkpoint each: at most a hundred in a training."""
@@ -242,97 +324,107 @@ class Trainer:
             epoch=index // self.steps_per_epoch,
             total=self.total,
             steps_per_epoch=self.steps_per_epoch,
-            epochs=self.config.training.epochs,
+            epochs=self.settings.epochs,
             seed=self.config.seed,
         )
 
-    def _step(self, batch: dict[str, Tensor], step: Step) -> dict[str, float | Tensor]:
-        device = self.machine.device
-        rates = self._set_rates(step)
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        bf16 = self.config.training.precision == "bf16"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            losses = self.method.loss(batch, step)
-        if not torch.isfinite(losses.total):
-            self._refuse(losses, step)
+    def _step(self, data: OnDevice, step: Step) -> tuple[dict[str, float | Tensor], bool]:
+        """Take one step; return what is logged, and whether a process was asked to stop."""
+        # Drop path and the like draw from torch's own generator: by step, so that a resume needs
+        # nothing, and by process, so that no two draw the same.
+        torch.manual_seed(seed_of(self.config.seed, step.index, self.group.rank))
+        rates = set_rates(self.optimizer, self.groups, self.settings, step)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        parts = [self._backward(data, step, part) for part in range(self.share.parts)]
+        data.ahead()
+        means, rows = _joined(parts)
+        terms = mean_of_all(
+            {f"means.{key}": value for key, value in means.items()}
+            | _terms(parts)
+            | {"stop": torch.tensor(float(self.stop), device=self.machine.device)}
+        )
+        asked = terms.pop("stop")
+        joint = {key: terms.pop(f"means.{key}") for key in means} | rows
+        if not torch.isfinite(terms["loss"]):
+            self._refuse(terms, step)
+        self.scaler.unscale_(self.optimizer)
         norm = self._clip()
         self.method.after_backward(step)
-        self.optimizer.step()
-        after = self.method.after_step(step, {**losses.means, **losses.rows})
-        loss = losses.total.detach()
-        return {"loss": loss, **losses.terms, **rates, "grad_norm": norm, **after}
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        after = self.method.after_step(step, joint)
+        if self.scaler.is_enabled():
+            after = {**after, "loss_scale": self.scaler.get_scale()}
+        # Several processes stop after the same step: the one in which all know of it.
+        stop = self.stop if self.group.size == 1 else bool(asked > 0)
+        return {**terms, **rates, "grad_norm": norm, **after}, stop
 
-    def _set_rates(self, step: Step) -> dict[str, float]:
-        settings = self.config.training
-        peak = settings.learning_rate * settings.batch_size / 256
-        warmup = min(round(settings.warmup_epochs * self.steps_per_epoch), step.total)
-        rate = warmup_cosine(
-            step.index, step.total, peak, settings.min_learning_rate, warmup_steps=warmup
-        )
-        decay = warmup_cosine(
-            step.index, step.total, settings.weight_decay, settings.weight_decay_end
-        )
-        for group, target in zip(self.groups, self.optimizer.param_groups, strict=True):
-            target["lr"] = rate * group.lr_scale
-            target["weight_decay"] = decay if group.weight_decay else 0.0
-        return {"learning_rate": rate, "weight_decay": decay}
+    def _backward(self, data: OnDevice, step: Step, part: int) -> Losses:
+        """Add a micro-batch's gradient; processes exchange theirs with the last one."""
+        last = part + 1 == self.share.parts
+        ddp = isinstance(self.loss, DistributedDataParallel)
+        with nullcontext() if last or not ddp else self.loss.no_sync():  # type: ignore[operator]
+            total, losses = self.loss(next(data), step)
+            self.scaler.scale(total / self.share.parts).backward()
+        losses.total = total.detach()
+        return losses
 
-    def _clip(self) -> Tensor | float:
-        settings = self.config.training
-        parameters = [p for group in self.groups for p in group.parameters if p.grad is not None]
-        clip = clip_each_ if settings.clip_mode == "parameter" else clip_global_
-        norms = clip(parameters, settings.clip_grad or float("inf"))
+    def _clip(self) -> Tensor:
+        clip = clip_each_ if self.settings.clip_mode == "parameter" else clip_global_
+        norms = clip(learning_parameters(self.groups), self.settings.clip_grad or float("inf"))
         return torch.linalg.vector_norm(norms)
 
-    def _refuse(self, losses: Losses, step: Step) -> None:
+    def _refuse(self, terms: dict[str, Tensor], step: Step) -> None:
         """Keep the evidence of a non-finite loss and stop; the last checkpoint stays as it is."""
-        sampler = BatchSampler(
-            len(self.source),
-            self.config.training.batch_size,
-            self.config.seed,
-            step.index,
-            step.index + 1,
-        )
         evidence = self.folder / "non-finite-loss.json"
-        write_json(
-            evidence,
-            {
-                "step": step.index,
-                "epoch": step.epoch,
-                "seed": self.config.seed,
-                "clips": [index for _, index in next(iter(sampler))],
-                "terms": {key: str(float(value)) for key, value in losses.terms.items()},
-            },
-        )
+        loss = float(terms["loss"])
+        if self.group.main:
+            size, seed = self.settings.batch_size, self.config.seed
+            whole = BatchSampler(len(self.source), size, seed, step.index, step.index + 1)
+            write_json(
+                evidence,
+                {
+                    "step": step.index,
+                    "epoch": step.epoch,
+                    "seed": seed,
+                    "clips": [index for _, index in next(iter(whole))],
+                    "terms": {key: str(float(value)) for key, value in terms.items()},
+                    "loss_scale": self.scaler.get_scale(),
+                },
+            )
         raise UserError(
-            f"the loss of step {step.index} is {losses.total.item()}: see {evidence} for its clips "
+            f"the loss of step {step.index} is {loss}: see {evidence} for its clips "
             "and terms; lower training.learning_rate or set training.precision to fp32, and go on."
         )
 
 
-def make_optimizer(
-    method: Method, settings: TrainingConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """Return the optimiser over a method's groups; rates are set before each step."""
-    groups = [{"params": group.parameters} for group in method.parameter_groups()]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=device.type == "cuda")
+def _numbers(record: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
+    """Return plain numbers, fetched from the device in one go."""
+    tensors = {key: value for key, value in record.items() if isinstance(value, Tensor)}
+    fetched = torch.stack(list(tensors.values())).tolist()
+    return {**record, **dict(zip(tensors, fetched, strict=True))}
 
 
-def timed(loader: Iterable[dict[str, Tensor]]) -> Iterator[tuple[dict[str, Tensor], float]]:
-    """Yield each batch with the seconds that were spent waiting for it."""
-    iterator = iter(loader)
-    while True:
-        started = time.monotonic()
-        try:
-            with plain_errors():
-                batch = next(iterator)
-        except StopIteration:
-            return
-        yield batch, time.monotonic() - started
+def _terms(parts: Sequence[Losses]) -> dict[str, Tensor]:
+    """Return the loss and its terms, each the mean over micro-batches, as tensors."""
+    device = parts[0].total.device
+    named = [{"loss": part.total, **part.terms} for part in parts]
+    return {
+        key: torch.stack(
+            [torch.as_tensor(terms[key], dtype=torch.float32, device=device) for terms in named]
+        ).mean()
+        for key in named[0]
+    }
+
+
+def _joined(parts: Sequence[Losses]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return this process's means, and the rows of all processes in the batch's order."""
+    if len(parts) == 1:
+        means = parts[0].means
+    else:
+        means = {k: torch.stack([p.means[k] for p in parts]).mean(dim=0) for k in parts[0].means}
+    rows = {k: rows_of_processes(torch.cat([p.rows[k] for p in parts])) for k in parts[0].rows}
+    return means, rows
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -1,0 +1,177 @@
+"""Several processes that train as one: which one am I, how they meet, what they share.
+
+Processes come from torchrun (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or from one srun task a GPU
+(``SLURM_PROCID`` …). Each computes an equal share of every batch; nothing else changes.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from timewalk.ops.collectives import num_processes
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of the processes this is.
+
+    Attributes:
+        rank: from 0; 0 writes the files.
+        size: number of processes on all machines.
+        local_rank: number on this machine: which of its GPUs.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+
+def processes(environment: Mapping[str, str] = os.environ) -> Processes | None:
+    """Return which process a launcher made this one, or None where no launcher did."""
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Processes(
+            int(environment["RANK"]),
+            int(environment["WORLD_SIZE"]),
+            int(environment.get("LOCAL_RANK", 0)),
+        )
+    # Only inside an srun step of several tasks: a batch script has the allocation's counts too.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return Processes(
+            int(environment["SLURM_PROCID"]),
+            int(environment["SLURM_STEP_NUM_TASKS"]),
+            int(environment["SLURM_LOCALID"]),
+        )
+    return None
+
+
+def first_host(nodelist: str) -> str:
+    """Return the first host of Slurm's short notation (``node[1-3]``)."""
+    command = ["scontrol", "show", "hostnames", nodelist]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True)
+    return listing.stdout.split()[0]
+
+
+@contextmanager
+def joined(group: Processes, device: torch.device) -> Iterator[None]:
+    """Meet the other processes for as long as this lasts."""
+    if group.size == 1:
+        yield
+        return
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"])
+        # Two jobs on one machine must not meet; the number is the same on every process of one.
+        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=group.rank,
+        world_size=group.size,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when the one that started it dies, ``kill -9`` included.
+
+    torchrun starts its workers in sessions of their own: a kill of the job's group passes them by.
+    """
+    pr_set_pdeathsig = 1
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "prctl"):
+        libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def from_main(value: Any) -> Any:
+    """Return what the main process passes; the others' values do not matter."""
+    if num_processes() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def mean_of_all(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the mean over processes of some float tensors, in one exchange."""
+    if num_processes() == 1 or not values:
+        return dict(values)
+    flat = torch.cat([value.float().flatten() for value in values.values()])
+    dist.all_reduce(flat)
+    flat /= num_processes()
+    parts = flat.split([value.numel() for value in values.values()])
+    return {
+        key: part.reshape(value.shape).to(value.dtype)
+        for (key, value), part in zip(values.items(), parts, strict=True)
+    }
+
+
+class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation over the batch of all processes, where torch's own needs GPUs."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Take any (N, C, ...)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the normalised (N, C, ...)."""
+        if self.training and num_processes() > 1:
+            output = self._over_processes(input)
+        else:
+            output = super().forward(input)
+        # timm's normalisations carry their activation with them.
+        for name in ("drop", "act"):
+            output = getattr(self, name, nn.Identity())(output)
+        return output
+
+    def _over_processes(self, input: Tensor) -> Tensor:
+        dims = [0, *range(2, input.ndim)]
+        count = input.numel() // input.shape[1] * num_processes()
+        mean = all_reduce(input.sum(dims)) / count
+        shape = (1, -1, *[1] * (input.ndim - 2))
+        centred = input - mean.view(shape)
+        variance = all_reduce(centred.square().sum(dims)) / count
+        self._follow(mean.detach(), variance.detach() * count / (count - 1))
+        scaled = centred * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
+        return scaled
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = self.momentum or 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance, share)
+
+
+def share_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
+    """Let every batch normalisation see the batch of all processes; the parameters stay the same."""
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        return convert_sync_batchnorm(module)
+    for child in module.modules():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            child.__class__ = JointBatchNorm
+    return module

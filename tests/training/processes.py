@@ -1,0 +1,96 @@
+"""Trainings of miniatures in one or several processes, on the CPU by gloo."""
+
+import multiprocessing
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from timewalk.methods import get_method
+from timewalk.training.checkpoint import checkpoints
+from timewalk.training.distributed import Processes, joined
+from timewalk.training.loop import Machine, Trainer
+
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Clip:
+    frames: Tensor
+
+
+class SmoothClips:
+    """Smooth random clips in memory: something to learn from, unlike noise."""
+
+    def __init__(self, count, frames, size=(48, 64)):
+        rng = torch.Generator().manual_seed(3)
+        small = torch.rand(count * frames, 3, 6, 8, generator=rng)
+        large = torch.nn.functional.interpolate(small, size=size, mode="bilinear")
+        self.data = (large * 255).to(torch.uint8).unflatten(0, (count, frames))
+
+    def __len__(self):
+        return len(self.data)
+
+    def clip(self, index):
+        return Clip(self.data[index])
+
+
+def miniature(name, **training):
+    """Return a method's miniature that trains four steps on batches of four by plain SGD.
+
+    Without drop path, whose draws are each process's own; by SGD, since Adam turns the noise of
+    gradients that are zero into steps as large as any.
+    """
+    config = get_method(name).Config
+    keys = config.miniature()
+    steps = {"batch_size": 4, "epochs": 2, "warmup_epochs": 0, "precision": "fp32"}
+    rates = {"optimizer": "sgd", "learning_rate": 3.2, "clip_grad": 0.3}
+    keys["training"] = {**keys["training"], **steps, **rates, **training}
+    keys["encoder"] = {**keys["encoder"], "drop_path": 0.0}
+    return config.model_validate(keys)
+
+
+def train(config, folder, group=Processes(), clips=9):
+    """Train in this process and return the trainer."""
+    torch.set_num_threads(1)
+    method = get_method(config.method)(config)
+    source = SmoothClips(clips, method.clip_shape()[0])
+    trainer = Trainer(method, config, source, folder, Machine(CPU, 0, group), {"inputs": {}})
+    trainer.run()
+    return trainer
+
+
+def train_in_processes(config, folder, size):
+    """Train in ``size`` processes; return the weights that each of them ends with."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    # One server imports torch once; a plain fork would take the parent's autograd threads along.
+    multiprocessing.set_forkserver_preload(["torch", "timm", "tests.training.processes"])
+    context = multiprocessing.get_context("forkserver")
+    workers = [
+        context.Process(target=_worker, args=(config, folder, Processes(n, size, n), port))
+        for n in range(size)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(240)
+    assert [worker.exitcode for worker in workers] == [0] * size
+    return [torch.load(folder / f"rank-{n}.pt", weights_only=True) for n in range(size)]
+
+
+def _worker(config, folder, group, port):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    with joined(group, CPU):
+        trainer = train(config, folder, group)
+        torch.save(trainer.method.state_dict(), folder / f"rank-{group.rank}.pt")
+
+
+def moments(folder):
+    """Return the optimiser's state in the newest checkpoint, flat."""
+    state = torch.load(checkpoints(folder)[-1], weights_only=True)["optimizer"]["state"]
+    return {f"{i}.{k}": v for i, entry in state.items() for k, v in entry.items()}
