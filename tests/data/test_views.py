@@ -159,6 +159,35 @@ def test_local_views_are_unrelated_windows():
     assert len({view.numpy().tobytes() for view in found.flatten(0, 1)}) == 12
 
 
+def test_image_crops_have_windows_and_flips_of_their_own():
+    frame = torch.from_numpy(np.array(photograph())).permute(2, 0, 1)[None]
+    crops = views.image_crops(frame, 40, (0.05, 0.4), 16, rng())
+    assert crops.dtype == torch.uint8
+    assert crops.shape == (40, 3, 16, 16)
+    assert len({crop.numpy().tobytes() for crop in crops}) == 40
+    generator, flips = rng(), 0
+    for crop in crops:
+        window = views.random_window(60, 80, (0.05, 0.4), generator)
+        plain = views.resize_window(frame, window, 16)[0]
+        flip = bool(torch.rand((), generator=generator) < 0.5)
+        assert torch.equal(crop, plain.flip(-1) if flip else plain)
+        flips += flip
+    assert 8 < flips < 32
+    assert views.image_crops(frame, 0, (0.05, 0.4), 16, rng()).shape == (0, 3, 16, 16)
+
+
+def test_each_image_gets_the_colours_of_its_draws():
+    frames = torch.stack([torch.from_numpy(np.array(photograph(seed=s))) for s in range(3)])
+    frames, chain = frames.permute(0, 3, 1, 2), ColourChain()
+    draws = views.colour_draws(3, chain, rng())
+    found = views.coloured(frames, draws, chain)
+    for image, uniform, pixels in zip(frames, draws.tolist(), found, strict=True):
+        expected = chain.apply(Image.fromarray(image.permute(1, 2, 0).numpy()), uniform)
+        assert np.array_equal(pixels.permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert found.is_contiguous()
+    assert views.coloured(frames[:0], draws[:0], chain).shape == (0, 3, 60, 80)
+
+
 def test_chances_over_many_frames():
     """Grey in a fifth, jitter in four fifths of the frames."""
     grey_blue = torch.tensor([90.0, 120.0, 150.0]).view(1, 3, 1, 1).expand(400, 3, 8, 8)

@@ -16,6 +16,8 @@ from timewalk.encoders import build_encoder
 from timewalk.encoders.base import VIT_SHAPES
 from timewalk.encoders.heads import DinoHead, multi_crop
 from timewalk.encoders.vit import ViT, probe_features
+from timewalk.methods.base import Step
+from timewalk.methods.dino import DINO, DinoConfig
 from timewalk.ops.attention import keep_mass
 from timewalk.ops.distillation import cross_view_loss, update_centre_
 from timewalk.ops.schedules import linear_then_constant, warmup_cosine
@@ -134,6 +136,37 @@ class TestLoss:
         for teacher, expected in (("teacher", "center_after"), ("teacher2", "center_after2")):
             update_centre_(centre, tensor(arrays[teacher]), 0.9)
             np.testing.assert_allclose(centre, arrays[expected], rtol=0, atol=1e-6)
+
+    def test_method(self, arrays):
+        """The whole loss and centre of the method, from the published logits."""
+        crops, width = int(arrays["ncrops"]), arrays["student"].shape[1]
+        clips = len(arrays["student"]) // crops
+        keys = {"out_dim": width, "local_crops": crops - 2, "teacher_temperature": 0.07}
+        keys["warmup_teacher_temperature_epochs"] = 30
+        method = DINO(DinoConfig.model_validate({**DinoConfig.miniature(), **keys}))
+        method.centre.copy_(tensor(arrays["center_before"]))
+        student = tensor(arrays["student"]).requires_grad_()
+        method.student.logits = lambda *groups: student
+        method.teacher.logits = lambda images: tensor(arrays["teacher"])
+        pixels = torch.zeros(clips, crops, 3, 32, 32, dtype=torch.uint8)
+        batch = {"global": pixels[:, :2], "local": pixels[:, 2:, :, :16, :16]}
+        for epoch in [int(name[7:]) for name in arrays if name.startswith("loss_ep")]:
+            losses = method.loss(batch, Step(epoch, epoch, 100, 1, 100))
+            (gradient,) = torch.autograd.grad(losses.total, student)
+            np.testing.assert_allclose(losses.total.item(), arrays[f"loss_ep{epoch}"], rtol=1e-5)
+            np.testing.assert_allclose(gradient, arrays[f"grad_ep{epoch}"], rtol=1e-5, atol=1e-6)
+        method.after_step(Step(0, 0, 100, 1, 100), losses.means)
+        np.testing.assert_allclose(method.centre, arrays["center_after"], rtol=0, atol=1e-6)
+
+
+def test_crop_shapes(golden):
+    expected = golden("dino", "counts_and_shapes.json")["crop_shapes_local8"]
+    keys = {"encoder": {"name": "vit_tiny", "depth": 1}, "out_dim": 8, "head_hidden": 8}
+    method = DINO(DinoConfig.model_validate({"method": "dino", "dataset": "golden", **keys}))
+    clip = torch.randint(0, 256, (1, 3, 90, 160), dtype=torch.uint8)
+    views = method.views(clip, torch.Generator().manual_seed(0))
+    found = [list(crop.shape) for crop in (*views["global"], *views["local"])]
+    assert found == expected
 
 
 class TestCounts:

@@ -75,37 +75,6 @@ def test_configurations_that_cannot_be_are_refused(changes, message):
         config(**changes)
 
 
-def test_teacher_starts_as_the_student_and_follows_it():
-    method = DoRA(config())
-    for s, t in zip(method.student.parameters(), method.teacher.parameters(), strict=True):
-        assert torch.equal(s, t)
-    with torch.no_grad():
-        for parameter in method.student.parameters():
-            parameter += 1
-    before = [p.clone() for p in method.teacher.parameters()]
-    assert method.after_step(step(index=0), {"centre": torch.zeros(1, 32)})["teacher_momentum"] == pytest.approx(0.996)
-    for old, new in zip(before, method.teacher.parameters(), strict=True):
-        torch.testing.assert_close(new - old, torch.full_like(old, 0.004), rtol=0, atol=1e-6)
-
-
-def test_exported_backbone():
-    assert DoRA(config()).encoder is not DoRA(config(export="student")).encoder
-    method = DoRA(config())
-    assert method.encoder is method.teacher.backbone
-    assert not any(key.startswith("encoder") for key in method.state_dict())
-
-
-def test_last_layer_is_frozen_for_the_first_epochs():
-    method = DoRA(config(freeze_last_layer_epochs=1, norm_last_layer=False))
-    for epoch, frozen in ((0, True), (1, False)):
-        method.zero_grad()
-        method.loss(batch(), step(epoch=epoch)).total.backward()
-        method.after_backward(step(epoch=epoch))
-        grads = [p.grad is None for p in method.student.head.last_layer.parameters()]
-        assert grads == [frozen, frozen]
-        assert method.student.head.mlp[0].weight.grad is not None
-
-
 def test_heads_are_distinct_and_drawn_per_step():
     method = DoRA(config())
     drawn = {tuple(method.choose_heads(step(index=i))) for i in range(20)}

@@ -4,14 +4,13 @@ import multiprocessing
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from timewalk.methods import get_method
 from timewalk.training.checkpoint import checkpoints
-from timewalk.training.distributed import Processes, joined
+from timewalk.training.distributed import ALONE, Processes, joined
 from timewalk.training.loop import Machine, Trainer
 
 CPU = torch.device("cpu")
@@ -53,7 +52,7 @@ def miniature(name, **training):
     return config.model_validate(keys)
 
 
-def train(config, folder, group=Processes(), clips=9):
+def train(config, folder, group=ALONE, clips=9):
     """Train in this process and return the trainer."""
     torch.set_num_threads(1)
     method = get_method(config.method)(config)
@@ -63,11 +62,16 @@ def train(config, folder, group=Processes(), clips=9):
     return trainer
 
 
-def train_in_processes(config, folder, size):
-    """Train in ``size`` processes; return the weights that each of them ends with."""
+def free_port():
+    """Return a port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+        return str(probe.getsockname()[1])
+
+
+def train_in_processes(config, folder, size):
+    """Train in ``size`` processes; return the weights that each of them ends with."""
+    port = free_port()
     # One server imports torch once; a plain fork would take the parent's autograd threads along.
     multiprocessing.set_forkserver_preload(["torch", "timm", "tests.training.processes"])
     context = multiprocessing.get_context("forkserver")

@@ -1,6 +1,9 @@
 """The loop: an interrupted training ends where an undisturbed one does, bit for bit."""
 
 import json
+import multiprocessing
+import os
+import signal
 import threading
 
 import pytest
@@ -8,8 +11,9 @@ import torch
 
 from tests.training.toy import Clips, Toy, toy_config
 from timewalk.errors import UserError
-from timewalk.training import loop
+from timewalk.training.batches import BatchSampler, Share, share_of
 from timewalk.training.checkpoint import alone, checkpoints, save_checkpoint
+from timewalk.training.distributed import Processes
 from timewalk.training.loop import InterruptedTraining, Machine, Trainer
 from timewalk.training.optimizers import make_optimizer
 
@@ -81,6 +85,89 @@ def test_a_kill_between_checkpoints_repeats_the_steps(tmp_path):
     assert again.first == 5  # the end of the first epoch
     assert_same(weights(whole), weights(again))
     assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("written", [0, 1000])
+def test_a_kill_while_a_checkpoint_is_written(tmp_path, written):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    killed = multiprocessing.get_context("fork").Process(
+        target=_killed_while_saving, args=(tmp_path / "parts", written)
+    )
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    halves = list((tmp_path / "parts").glob(".step-*"))
+    assert [half.stat().st_size for half in halves] == [written]
+    assert [path.name for path in checkpoints(tmp_path / "parts")] == ["step-000000005.pt"]
+    again = make(tmp_path / "parts")
+    again.run()
+    assert again.first == 5
+    assert not list((tmp_path / "parts").glob(".step-*"))
+    assert_same(weights(whole), weights(again))
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def _killed_while_saving(folder, written):
+    save = torch.save
+
+    def half(state, path):
+        save(state, path)
+        if state["step"] == 10:
+            os.truncate(path, written)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+    make(folder).run()
+
+
+def test_what_only_the_machine_needs_may_change_before_a_resume(tmp_path):
+    whole = make(tmp_path / "whole")
+    whole.run()
+    first = make(tmp_path / "parts")
+    original = first.method.after_step
+
+    def stop(step, joint):
+        first.stop = step.index == 6
+        return original(step, joint)
+
+    first.method.after_step = stop
+    with pytest.raises(InterruptedTraining):
+        first.run()
+    changed = make(tmp_path / "parts", toy_config(checkpoint_minutes=99.0, keep_checkpoints=7))
+    changed.run()
+    assert changed.first == 7
+    assert_same(weights(whole), weights(changed))
+
+
+def test_epochs_have_a_line_of_their_own(tmp_path):
+    make(tmp_path).run()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "epoch_loss" in line]
+    assert [line["step"] for line in epochs] == [4, 9, 14]
+    steps = [line["loss"] for line in lines if "loss" in line]
+    for number, line in enumerate(epochs):
+        mean = sum(steps[5 * number : 5 * number + 5]) / 5
+        assert line["epoch_loss"] == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence():
+    with pytest.raises(UserError, match=r"batch_size 10 does not divide among 4 .* use 2 GPU"):
+        share_of(10, Processes(0, 4, 0), None)
+
+
+@pytest.mark.parametrize(("most", "parts"), [(None, 1), (6, 1), (5, 2), (3, 2), (2, 3), (1, 6)])
+def test_micro_batches_are_of_equal_size(most, parts):
+    assert share_of(12, Processes(1, 2, 1), most) == Share(6, 6, parts)
+
+
+def test_processes_share_the_batches_of_one():
+    whole = list(BatchSampler(20, 8, 0, 0, 5))
+    shares = [share_of(8, Processes(n, 2, n), 2) for n in range(2)]
+    parts = [list(BatchSampler(20, 8, 0, 0, 5, share)) for share in shares]
+    for step, expected in enumerate(whole):
+        micro = [part[2 * step + n] for part in parts for n in range(2)]
+        assert [sample for batch in micro for sample in batch] == expected
 
 
 def test_the_number_of_workers_changes_nothing(tmp_path):

@@ -41,6 +41,9 @@ class Processes:
         return self.rank == 0
 
 
+ALONE = Processes()
+
+
 def processes(environment: Mapping[str, str] = os.environ) -> Processes | None:
     """Return which process a launcher made this one, or None where no launcher did."""
     if "RANK" in environment and "WORLD_SIZE" in environment:
@@ -166,7 +169,7 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 
 
 def share_batch_norm(module: nn.Module, device: torch.device) -> nn.Module:
-    """Let every batch normalisation see the batch of all processes; the parameters stay the same."""
+    """Let every batch normalisation see the batch of all processes; parameters keep their names."""
     if device.type == "cuda":
         from timm.layers import convert_sync_batchnorm
 

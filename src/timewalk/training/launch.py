@@ -36,7 +36,7 @@ def launch(arguments: Sequence[str], per_node: int, nodes: int) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="timewalk-") as folder:
         error = Path(folder) / "error"
-        command = torchrun(per_node, nodes) + ["-m", "timewalk.cli", *arguments]
+        command = [*torchrun(per_node, nodes), "-m", "timewalk.cli", *arguments]
         threads = str(max(1, (os.cpu_count() or 1) // per_node))
         environment = {"OMP_NUM_THREADS": threads, **os.environ, ERROR_FILE: str(error)}
         agent = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)

@@ -49,7 +49,7 @@ from timewalk.training.checkpoint import (
     save_checkpoint,
     set_random_state,
 )
-from timewalk.training.distributed import Processes, from_main, mean_of_all
+from timewalk.training.distributed import ALONE, Processes, from_main, mean_of_all
 from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
 from timewalk.training.wrap import wrap
@@ -88,7 +88,7 @@ class Machine:
 
     device: torch.device
     workers: int = 0
-    processes: Processes = Processes()
+    processes: Processes = ALONE
 
 
 def train(
@@ -179,9 +179,7 @@ class Trainer:
             )
         whole = self.settings.epochs * self.steps_per_epoch
         self.total = min(whole, self.settings.max_steps or whole)
-        self.share = share_of(
-            self.settings.batch_size, self.group, self.settings.micro_batch_size
-        )
+        self.share = share_of(self.settings.batch_size, self.group, self.settings.micro_batch_size)
         if self.share.parts > 1 and not method.splits:
             raise UserError(
                 f"training.micro_batch_size {self.settings.micro_batch_size} would divide a batch "

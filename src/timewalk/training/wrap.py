@@ -1,4 +1,4 @@
-"""The one place where a method is fitted to the machine: memory format, recomputation, compile, DDP.
+"""The one place where a method is fitted to the machine: memory format, recompute, compile, DDP.
 
 Always in this order, after weights are loaded and layers frozen. Parameter names stay as they are,
 so that checkpoints know nothing of it.
