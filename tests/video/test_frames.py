@@ -75,6 +75,13 @@ def test_variable_frame_rate_keeps_each_frame_once(tmp_path, numbered):
     assert numbers(folder) == sorted(set(expected))
 
 
+@pytest.mark.parametrize("fps", [None, 5])
+def test_a_clock_that_ticks_once_a_frame(tmp_path, fps):
+    video = write_numbered(tmp_path / "slow.avi", count=30, fps=10)
+    extract_frames(video, tmp_path / "out", FramesConfig(fps=fps, short_side=None))
+    assert numbers(tmp_path / "out") == list(range(0, 30, 1 if fps is None else 2))
+
+
 def test_rotated_frames_are_upright(tmp_path, numbered):
     turned = tmp_path / "turned.mp4"
     command = [executable("ffmpeg"), "-v", "error", "-display_rotation", "90"]

@@ -137,8 +137,9 @@ def _extract(
     if settings.short_side is not None and settings.short_side < min(info.width, info.height):
         w, h = (-2, settings.short_side) if info.width >= info.height else (settings.short_side, -2)
         stream = stream.filter("scale", w, h, flags="bicubic")
-    # Files need an order, no times: those of a variable rate would collide in the encoder's clock.
-    stream = stream.filter("setpts", "N/(25*TB)").output(
+    # Files need an order, no times: those of a variable rate would collide in the encoder's clock,
+    # and the video's own clock may tick too slowly to count its frames at any other rate.
+    stream = stream.filter("settb", "1/25").filter("setpts", "N").output(
         str(folder.absolute()).replace("%", "%%") + "/%06d.jpg",
         **{
             "fps_mode": "passthrough",
