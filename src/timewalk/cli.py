@@ -149,7 +149,13 @@ def _run_verbs(verbs: Any) -> None:
     verb.add_argument("run", type=Path, help="the run's folder")
     verb.add_argument("output", type=Path, help="…/<evaluation>.json")
     _add_settings(verb, "settings", "keys of an entry of `evaluations:`")
-    verb.add_argument("--embeddings", type=Path, nargs=2, metavar=("TRAIN", "TEST"))
+    verb.add_argument("--dataset", type=Path, required=True, help="manifest.json of a labelled set")
+    verb.add_argument(
+        "--embeddings", type=Path, nargs="*", default=[], help="features: train split, test split"
+    )
+    verb.add_argument(
+        "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for key `frames`"
+    )
     _add_machine(verb)
 
 
@@ -323,23 +329,28 @@ def embed(arguments: Arguments) -> None:
 
 def evaluate(arguments: Arguments) -> None:
     """Score a run's encoder and write the result."""
-    from timewalk.evaluation.run import run_evaluation
-    from timewalk.suite import load_evaluation
     from timewalk.training.devices import lease
 
     with lease(arguments.gpus):
         import torch
 
+        from timewalk.evaluation.base import Inputs
+        from timewalk.evaluation.run import run_evaluation
+        from timewalk.suite import load_evaluation
+
         torch.set_num_threads(max(1, arguments.threads))
         config = load_evaluation(arguments.settings, f"evaluations.{arguments.evaluation}")
-        run_evaluation(
-            arguments.evaluation,
-            arguments.run,
-            config,
-            arguments.embeddings,
-            arguments.output,
-            _device(arguments),
+        train, test, *_ = *arguments.embeddings, None, None
+        inputs = Inputs(
+            run=arguments.run,
+            dataset=arguments.dataset,
+            device=_device(arguments),
+            train=train,
+            test=test,
+            frames=tuple(arguments.frames),
+            workers=_workers(arguments),
         )
+        run_evaluation(arguments.evaluation, inputs, config, arguments.output)
 
 
 def _device(arguments: Arguments) -> Any:

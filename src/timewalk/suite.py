@@ -172,6 +172,9 @@ def _check_references(suite: Suite) -> None:
         _reference(
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
+        frames = getattr(item, "frames", None)
+        if frames is not None:
+            _reference("data set", f"evaluations.{name}.frames", frames, suite.config.datasets)
     for name, labelled in suite.config.labelled.items():
         if isinstance(labelled, ShotLabels):
             key = f"labelled.{name}"

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.nn import functional as F
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
@@ -64,6 +64,17 @@ def test_chain_applies_each_part_by_its_chance():
     assert np.abs(np.diff(blurred.astype(int), axis=1)).max() < 128
     jittered = chain.apply(image, [0.1, 0.99, 0.99, *same[3:]])
     assert not np.array_equal(np.asarray(jittered), np.asarray(image))
+
+
+def test_solarisation_is_pils_and_comes_last():
+    image, chain = photograph(), ColourChain(solarise_prob=0.2)
+    assert (ColourChain().draws, chain.draws) == (12, 13)
+    assert chain.apply(image, [0.99] * 12 + [0.2]) is image
+    for blur in (0.0, 0.99):
+        draws = [0.99, 0.99, blur, *[0.5] * 9]
+        plain = ColourChain().apply(image, draws)
+        found = chain.apply(image, [*draws, 0.1])
+        assert np.array_equal(np.asarray(found), np.asarray(ImageOps.solarize(plain)))
 
 
 def test_chain_follows_the_drawn_order():

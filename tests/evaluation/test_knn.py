@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 
 from timewalk.errors import UserError
 from timewalk.evaluation import evaluation_names, get_evaluation
-from timewalk.evaluation.knn import Config, class_scores, evaluate, largest, weighted_knn
+from timewalk.evaluation.base import Inputs
+from timewalk.evaluation.knn import Config, class_scores, largest, weighted_knn
+from timewalk.evaluation.knn import evaluate as evaluate_inputs
 from timewalk.metrics.classification import confusion, ranks, top_percent
 
 
@@ -173,6 +176,11 @@ def embeddings(tmp_path):
         return paths
 
     return write
+
+
+def evaluate(train, test, config, output_dir):
+    inputs = Inputs(Path("run"), Path("set"), torch.device("cpu"), train=train, test=test)
+    return evaluate_inputs(inputs, config, output_dir)
 
 
 def config(**changes):

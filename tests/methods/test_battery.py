@@ -211,7 +211,7 @@ def test_two_processes_train_as_one(tmp_path, name):
     assert_near(first, expected, 1e-6)
     assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), 1e-6)
     for found, line in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
-        assert_near(found, line, 2e-5)
+        assert found == pytest.approx(line, rel=2e-5, abs=2e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if get_method(n).splits])

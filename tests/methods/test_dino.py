@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from timewalk.methods.base import Step
 from timewalk.methods.dino import DINO, GLOBAL_CHAINS, LOCAL_CHAIN, DinoConfig
+from timewalk.methods.distillation import answer_means
 
 
 def config(**changes):
@@ -148,13 +149,15 @@ def test_a_batch_is_the_mean_of_its_parts():
 
 def test_the_teacher_sees_the_global_crops_only():
     method = DINO(config())
-    seen = []
-    method.teacher.backbone.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape))
-    student = []
-    method.student.backbone.register_forward_pre_hook(lambda _, x: student.append(x[0].shape))
+    seen = {"teacher": [], "student": []}
+    for name, network in method.named_children():
+        record = seen[name].append
+        network.backbone.patch_embed.proj.register_forward_pre_hook(
+            lambda _, x, record=record: record(tuple(x[0].shape))
+        )
     method.loss(batch(), step())
-    assert seen == [(4, 3, 32, 32)]
-    assert student == [(4, 3, 32, 32), (4, 3, 16, 16)]
+    assert seen["teacher"] == [(4, 3, 32, 32)]
+    assert seen["student"] == [(4, 3, 32, 32), (4, 3, 16, 16)]
 
 
 def test_bytes_and_normalised_floats_are_the_same_input():
@@ -175,7 +178,7 @@ def test_batch_norm_in_the_head():
     assert int(mlp["student"][1].num_batches_tracked) == 1
     before = mlp["teacher"][1].running_mean.clone()
     assert not torch.equal(before, mlp["student"][1].running_mean)
-    method.after_step(step(), {"centre": torch.zeros(1, 32)})
+    method.after_step(step(), answer_means(torch.zeros(2, 32)))
     assert torch.equal(mlp["teacher"][1].running_mean, before)
 
 

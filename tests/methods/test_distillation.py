@@ -4,7 +4,7 @@ import torch
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from timewalk.methods import get_method
 from timewalk.methods.base import Step
-from timewalk.methods.distillation import answer_terms, centre_square
+from timewalk.methods.distillation import answer_means, answer_terms, centre_square
 
 METHODS = ("dino", "dora")
 
@@ -39,7 +39,7 @@ def test_teacher_starts_as_the_student_and_follows_it(name):
         for parameter in method.student.parameters():
             parameter += 1
     before = [p.clone() for p in method.teacher.parameters()]
-    after = method.after_step(step(index=0), {"centre": torch.zeros(1, 32)})
+    after = method.after_step(step(index=0), answer_means(torch.zeros(2, 32)))
     assert after["teacher_momentum"] == pytest.approx(0.996)
     for old, new in zip(before, method.teacher.parameters(), strict=True):
         torch.testing.assert_close(new - old, torch.full_like(old, 0.004), rtol=0, atol=1e-6)
@@ -111,11 +111,19 @@ def test_bytes_are_normalised_and_floats_are_not(name):
 
 def test_terms_of_an_answer():
     uniform = torch.full((4, 8), 1 / 8)
-    terms = answer_terms(uniform, torch.arange(4.0)[:, None].expand(4, 8), torch.tensor(3.0))
+    terms = answer_terms(uniform, torch.tensor(3.0))
     entropy = torch.tensor(8.0).log()
     torch.testing.assert_close(terms["target_entropy"], entropy)
     torch.testing.assert_close(terms["kl"], 3 - entropy)
-    torch.testing.assert_close(terms["teacher_std"], torch.tensor(1.25).sqrt())
+
+
+def test_spread_of_the_answers_is_that_of_the_whole_batch(name):
+    method = build(name)
+    logits = torch.arange(4.0)[:, None].expand(4, 32)
+    halves = [answer_means(part) for part in logits.split(2)]
+    joint = {key: (halves[0][key] + halves[1][key]) / 2 for key in halves[0]}
+    after = method.after_step(step(index=0), joint)
+    torch.testing.assert_close(after["teacher_std"], torch.tensor(1.25).sqrt())
 
 
 def test_centre_square():

@@ -160,6 +160,11 @@ def run_gpus(wildcards):
     return int(method_registry.get_method(SUITE.run(wildcards.run).method).trains)
 
 
+def run_nodes(wildcards):
+    """Return the machines that a run trains on."""
+    return getattr(SUITE.run(wildcards.run), "nodes", 1)
+
+
 def evaluation_json(wildcards):
     """Return the settings of an evaluation."""
     return as_json(SUITE.evaluation(wildcards.evaluation))

@@ -1,4 +1,5 @@
 # A run. Checkpoints lie beside the outputs, undeclared, so a retry goes on from them.
+# As many processes as GPUs: --set-resources train:gpu=4. Results do not depend on their number.
 rule train:
     input:
         run_shards,
@@ -10,11 +11,13 @@ rule train:
         logs("train", "{run}")[0],
     benchmark:
         logs("train", "{run}")[1]
+    retries: 2
     conda:
         "../../envs/training.yaml"
     threads: 8
     resources:
         gpu=run_gpus,
+        nodes=run_nodes,
         mem_mb=32000,
         runtime=7 * 24 * 60,
     params:

@@ -28,6 +28,7 @@ Pair = tuple[float, float]
 RATIO: Pair = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 _LEVELS = np.arange(256, dtype=np.float32)
+_SOLARISED = np.where(_LEVELS < 128, _LEVELS, 255 - _LEVELS).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ColourChain:
-    """Colour jitter, grey and blur of one image, each by chance.
+    """Colour jitter, grey, blur and solarisation of one image, in this order, each by chance.
 
     Attributes:
         jitter_prob: of the jitter.
@@ -53,6 +54,7 @@ class ColourChain:
         grey_prob: of turning grey.
         blur_prob: of the blur.
         blur_radius: range of the Gaussian's standard deviation in pixels.
+        solarise_prob: of turning the levels from 128 on upside down.
     """
 
     jitter_prob: float = 0.8
@@ -63,9 +65,12 @@ class ColourChain:
     grey_prob: float = 0.2
     blur_prob: float = 0.5
     blur_radius: Pair = (0.1, 2.0)
+    solarise_prob: float = 0.0
 
-    draws: int = 12
-    """uniform numbers that one image takes"""
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that one image takes; the last one only where solarisation can occur."""
+        return 13 if self.solarise_prob > 0 else 12
 
     def apply(self, image: Image.Image, uniform: Sequence[float]) -> Image.Image:
         """Return the changed image.
@@ -73,7 +78,7 @@ class ColourChain:
         Args:
             image: RGB.
             uniform: ``draws`` numbers in 0..1: whether jitter, grey, blur; four factors; radius;
-                four keys whose order is that of the jitter's operations.
+                four keys whose order is that of the jitter's operations; whether solarise.
         """
         if uniform[0] < self.jitter_prob:
             factors = (
@@ -89,6 +94,8 @@ class ColourChain:
         if uniform[2] < self.blur_prob:
             radius = _between(*self.blur_radius, uniform[7])
             image = image.filter(ImageFilter.GaussianBlur(radius))
+        if self.solarise_prob > 0 and uniform[12] < self.solarise_prob:
+            image = _map_levels(image, _SOLARISED)
         return image
 
 

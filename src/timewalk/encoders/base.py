@@ -60,6 +60,10 @@ class Encoder(nn.Module):
         """Return the parts that follow each other: each is compiled and recomputed by itself."""
         return []
 
+    def summary(self, images: Tensor) -> Tensor:
+        """Return the summary alone, (B, D): for losses that need no map."""
+        return self(images).summary
+
     def __call__(self, images: Tensor) -> Features:
         """Return the features of normalised images (B, 3, H, W)."""
         return super().__call__(images)

@@ -16,9 +16,10 @@ class Entry:
 
     Attributes:
         module: where it is: a module with ``Config`` and
-            ``evaluate(train, test, config, output_dir) -> Result``.
+            ``evaluate(inputs: Inputs, config, output_dir: Path) -> Result`` (``base.py``). What
+            it has half done it keeps in ``output_dir``, and goes on from there.
         needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
-            or `encoder`.
+            or `encoder` (the network itself: the job gets a GPU and more time).
     """
 
     module: str

@@ -3,6 +3,32 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What an evaluation reads and where it computes.
+
+    Attributes:
+        run: the run's folder, for :func:`timewalk.encoders.load_encoder`.
+        dataset: ``manifest.json`` of the labelled set.
+        device: where to compute.
+        train: embeddings of the training split, for evaluations that need `embeddings`.
+        test: embeddings of the test split, likewise.
+        frames: manifests of the frames of each video of the data set that the evaluation's key
+            ``frames`` names; empty where it has no such key.
+        workers: processes that read images.
+    """
+
+    run: Path
+    dataset: Path
+    device: torch.device
+    train: Path | None = None
+    test: Path | None = None
+    frames: tuple[Path, ...] = ()
+    workers: int = 0
+
 
 @dataclass
 class Result:

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from timewalk.artefacts import write_text
 from timewalk.config import EvaluationConfig
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Result
+from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.embed import Embeddings, load_embeddings
 from timewalk.metrics.classification import confusion, ranks, top_percent
 
@@ -71,18 +71,19 @@ class Votes:
     predictions: Tensor
 
 
-def evaluate(train: Path, test: Path, config: Config, output_dir: Path) -> Result:
+def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     """Score a run's features.
 
     Args:
-        train: embeddings of the neighbours.
-        test: embeddings of the images that are scored.
+        inputs: embeddings of the neighbours (``train``) and of the scored images (``test``).
         config: settings.
         output_dir: `per_class.csv` and `confusion.csv` go here.
 
     Raises:
         UserError: the two files do not belong together.
     """
+    train, test = inputs.train, inputs.test
+    assert train is not None and test is not None
     neighbours, scored = load_embeddings(train), load_embeddings(test)
     _check_pair(train, test, neighbours, scored)
     if max(config.k) > len(neighbours.labels):

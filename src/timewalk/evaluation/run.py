@@ -2,46 +2,47 @@
 
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
 from timewalk.config import EvaluationConfig
+from timewalk.errors import UserError
 from timewalk.evaluation import get_evaluation
+from timewalk.evaluation.base import Inputs
 from timewalk.provenance import provenance
 
 
 def run_evaluation(
-    name: str,
-    run: Path,
-    config: EvaluationConfig,
-    embeddings: Sequence[Path] | None,
-    output: Path,
-    device: torch.device,
+    name: str, inputs: Inputs, config: EvaluationConfig, output: Path
 ) -> dict[str, Any]:
     """Score a run and write the result.
 
     Args:
         name: the evaluation's name in the configuration.
-        run: the run's folder with ``encoder.safetensors`` and ``encoder.json``.
+        inputs: the run, the labelled set and what else the evaluation reads.
         config: the evaluation's settings.
-        embeddings: features of the training and the test split.
         output: the result's JSON; artefacts go into the folder of the same name.
-        device: where to compute.
 
     Returns:
         What was written: run, method, evaluation, protocol, dataset, split, metrics, samples,
         seconds, artefacts, provenance.
+
+    Raises:
+        UserError: the evaluation reads embeddings and got none.
     """
     entry = get_evaluation(config.kind)
+    embeddings = [path for path in (inputs.train, inputs.test) if path is not None]
+    if entry.needs == "embeddings" and len(embeddings) != 2:
+        raise UserError(
+            f"evaluations.{name}: '{config.kind}' reads the features of both splits; name them "
+            "with --embeddings TRAIN TEST."
+        )
     started = time.monotonic()
-    folder = output.with_suffix("")
-    train, test = embeddings or (None, None)
-    result = entry.load().evaluate(train, test, config, folder)
+    folder, run = output.with_suffix(""), inputs.run
+    result = entry.load().evaluate(inputs, config, folder)
     about = read_json(run / "encoder.json")
     origin = about.get("provenance", {})
     settings = config.model_dump(mode="json")
@@ -57,12 +58,14 @@ def run_evaluation(
         "seconds": time.monotonic() - started,
         "artefacts": [str(path.relative_to(output.parent)) for path in result.artefacts],
         "provenance": provenance(
-            device,
+            inputs.device,
             settings=settings,
             settings_sha256=sha256_json(settings),
             encoder_sha256=sha256_file(run / "encoder.safetensors"),
+            dataset_sha256=sha256_file(inputs.dataset),
+            frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},
             training={key: value for key, value in origin.items() if key != "config"},
-            embeddings=[_embedding(path) for path in embeddings or ()],
+            embeddings=[_embedding(path) for path in embeddings],
         ),
     }
     write_json(output, record)

@@ -153,7 +153,7 @@ class Method(nn.Module):
     def after_backward(self, step: Step) -> None:
         """Change gradients after clipping and before the optimiser (frozen layers)."""
 
-    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float]:
+    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float | Tensor]:
         """Update what is no parameter (EMA teacher, centre, queues); return scalars for the log.
 
         Args:

@@ -9,6 +9,7 @@ Shapes: B images, V crops (2 global ones first, then L local ones), D width of t
 sides of global and local crops. Rows are crop-major: row v * B + b of (V * B, ...).
 """
 
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -26,12 +27,13 @@ from timewalk.methods.distillation import (
     DistillationConfig,
     Range,
     Side,
+    answer_means,
     answer_terms,
     centre_square,
 )
 from timewalk.ops.distillation import cross_view_loss, teacher_probabilities
 
-GLOBAL_CHAINS = (ColourChain(blur_prob=1.0), ColourChain(blur_prob=0.1))
+GLOBAL_CHAINS = (ColourChain(blur_prob=1.0), ColourChain(blur_prob=0.1, solarise_prob=0.2))
 LOCAL_CHAIN = ColourChain(blur_prob=0.5)
 GLOBALS = len(GLOBAL_CHAINS)
 
@@ -143,8 +145,8 @@ class DINO(Distillation):
         target = teacher_probabilities(teacher, self.centre, temperature)
         return Losses(
             loss,
-            {**answer_terms(target, teacher, loss.detach()), "centre_norm": self.centre.norm()},
-            means={"centre": teacher.mean(dim=0, keepdim=True)},
+            {**answer_terms(target, loss.detach()), "centre_norm": self.centre.norm()},
+            means=answer_means(teacher),
         )
 
     @torch.no_grad()
@@ -168,8 +170,9 @@ def _sheet(large: Tensor, small: Tensor | None) -> np.ndarray:
     """A row of large pictures (., 3, S, S), below it rows of small ones (., 3, s, s)."""
     rows = [_row(large)]
     if small is not None:
-        for part in small.split(max(1, rows[0].shape[1] // small.shape[-1])):
-            rows.append(_row(part))
+        fitting = max(1, rows[0].shape[1] // small.shape[-1])
+        count = math.ceil(len(small) / fitting)
+        rows += [_row(part) for part in small.tensor_split(count)]
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
     return np.concatenate(padded)

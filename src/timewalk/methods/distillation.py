@@ -105,7 +105,7 @@ class Network(nn.Module):
 
     def logits(self, *crops: Tensor) -> Tensor:
         """Return the logits (R, D) of all images, in their order: one pass of the head."""
-        return multi_crop(lambda images: self.backbone(images).summary, self.head, crops)
+        return multi_crop(self.backbone.summary, self.head, crops)
 
 
 class Distillation(Method):
@@ -151,13 +151,14 @@ class Distillation(Method):
             for parameter in self.student.head.last_layer.parameters():
                 parameter.grad = None
 
-    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float]:
+    def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float | Tensor]:
         """Let the centre follow the teacher's outputs, and the teacher the student."""
         update_centre_(self.centre, joint["centre"], self.config.centre_momentum)
         momentum = warmup_cosine(step.index, step.total, self.config.momentum_teacher, 1.0)
         # Parameters only, as published: what batch norms have seen is each network's own.
         ema_update_(self.teacher.parameters(), self.student.parameters(), momentum)
-        return {"teacher_momentum": momentum}
+        spread = (joint["squares"] - joint["centre"].square()).clamp(min=0).sqrt().mean()
+        return {"teacher_momentum": momentum, "teacher_std": spread}
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return uint8 images as the backbone wants them; floats are taken as they are."""
@@ -166,19 +167,25 @@ class Distillation(Method):
         return normalise(images, self.encoder.mean, self.encoder.std)
 
 
-def answer_terms(target_RD: Tensor, teacher_RD: Tensor, loss: Tensor) -> dict[str, Tensor]:
+def answer_means(teacher_RD: Tensor) -> dict[str, Tensor]:
+    """Return what the whole batch's teacher logits are asked for: mean and mean square, (1, D)."""
+    return {
+        "centre": teacher_RD.mean(dim=0, keepdim=True),
+        "squares": teacher_RD.square().mean(dim=0, keepdim=True),
+    }
+
+
+def answer_terms(target_RD: Tensor, loss: Tensor) -> dict[str, Tensor]:
     """Return what the log says of the teacher's answers.
 
     Args:
         target_RD: its probabilities.
-        teacher_RD: its logits.
         loss: mean cross-entropy of the student with them.
     """
     entropy = torch.special.entr(target_RD).sum(dim=-1).mean()
     return {
         "target_entropy": entropy,
         "kl": loss - entropy,
-        "teacher_std": teacher_RD.std(dim=0, correction=0).mean(),
     }
 
 

@@ -37,6 +37,7 @@ from timewalk.methods.distillation import (
     Side,
     StudentEncoder,
     Temperature,
+    answer_means,
     answer_terms,
     centre_square,
 )
@@ -321,11 +322,11 @@ class DoRA(Distillation):
             {
                 "object_loss": parts.objects,
                 "local_loss": parts.local,
-                **answer_terms(target_RD, teacher_RD, 0.5 * (parts.objects + parts.local)),
+                **answer_terms(target_RD, 0.5 * (parts.objects + parts.local)),
                 "mask_coverage": masks_BFKN.float().mean(),
                 "sinkhorn_underflows": underflows(objects.scores, config.sinkhorn_epsilon).sum(),
             },
-            means={"centre": teacher_RD.mean(dim=0, keepdim=True)},
+            means=answer_means(teacher_RD),
         )
 
     @torch.no_grad()

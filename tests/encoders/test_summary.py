@@ -1,0 +1,34 @@
+"""The class token alone is the class token of the whole pass: numbers, gradients, dropped paths."""
+
+import pytest
+import torch
+
+from timewalk.config import EncoderConfig
+from timewalk.encoders import build_encoder
+
+
+def gradients(encoder, call, images):
+    encoder.zero_grad()
+    torch.manual_seed(0)
+    summary = call(images)
+    summary.square().sum().backward()
+    return summary.detach(), {key: p.grad.clone() for key, p in encoder.named_parameters()}
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+@pytest.mark.parametrize("size", [(32, 32), (48, 16)])
+def test_vit(drop_path, size):
+    keys = {"depth": 3, "width": 24, "heads": 3, "patch_size": 8, "image_size": 32}
+    encoder = build_encoder(EncoderConfig(name="vit_tiny", **keys, drop_path=drop_path), seed=0)
+    images = torch.randn(5, 3, *size)
+    expected, expected_grads = gradients(encoder, lambda x: encoder(x).summary, images)
+    found, found_grads = gradients(encoder, encoder.summary, images)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for key, value in expected_grads.items():
+        torch.testing.assert_close(found_grads[key], value, rtol=1e-4, atol=1e-4, msg=key)
+
+
+def test_cnn():
+    encoder = build_encoder(EncoderConfig(name="resnet18"), seed=0).eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(encoder.summary(images), encoder(images).summary)
