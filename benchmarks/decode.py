@@ -6,6 +6,12 @@ side of 480, as the frames stage leaves them. PyAV, the file kept open, seeks be
 frame, or once before the clip; torchcodec and decord take part where they are installed.
 Interleaved repeats, medians. Target: at least twenty times as fast.
 A second table compares decoders on the same JPEGs.
+
+A third says what bounds a training: samples/s that one core makes of shards (decoding and all views
+of DoRA and DINO at their published shapes), and samples/s of the training step (ViT-S/16, head of
+65536, one sample, float32) on one core of this machine. Their ratio is how many steppers one
+loading core feeds; a GPU's steps are in throughput.py, and divided by the first column they give
+the loading cores that it needs.
 """
 
 import functools
@@ -26,6 +32,10 @@ from PIL import Image
 from timewalk.config import FramesConfig, package_file
 from timewalk.data.clips import decode_frames, open_clips
 from timewalk.data.shards import open_store, write_shards
+from timewalk.methods import get_method
+from timewalk.methods.base import Step
+from timewalk.training.batches import ViewsDataset
+from timewalk.training.optimizers import make_optimizer, set_rates
 from timewalk.video.frames import extract_frames
 from timewalk.video.probe import executable
 
@@ -173,6 +183,54 @@ def decoders(manifest):
     table(title, rates, "ours (Pillow), verified")
 
 
+def config_of(name):
+    keys = {"method": name, "dataset": "rabbit", "encoder": {"name": "vit_small"}}
+    keys |= {"training": {"batch_size": 1, "precision": "fp32", "warmup_epochs": 0}}
+    if name == "dora":
+        keys |= {"frames_per_clip": FRAMES, "step_between_clips": min(STEPS), "local_crops": 6}
+    return get_method(name).Config(**keys)
+
+
+def step_rate(method, config, views):
+    """Return samples/s of the second of two steps: forward, backward, optimiser, teacher."""
+    groups = method.parameter_groups()
+    optimizer = make_optimizer(groups, config.training)
+    batch = {key: view.unsqueeze(0) for key, view in views.items()}
+    for index in range(2):
+        start = time.process_time()
+        step = Step(index, epoch=1, total=100, steps_per_epoch=10, epochs=10)
+        set_rates(optimizer, groups, config.training, step)
+        optimizer.zero_grad(set_to_none=True)
+        losses = method.loss(batch, step)
+        losses.total.backward()
+        optimizer.step()
+        method.after_step(step, losses.means | losses.rows)
+        seconds = time.process_time() - start
+    return 1 / seconds
+
+
+def pipelines(manifest):
+    """Print samples/s of loading and of the step, of one core each."""
+    print(
+        f"\n{'samples/s of one core':28} {'loading':>8} {'min':>7} {'max':>7} {'step':>7} {'ratio':>7}"
+    )
+    for name, samples in (("dora", 4), ("dino", 16)):
+        config = config_of(name)
+        method = get_method(name)(config)
+        frames, step = method.clip_shape()
+        source = open_clips([manifest], frames, step)
+        dataset = ViewsDataset(source, method.views, config.seed)
+        numbers = [[(0, index)] for index in random.Random(0).sample(range(len(source)), samples)]
+        rates = [timed(lambda sample: dataset[sample[0]], numbers) for _ in range(REPEATS)]
+        loading = statistics.median(rates)
+        stepping = step_rate(method, config, dataset[(0, 0)])
+        row = f"{loading:8.2f} {min(rates):7.2f} {max(rates):7.2f} {stepping:7.3f}"
+        verdict = (
+            "the step is the bottleneck" if loading > stepping else "loading is the bottleneck"
+        )
+        print(f"{name:28} {row} {loading / stepping:7.1f}  {verdict}")
+
+
 def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -185,6 +243,7 @@ def main():
         for step in STEPS:
             compare(video, manifest, step)
         decoders(manifest)
+        pipelines(manifest)
 
 
 if __name__ == "__main__":

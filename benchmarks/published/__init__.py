@@ -1,1 +1,1 @@
-"""Plain transcriptions of published steps, written from our spec sheets, to measure ours against."""
+"""Plain transcriptions of published steps, written from the spec sheets, to measure against."""

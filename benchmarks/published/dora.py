@@ -39,7 +39,11 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        self.fc1, self.act, self.fc2 = (
+            nn.Linear(width, 4 * width),
+            nn.GELU(),
+            nn.Linear(4 * width, width),
+        )
 
     def forward(self, x):
         return self.fc2(self.act(self.fc1(x)))
@@ -176,7 +180,9 @@ def masked_views(images, tokens, attention, queries, keys, heads):
             map_BN = F.normalize(map_BN, dim=-1, p=2)
             rows = images.shape[-2] // PATCH
             mask = (map_BN > map_BN.mean()).float().unflatten(-1, (rows, -1)).unsqueeze(1)
-            frames.append(images[:, frame] * F.interpolate(mask, scale_factor=PATCH, mode="nearest"))
+            frames.append(
+                images[:, frame] * F.interpolate(mask, scale_factor=PATCH, mode="nearest")
+            )
         clips.append(torch.stack(frames, dim=1))
     return clips
 
@@ -249,9 +255,15 @@ class PublishedDora:
         plain = [n.endswith(".bias") or p.ndim == 1 for n, p in named]
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": [p for (_, p), is_plain in zip(named, plain, strict=True) if not is_plain]},
                 {
-                    "params": [p for (_, p), is_plain in zip(named, plain, strict=True) if is_plain],
+                    "params": [
+                        p for (_, p), is_plain in zip(named, plain, strict=True) if not is_plain
+                    ]
+                },
+                {
+                    "params": [
+                        p for (_, p), is_plain in zip(named, plain, strict=True) if is_plain
+                    ],
                     "weight_decay": 0.0,
                 },
             ]

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from pydantic import ValidationError
 
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from timewalk.methods import get_method
@@ -82,6 +83,12 @@ def test_last_layer_is_frozen_for_the_first_epochs(name):
         grads = [p.grad is None for p in method.student.head.last_layer.parameters()]
         assert grads == [frozen, frozen]
         assert method.student.head.mlp[0].weight.grad is not None
+
+
+def test_a_setting_without_effect_is_refused(name):
+    keys = {**get_method(name).Config.miniature()["training"], "augment": "device"}
+    with pytest.raises(ValidationError, match="set it to worker"):
+        build(name, training=keys)
 
 
 def test_temperature_of_the_teacher_by_epoch(name):

@@ -170,13 +170,54 @@ def evaluation_json(wildcards):
     return as_json(SUITE.evaluation(wildcards.evaluation))
 
 
+def evaluation_dataset(wildcards):
+    """Return the manifest of the labelled set that an evaluation is done on."""
+    dataset = SUITE.evaluation(wildcards.evaluation).dataset
+    return f"{DATA}/datasets/{dataset}/manifest.json"
+
+
+def evaluation_frames(wildcards):
+    """Return the frames of the data set that an evaluation's key `frames` names."""
+    dataset = getattr(SUITE.evaluation(wildcards.evaluation), "frames", None)
+    if dataset is None:
+        return []
+    videos = SUITE.dataset(dataset).videos
+    return [f"{DATA}/frames/{dataset}/{video}/manifest.json" for video in videos]
+
+
+def evaluation_needs(wildcards):
+    """Return what an evaluation reads: `embeddings`, or the `encoder` itself."""
+    kind = SUITE.evaluation(wildcards.evaluation).kind
+    return evaluation_registry.get_evaluation(kind).needs
+
+
 def evaluation_embeddings(wildcards):
     """Return the features that an evaluation reads: training split, test split."""
-    settings = SUITE.evaluation(wildcards.evaluation)
-    if evaluation_registry.get_evaluation(settings.kind).needs != "embeddings":
+    if evaluation_needs(wildcards) != "embeddings":
         return []
-    stem = f"{RESULTS}/{wildcards.run}/embeddings/{settings.dataset}"
+    dataset = SUITE.evaluation(wildcards.evaluation).dataset
+    stem = f"{RESULTS}/{wildcards.run}/embeddings/{dataset}"
     return [f"{stem}-train.safetensors", f"{stem}-test.safetensors"]
+
+
+def evaluation_gpus(wildcards):
+    """Return the GPUs that an evaluation asks for: none where features are at hand."""
+    return int(evaluation_needs(wildcards) == "encoder")
+
+
+def evaluation_threads(wildcards):
+    """Return the cores of an evaluation: more where images are read."""
+    return 16 if evaluation_needs(wildcards) == "encoder" else 4
+
+
+def evaluation_memory(wildcards):
+    """Return the memory of an evaluation in MB."""
+    return 64000 if evaluation_needs(wildcards) == "encoder" else 16000
+
+
+def evaluation_minutes(wildcards):
+    """Return the longest time of an evaluation in minutes."""
+    return 48 * 60 if evaluation_needs(wildcards) == "encoder" else 12 * 60
 
 
 def all_results(wildcards=None):

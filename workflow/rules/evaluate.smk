@@ -28,6 +28,8 @@ rule evaluate:
     input:
         encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
         about=f"{RESULTS}/{{run}}/encoder.json",
+        dataset=evaluation_dataset,
+        frames=evaluation_frames,
         embeddings=evaluation_embeddings,
     output:
         f"{RESULTS}/{{run}}/{{evaluation}}.json",
@@ -37,15 +39,15 @@ rule evaluate:
         logs("evaluate", "{run}", "{evaluation}")[1]
     conda:
         "../../envs/training.yaml"
-    threads: 4
+    threads: evaluation_threads
     resources:
-        gpu=0,
-        mem_mb=16000,
-        runtime=12 * 60,
+        gpu=evaluation_gpus,
+        mem_mb=evaluation_memory,
+        runtime=evaluation_minutes,
     params:
         folder=encoder_folder,
         settings=evaluation_json,
     shell:
         "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"
-        " --settings {params.settings:q} --embeddings {input.embeddings:q}"
-        " --gpus {resources.gpu} --threads {threads}"
+        " --settings {params.settings:q} --dataset {input.dataset:q} --frames {input.frames:q}"
+        " --embeddings {input.embeddings:q} --gpus {resources.gpu} --threads {threads}"

@@ -11,7 +11,7 @@ Shapes: R rows, D width of the head.
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -68,6 +68,16 @@ class DistillationConfig(TrainedRunConfig):
     """momentum of the mean teacher output"""
     export: Literal["teacher", "student"] = "teacher"
     """whose backbone is saved and evaluated"""
+
+    @model_validator(mode="after")
+    def _colours_in_the_workers(self) -> "DistillationConfig":
+        # Until the colour chain exists for batches on a device: no setting without effect.
+        if self.training.augment == "device":
+            raise ValueError(
+                f"training.augment is device, but '{self.method}' changes colours in the loader's "
+                "workers; set it to worker"
+            )
+        return self
 
     def check_vit(self, *sizes: str) -> None:
         """Refuse a ViT whose shape, or one of the sizes named by key, cannot be."""
@@ -158,7 +168,11 @@ class Distillation(Method):
         # Parameters only, as published: what batch norms have seen is each network's own.
         ema_update_(self.teacher.parameters(), self.student.parameters(), momentum)
         spread = (joint["squares"] - joint["centre"].square()).clamp(min=0).sqrt().mean()
-        return {"teacher_momentum": momentum, "teacher_std": spread}
+        return {
+            "teacher_momentum": momentum,
+            "teacher_temperature": self.temperature(step),
+            "teacher_std": spread,
+        }
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return uint8 images as the backbone wants them; floats are taken as they are."""

@@ -63,10 +63,16 @@ def processes(environment: Mapping[str, str] = os.environ) -> Processes | None:
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first host of Slurm's short notation (``node[1-3]``)."""
-    command = ["scontrol", "show", "hostnames", nodelist]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True)
-    return listing.stdout.split()[0]
+    """Return the address of the first host of Slurm's short notation (``node[1-3]``)."""
+
+    def scontrol(*words: str) -> list[str]:
+        command = ["scontrol", "show", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+
+    name = scontrol("hostnames", nodelist)[0]
+    # A node's name need not be one that the network knows.
+    fields = dict(word.partition("=")[::2] for word in scontrol("node", name))
+    return fields.get("NodeAddr", name)
 
 
 @contextmanager

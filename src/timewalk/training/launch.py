@@ -72,7 +72,8 @@ def torchrun(per_node: int, nodes: int) -> list[str]:
     command += ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", job]
     command += ["--rdzv-endpoint", f"{host}:{20000 + int(job) % 20000}"]
     srun = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
-    return [*srun, "--overlap", "--kill-on-bad-exit=1", *command]
+    # Within a step of the same job: memory 0 means all of it, shared.
+    return [*srun, "--overlap", "--mem=0", "--kill-on-bad-exit=1", *command]
 
 
 def _knows(option: str) -> bool:
