@@ -220,8 +220,8 @@ def pipelines(manifest):
         frames, step = method.clip_shape()
         source = open_clips([manifest], frames, step)
         dataset = ViewsDataset(source, method.views, config.seed)
-        numbers = [[(0, index)] for index in random.Random(0).sample(range(len(source)), samples)]
-        rates = [timed(lambda sample: dataset[sample[0]], numbers) for _ in range(REPEATS)]
+        numbers = [(0, index) for index in random.Random(0).sample(range(len(source)), samples)]
+        rates = [timed(dataset.__getitem__, numbers) for _ in range(REPEATS)]
         loading = statistics.median(rates)
         stepping = step_rate(method, config, dataset[(0, 0)])
         row = f"{loading:8.2f} {min(rates):7.2f} {max(rates):7.2f} {stepping:7.3f}"

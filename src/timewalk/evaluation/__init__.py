@@ -32,6 +32,7 @@ class Entry:
 
 _ENTRIES = {
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
+    "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
 }
 
 

@@ -1,9 +1,14 @@
 """The contract between an evaluation and the rest: features or an encoder in, numbers out."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from timewalk.artefacts import write_text
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,11 @@ class Result:
     metrics: dict[str, float | None]
     samples: int
     artefacts: list[Path] = field(default_factory=list)
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
+    """Write a table, its first row the names of the columns; None becomes an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(path, text.getvalue())
+    return path

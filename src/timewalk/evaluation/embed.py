@@ -7,6 +7,7 @@ under `about` in its metadata, as JSON, which encoder and which set they come fr
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,7 +79,8 @@ def embed(
     where = _device(device)
     images = LabelledImages(manifest, split)
     encoder = load_encoder(encoder_dir).eval().to(where)
-    features = compute_features(encoder, images, where, batch_size, workers, precision)
+    extractor = Extractor(encoder, where, precision)
+    features = compute_features(extractor, images, batch_size, workers)
     if not bool(features.isfinite().all()):
         raise UserError(
             f"{encoder_dir} gives features that are not finite for {manifest}; train it again."
@@ -99,39 +101,60 @@ def embed(
     return {"images": len(images), "width": features.shape[1], "device": where.type}
 
 
-@torch.inference_mode()
+class Extractor:
+    """Bytes of images to float32 vectors, on the device, without gradients.
+
+    Args:
+        encoder: in eval mode, on the device.
+        device: where to compute.
+        precision: arithmetic of the network.
+        features: normalised images (B, 3, H, W) to (B, D); None: the encoder's summary.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        device: torch.device,
+        precision: Precision = "fp32",
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.device, self.precision = device, precision
+        self._features = features or (lambda images: encoder(images).summary)
+        self._mean, self._std = (
+            torch.tensor(values, device=device).reshape(1, 3, 1, 1)
+            for values in (encoder.mean, encoder.std)
+        )
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Return the features (B, D) of uint8 images (B, 3, H, W) that lie anywhere."""
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
+        pixels = (batch.to(self.device, non_blocking=True).float() / 255 - self._mean) / self._std
+        with exact, torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
+            return self._features(pixels).float()
+
+
 def compute_features(
-    encoder: Encoder,
-    images: LabelledImages,
-    device: torch.device,
-    batch_size: int,
-    workers: int,
-    precision: Precision = "fp32",
+    extractor: Extractor, images: LabelledImages, batch_size: int, workers: int
 ) -> Tensor:
-    """Return the summary of each image, float32 (N, D) on the CPU, in the images' order."""
+    """Return the features of each image, float32 (N, D) on the CPU, in the images' order."""
     # Forked workers share the list of images; nothing of CUDA lives in them.
     loader = DataLoader(
         images,
         batch_size,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
-        pin_memory=device.type == "cuda",
+        pin_memory=extractor.device.type == "cuda",
     )
-    mean, std = (
-        torch.tensor(values, device=device).reshape(1, 3, 1, 1)
-        for values in (encoder.mean, encoder.std)
-    )
-    features = torch.empty(len(images), encoder.width)
-    start = 0
-    exact = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-    )
-    with exact, _progress(len(images)) as bar, plain_errors():
+    features, start = torch.empty(0), 0
+    with _progress(len(images)) as bar, plain_errors():
         for batch, _ in loader:
-            pixels = batch.to(device, non_blocking=True).float() / 255
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                summary = encoder((pixels - mean) / std).summary
-            features[start : start + len(batch)] = summary.float().cpu()
+            found = extractor(batch)
+            if start == 0:
+                features = torch.empty(len(images), found.shape[1])
+            features[start : start + len(batch)] = found.cpu()
             start += len(batch)
             bar.update(len(batch))
     return features

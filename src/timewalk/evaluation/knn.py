@@ -10,8 +10,6 @@ above the number of training images means all of them.
 Shapes: N training images, M test images, C classes, D width.
 """
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -24,10 +22,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional as F
 
-from timewalk.artefacts import write_text
 from timewalk.config import EvaluationConfig
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Inputs, Result
+from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Embeddings, load_embeddings
 from timewalk.metrics.classification import confusion, ranks, top_percent
 
@@ -248,8 +245,8 @@ def _write_tables(folder: Path, scored: Embeddings, votes: Sequence[Votes]) -> l
     ]
     heads = ["class", "images", *(f"top1_k{vote.k}" for vote in votes)]
     return [
-        _write_csv(folder / "per_class.csv", [heads, *per_class]),
-        _write_csv(folder / "confusion.csv", [["k", "class", "predicted", "images"], *pairs]),
+        write_csv(folder / "per_class.csv", [heads, *per_class]),
+        write_csv(folder / "confusion.csv", [["k", "class", "predicted", "images"], *pairs]),
     ]
 
 
@@ -257,10 +254,3 @@ def class_percent(row: Tensor, label: int) -> float | None:
     """Return the percentage of a class's images that were recognised; None without images."""
     total = int(row.sum())
     return 100.0 * int(row[label]) / total if total else None
-
-
-def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text(path, text.getvalue())
-    return path

@@ -31,7 +31,7 @@ from timewalk.methods.distillation import (
     answer_terms,
     centre_square,
 )
-from timewalk.ops.distillation import cross_view_loss, teacher_probabilities
+from timewalk.ops.distillation import teacher_probabilities, view_pairs_loss
 
 GLOBAL_CHAINS = (ColourChain(blur_prob=1.0), ColourChain(blur_prob=0.1, solarise_prob=0.2))
 LOCAL_CHAIN = ColourChain(blur_prob=0.5)
@@ -136,13 +136,10 @@ class DINO(Distillation):
         images = len(batch["global"])
         with torch.no_grad():
             teacher = self.teacher.logits(groups[0])
-        teacher_GBD = teacher.unflatten(0, (GLOBALS, images))
         student_VBD = self.student.logits(*groups).unflatten(0, (-1, images))
-        temperature = self.temperature(step)
-        loss = cross_view_loss(
-            student_VBD, teacher_GBD, self.centre, temperature, config.student_temperature
-        )
-        target = teacher_probabilities(teacher, self.centre, temperature)
+        target = teacher_probabilities(teacher, self.centre, self.temperature(step))
+        target_GBD = target.unflatten(0, (GLOBALS, images))
+        loss = view_pairs_loss(student_VBD, target_GBD, config.student_temperature)
         return Losses(
             loss,
             {**answer_terms(target, loss.detach()), "centre_norm": self.centre.norm()},

@@ -88,9 +88,7 @@ def cross_view_loss(
     teacher_temperature: float,
     student_temperature: float = 0.1,
 ) -> Tensor:
-    """Return DINO's loss: the mean cross-entropy over all pairs of different views.
-
-    The first G student views are the teacher's views; a view is never compared with itself.
+    """Return DINO's loss of logits.
 
     Args:
         student_VRD: logits of all views.
@@ -99,12 +97,25 @@ def cross_view_loss(
         teacher_temperature: tau of this epoch.
         student_temperature: tau of the student.
     """
-    views, teachers = len(student_VRD), len(teacher_GRD)
     target_GRD = teacher_probabilities(teacher_GRD, centre, teacher_temperature)
+    return view_pairs_loss(student_VRD, target_GRD, student_temperature)
+
+
+def view_pairs_loss(student_VRD: Tensor, target_GRD: Tensor, temperature: float) -> Tensor:
+    """Return the mean cross-entropy over all pairs of different views.
+
+    The first G student views are the teacher's views; a view is never compared with itself.
+
+    Args:
+        student_VRD: logits of all views.
+        target_GRD: the teacher's probabilities of the global views.
+        temperature: of the student.
+    """
+    views, teachers = len(student_VRD), len(target_GRD)
     everything_RD = target_GRD.sum(dim=0)
     total = student_VRD.new_zeros((), dtype=target_GRD.dtype)
     for view, logits_RD in enumerate(student_VRD):
         # Cross-entropy is linear in its target: one pass serves all teacher views.
         target = everything_RD - target_GRD[view] if view < teachers else everything_RD
-        total = total + cross_entropy(target, logits_RD, student_temperature).mean()
+        total = total + cross_entropy(target, logits_RD, temperature).mean()
     return total / (teachers * views - min(teachers, views))
