@@ -211,9 +211,8 @@ def step_rate(method, config, views):
 
 def pipelines(manifest):
     """Print samples/s of loading and of the step, of one core each."""
-    print(
-        f"\n{'samples/s of one core':28} {'loading':>8} {'min':>7} {'max':>7} {'step':>7} {'ratio':>7}"
-    )
+    head = f"{'loading':>8} {'min':>7} {'max':>7} {'step':>7} {'ratio':>7}"
+    print(f"\n{'samples/s of one core':28} {head}")
     for name, samples in (("dora", 4), ("dino", 16)):
         config = config_of(name)
         method = get_method(name)(config)

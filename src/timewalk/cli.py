@@ -268,8 +268,9 @@ def train(arguments: Arguments) -> int | None:
         die_with_parent()
         return _train(arguments, config, group)
     with lease(arguments.gpus) as held:
-        if isinstance(config, TrainedRunConfig) and (config.nodes > 1 or len(held) > 1):
-            return launch(_words(arguments), max(1, len(held)), config.nodes)
+        here = max(1, min(len(held), arguments.gpus))
+        if isinstance(config, TrainedRunConfig) and (config.nodes > 1 or here > 1):
+            return launch(_words(arguments), here, config.nodes)
         return _train(arguments, config, Processes())
 
 

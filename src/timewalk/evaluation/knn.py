@@ -80,7 +80,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         UserError: the two files do not belong together.
     """
     train, test = inputs.train, inputs.test
-    assert train is not None and test is not None
+    assert train is not None
+    assert test is not None
     neighbours, scored = load_embeddings(train), load_embeddings(test)
     _check_pair(train, test, neighbours, scored)
     if max(config.k) > len(neighbours.labels):

@@ -230,7 +230,7 @@ def crop_batches(
     """
     loader = DataLoader(
         RandomCrops(train, config.seed),
-        batch_sampler=_Samples(len(train), config, first),  # type: ignore[arg-type]
+        batch_sampler=_Samples(len(train), config, first),
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         pin_memory=extractor.device.type == "cuda",
@@ -386,7 +386,8 @@ def _kept(path: Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("key") == key:
                 kept: Tensor = file.get_tensor("features")
-                return kept
+                # Inside the file it is not aligned, and products may round otherwise.
+                return kept.clone()
     features = compute()
     with atomic_path(path) as temporary:
         save_file({"features": features}, temporary, metadata={"key": key})

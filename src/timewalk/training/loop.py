@@ -305,6 +305,9 @@ class Trainer:
                 self._save(done)
                 saved = time.monotonic()
             if stop and done < self.total:
+                # torchrun ends the others as soon as one has ended: none may go before the
+                # checkpoint is written.
+                from_main(None)
                 raise InterruptedTraining(f"stopped by a signal after step {done} of {self.total}")
 
     def _sampler(self, first: int, total: int) -> BatchSampler:
