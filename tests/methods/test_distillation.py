@@ -1,6 +1,5 @@
 import pytest
 import torch
-from pydantic import ValidationError
 
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from timewalk.methods import get_method
@@ -85,10 +84,21 @@ def test_last_layer_is_frozen_for_the_first_epochs(name):
         assert method.student.head.mlp[0].weight.grad is not None
 
 
-def test_a_setting_without_effect_is_refused(name):
-    keys = {**get_method(name).Config.miniature()["training"], "augment": "device"}
-    with pytest.raises(ValidationError, match="set it to worker"):
-        build(name, training=keys)
+def test_colours_on_the_device_are_those_of_the_workers(name):
+    training = get_method(name).Config.miniature()["training"]
+    worker = build(name)
+    device = build(name, training={**training, "augment": "device"})
+    views = batch(device)
+    assert any(key.startswith("draws") for key in views)
+    found, expected = device.device_views(views), worker.device_views(batch(worker))
+    assert found.keys() == expected.keys()
+    for key in expected:
+        assert found[key].dtype == torch.uint8
+        difference = (found[key].int() - expected[key].int()).abs().float()
+        assert difference.mean() < 1
+        assert difference.quantile(0.99) <= 3
+        assert (views[key].int() - expected[key].int()).abs().float().mean() > 5
+    assert device.loss(found, step()).total.isfinite()
 
 
 def test_temperature_of_the_teacher_by_epoch(name):

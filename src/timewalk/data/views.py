@@ -231,7 +231,14 @@ def resize_window(frames: Tensor, window: Window, size: int) -> Tensor:
 def global_view(
     frames: Tensor, scale: Pair, size: int, chain: ColourChain, rng: torch.Generator
 ) -> Tensor:
-    """Return DoRA's global view of a clip: one window and flip for all frames, colours for each.
+    """Return DoRA's global view of a clip, (F, 3, size, size): :func:`global_crop`, coloured."""
+    return coloured(*global_crop(frames, scale, size, chain, rng), chain)
+
+
+def global_crop(
+    frames: Tensor, scale: Pair, size: int, chain: ColourChain, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return DoRA's global view before its colours: one window and flip for all frames.
 
     Args:
         frames: float (F, 3, H, W) on 0..255.
@@ -241,22 +248,31 @@ def global_view(
         rng: source of all draws.
 
     Returns:
-        uint8 (F, 3, size, size).
+        uint8 (F, 3, size, size), and the colours' draws (F, chain.draws).
     """
     view = crop_resize(frames, random_window(frames.shape[-2], frames.shape[-1], scale, rng), size)
     if float(torch.rand((), generator=rng)) < 0.5:
         view = view.flip(-1)
     draws = colour_draws(len(view), chain, rng)
-    return coloured(to_bytes(view), draws, chain)
+    return to_bytes(view), draws
 
 
 def local_views(
     frames: Tensor, count: int, scale: Pair, size: int, chain: ColourChain, rng: torch.Generator
 ) -> Tensor:
-    """Return DoRA's local views: a window of its own for every view and frame, no flip.
+    """Return DoRA's local views, (L, F, 3, size, size): :func:`local_crops`, coloured."""
+    views = coloured(*local_crops(frames, count, scale, size, chain, rng), chain)
+    return views.unflatten(0, (count, len(frames)))
+
+
+def local_crops(
+    frames: Tensor, count: int, scale: Pair, size: int, chain: ColourChain, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Return DoRA's local views before their colours: a window of its own for every view and frame,
+    no flip.
 
     Returns:
-        uint8 (L, F, 3, size, size).
+        uint8 (L F, 3, size, size), view by view, and the colours' draws (L F, chain.draws).
     """
     height, width = frames.shape[-2:]
     draws = colour_draws(count * len(frames), chain, rng)
@@ -264,7 +280,7 @@ def local_views(
     views = [
         resize_window(image, random_window(height, width, scale, rng), size) for image in images
     ]
-    return coloured(torch.cat(views), draws, chain).unflatten(0, (count, len(frames)))
+    return torch.cat(views), draws
 
 
 def image_crops(frame: Tensor, count: int, scale: Pair, size: int, rng: torch.Generator) -> Tensor:

@@ -30,12 +30,14 @@ from timewalk.methods.distillation import (
     answer_means,
     answer_terms,
     centre_square,
+    recoloured,
 )
 from timewalk.ops.distillation import teacher_probabilities, view_pairs_loss
 
 GLOBAL_CHAINS = (ColourChain(blur_prob=1.0), ColourChain(blur_prob=0.1, solarise_prob=0.2))
 LOCAL_CHAIN = ColourChain(blur_prob=0.5)
 GLOBALS = len(GLOBAL_CHAINS)
+DRAWS = ("draws-0", "draws-1", "draws-local")
 
 
 class DinoTraining(TrainingConfig):
@@ -106,19 +108,41 @@ class DINO(Distillation):
         )
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return `global` (2, 3, S, S) and, if there are any, `local` (L, 3, s, s), both uint8."""
+        """Return `global` (2, 3, S, S) and, if there are any, `local` (L, 3, s, s), both uint8.
+
+        With `augment: device` they are without colours, and beside them are `draws-0` and `draws-1`
+        of the global crops and `draws-local`.
+        """
         config = self.config
         frame = clip[:1].contiguous(memory_format=torch.channels_last)
         size, scale = config.global_size, config.global_crops_scale
-        globals_ = [
-            coloured(image_crops(frame, 1, scale, size, rng), colour_draws(1, chain, rng), chain)
-            for chain in GLOBAL_CHAINS
+        crops, draws = [], []
+        for chain in GLOBAL_CHAINS:
+            crops.append(image_crops(frame, 1, scale, size, rng))
+            draws.append(colour_draws(1, chain, rng))
+        count, size, scale = config.local_crops, config.local_size, config.local_crops_scale
+        local = image_crops(frame, count, scale, size, rng)
+        draws.append(colour_draws(count, LOCAL_CHAIN, rng))
+        result = {}
+        if self.colours_on_device:
+            result = {key: x.float() for key, x in zip(DRAWS, draws, strict=True)}
+        else:
+            chains = (*GLOBAL_CHAINS, LOCAL_CHAIN)
+            *crops, local = map(coloured, [*crops, local], draws, chains)
+        return result | {"global": torch.cat(crops)} | ({"local": local} if count else {})
+
+    def device_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views of :meth:`views` with their colours."""
+        if not self.colours_on_device:
+            return batch
+        crops = batch["global"].split(1, dim=1)
+        coloured_ = [
+            recoloured(images, batch[key], chain)
+            for images, key, chain in zip(crops, DRAWS, GLOBAL_CHAINS, strict=False)
         ]
-        result = {"global": torch.cat(globals_)}
-        if config.local_crops:
-            count, size, scale = config.local_crops, config.local_size, config.local_crops_scale
-            crops = image_crops(frame, count, scale, size, rng)
-            result["local"] = coloured(crops, colour_draws(count, LOCAL_CHAIN, rng), LOCAL_CHAIN)
+        result = {"global": torch.cat(coloured_, dim=1)}
+        if "local" in batch:
+            result["local"] = recoloured(batch["local"], batch[DRAWS[-1]], LOCAL_CHAIN)
         return result
 
     def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
@@ -154,6 +178,7 @@ class DINO(Distillation):
         frame = centre_square(clip[:1], size)
         rng = torch.Generator().manual_seed(self.config.seed)
         views = self.views(clip.cpu(), rng)
+        views = {key: x[0] for key, x in self.device_views(_batch_of_one(views)).items()}
         large = torch.cat([frame.cpu(), views["global"]])
         pictures = {"crops": _sheet(large, views.get("local"))}
         if self.config.encoder.name in VIT_SHAPES:
@@ -161,6 +186,10 @@ class DINO(Distillation):
             heads_Hhw = vit.cls_attention(self.normalised(frame))[0].float().cpu()
             pictures["attention"] = _attention_strip(frame[0].cpu(), heads_Hhw)
         return pictures
+
+
+def _batch_of_one(views: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: x.unsqueeze(0) for key, x in views.items()}
 
 
 def _sheet(large: Tensor, small: Tensor | None) -> np.ndarray:

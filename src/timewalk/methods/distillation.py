@@ -11,12 +11,13 @@ Shapes: R rows, D width of the head.
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timewalk.config import EncoderConfig, Positive, Probability
-from timewalk.data.views import normalise
+from timewalk.data.colour import apply_chain
+from timewalk.data.views import ColourChain, normalise
 from timewalk.encoders import Encoder, build_encoder, seeded
 from timewalk.encoders.base import VIT_SHAPES, vit_shape
 from timewalk.encoders.heads import DinoHead, multi_crop
@@ -68,16 +69,6 @@ class DistillationConfig(TrainedRunConfig):
     """momentum of the mean teacher output"""
     export: Literal["teacher", "student"] = "teacher"
     """whose backbone is saved and evaluated"""
-
-    @model_validator(mode="after")
-    def _colours_in_the_workers(self) -> "DistillationConfig":
-        # Until the colour chain exists for batches on a device: no setting without effect.
-        if self.training.augment == "device":
-            raise ValueError(
-                f"training.augment is device, but '{self.method}' changes colours in the loader's "
-                "workers; set it to worker"
-            )
-        return self
 
     def check_vit(self, *sizes: str) -> None:
         """Refuse a ViT whose shape, or one of the sizes named by key, cannot be."""
@@ -174,11 +165,23 @@ class Distillation(Method):
             "teacher_std": spread,
         }
 
+    @property
+    def colours_on_device(self) -> bool:
+        """Whether views leave the loader's workers without their colours, with the draws."""
+        return self.config.training.augment == "device"
+
     def normalised(self, images: Tensor) -> Tensor:
         """Return uint8 images as the backbone wants them; floats are taken as they are."""
         if images.dtype != torch.uint8:
             return images
         return normalise(images, self.encoder.mean, self.encoder.std)
+
+
+def recoloured(images: Tensor, draws: Tensor, chain: ColourChain) -> Tensor:
+    """Send uint8 images (..., 3, H, W) through a chain on their device, by draws (..., n)."""
+    shape = images.shape
+    flat = apply_chain(images.reshape(-1, *shape[-3:]), draws.flatten(0, -2), chain)
+    return flat.reshape(shape)
 
 
 def answer_means(teacher_RD: Tensor) -> dict[str, Tensor]:

@@ -23,9 +23,10 @@ from torch.nn import functional as F
 from timewalk.config import Positive, TrainingConfig
 from timewalk.data.views import (
     ColourChain,
+    coloured,
     crop_resize,
-    global_view,
-    local_views,
+    global_crop,
+    local_crops,
     random_window,
 )
 from timewalk.encoders.base import VIT_SHAPES, vit_shape
@@ -40,6 +41,7 @@ from timewalk.methods.distillation import (
     answer_means,
     answer_terms,
     centre_square,
+    recoloured,
 )
 from timewalk.ops.collectives import mean_over_processes
 from timewalk.ops.distillation import cross_entropy, full, teacher_probabilities
@@ -278,15 +280,18 @@ class DoRA(Distillation):
         return self.config.frames_per_clip, self.config.step_between_clips
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2)."""
+        """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2).
+
+        With `augment: device` they are without colours, and beside them are the `draws` of each.
+        """
         config = self.config
         height, width = clip.shape[-2:]
         window = random_window(height, width, config.outer_scale, rng)
         outer = crop_resize(clip, window, config.outer_size)
-        whole = global_view(
+        whole, whole_draws = global_crop(
             outer, config.global_crops_scale, config.global_size, self._global_chain, rng
         )
-        local = local_views(
+        local, local_draws = local_crops(
             outer,
             config.local_crops,
             config.local_crops_scale,
@@ -294,7 +299,25 @@ class DoRA(Distillation):
             self._local_chain,
             rng,
         )
-        return {"global": whole, "local": local}
+        grid = (config.local_crops, len(clip))
+        if self.colours_on_device:
+            draws = {"draws-global": whole_draws.float()}
+            draws["draws-local"] = local_draws.float().unflatten(0, grid)
+            return {"global": whole, "local": local.unflatten(0, grid), **draws}
+        return {
+            "global": coloured(whole, whole_draws, self._global_chain),
+            "local": coloured(local, local_draws, self._local_chain).unflatten(0, grid),
+        }
+
+    def device_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the views of :meth:`views` with their colours."""
+        if not self.colours_on_device:
+            return batch
+        chains = {"global": self._global_chain, "local": self._local_chain}
+        return {
+            key: recoloured(batch[key], batch[f"draws-{key}"], chain)
+            for key, chain in chains.items()
+        }
 
     def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
         """Return the loss of views `global` (B, F, 3, S, S) and `local` (B, L, F, 3, s, s).

@@ -1,0 +1,102 @@
+"""The rule for every checkpoint: find the flat state, find the network in it, drop the rest.
+
+Sheet: DINO, last section. An adapter of one format says where its network lies and falls back on
+this rule; nothing is loaded unless all of the network's tensors are there.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from timewalk.errors import UserError
+
+State = Mapping[str, Tensor]
+
+NESTS = ("teacher", "student", "model_state_dict", "state_dict", "model")
+# Parts that change what a network computes: a file with them is of another network, though all
+# tensors of ours may be in it.
+OF_OTHERS = {"reg_token", "dist_token", "norm_pre", "patch_drop", "rope"}
+COUNTER = "num_batches_tracked"
+
+
+def flat_state(checkpoint: Any, part: str | None = None) -> dict[str, Tensor]:
+    """Return the tensors by name of a checkpoint, taken out of the levels above them.
+
+    Args:
+        checkpoint: what the file holds.
+        part: `teacher` or `student`, where there are both; None: the teacher.
+
+    Raises:
+        UserError: there are no named tensors, or not the part.
+    """
+    nests = (part, *(nest for nest in NESTS if nest != part)) if part else NESTS
+    while isinstance(checkpoint, Mapping) and not _is_state(checkpoint):
+        if part in ("teacher", "student") and part not in checkpoint:
+            other = "student" if part == "teacher" else "teacher"
+            if isinstance(checkpoint.get(other), Mapping):
+                raise UserError(f"holds no '{part}'; change encoder.weights_part.")
+        inner = [n for n in nests if isinstance(checkpoint.get(n), Mapping)]
+        if not inner:
+            break
+        checkpoint = checkpoint[inner[0]]
+    if not isinstance(checkpoint, Mapping) or not _is_state(checkpoint):
+        raise UserError("is no state dict of tensors; extract the network's weights.")
+    return {str(key): value for key, value in checkpoint.items() if isinstance(value, Tensor)}
+
+
+def _is_state(values: Mapping[Any, Any]) -> bool:
+    """Tensors by name: none nested."""
+    return all(isinstance(value, Tensor) for value in values.values())
+
+
+def prefix_of(state: State, own: Iterable[str], part: str | None = None) -> str:
+    """Return what stands before the network's names: that under which most of them are found.
+
+    Raises:
+        UserError: two whole networks are in the file and `part` does not say which.
+    """
+    own = list(own)
+    ends = {key.removesuffix(anchor) for anchor in own[:1] for key in state if key.endswith(anchor)}
+    prefixes = sorted((p for p in ends if p == "" or p.endswith(".")), key=len)
+    found = {p: sum(p + key in state for key in own) for p in prefixes}
+    whole = [p for p, count in found.items() if count == len(own)]
+    if part and len(whole) > 1:
+        whole = [p for p in whole if part in p.split(".")] or whole
+    if len(whole) > 1:
+        names = ", ".join(f"'{p}'" for p in whole)
+        raise UserError(f"holds several networks ({names}); set encoder.weights_part.")
+    return whole[0] if whole else max(prefixes, key=lambda p: found[p], default="")
+
+
+def under(state: State, prefix: str, own: State) -> dict[str, Tensor]:
+    """Return the network's tensors, named as in ``own``, and none else.
+
+    Batch counters, which old files lack, are taken from ``own``: they change no output.
+
+    Raises:
+        UserError: tensors are missing, or the file's network has parts that ours has not.
+    """
+    names = {key.removeprefix(prefix): key for key in state if key.startswith(prefix)}
+    if missing := sorted(key for key in own if key not in names and not key.endswith(COUNTER)):
+        raise UserError(
+            f"does not fit the encoder: {len(missing)} tensors are missing: {some(missing)}."
+        )
+    parts = {key.split(".")[0] for key in own} | OF_OTHERS
+    if unknown := sorted(k for k in names if k not in own and k.split(".")[0] in parts):
+        raise UserError(
+            f"does not fit the encoder: {len(unknown)} tensors are unknown to it: {some(unknown)}."
+        )
+    return {key: state[names[key]] if key in names else own[key] for key in own}
+
+
+def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors under the encoder's names."""
+    state = flat_state(checkpoint, part)
+    return under(state, prefix_of(state, own, part), own)
+
+
+def some(names: list[str], shown: int = 8) -> str:
+    """Return the first names and how many more there are."""
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + rest
