@@ -7,7 +7,8 @@ Same weights, same float views, same heads drawn, float32, no drop path, `compat
 both do one step whose loss, masks and gradients must agree. Then each side, in a fresh process of
 its own, takes turns with the others: two steps to warm up, then medians of CPU and wall seconds
 (other work on the machine lengthens both). Memory: what a side adds to its process, networks and
-optimiser included. Targets: 1.3 times as fast, half the memory. Two minutes.
+optimiser included. Targets: 1.3 times as fast, half the memory. Two minutes on
+an idle machine, more on a busy one.
 
 What it shows: what one step costs at equal numbers, and which part of ours takes it. The published
 loop throws one local view's pass away, which ours at equal numbers does not make: `intended` is the
@@ -32,7 +33,7 @@ from timewalk.ops.clipping import clip_each_
 from timewalk.ops.schedules import warmup_cosine
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
 
-REPEATS, WARMUP, STEPS = 5, 2, 100
+REPEATS, WARMUP, STEPS = 3, 2, 100
 LOSS_RTOL, GRADIENT_TOL = 1e-4, 1e-3
 SIZES = {
     "reference": {"encoder": {"name": "vit_small"}, "frames_per_clip": 4, "out_dim": 4096},

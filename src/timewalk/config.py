@@ -205,9 +205,16 @@ class EncoderConfig(Strict):
     drop_path: Probability = 0.0
     """stochastic depth of the last block (rises linearly from 0)"""
     weights: str | None = None
-    """`package:<import name>/<file inside it>` or a path; null: fresh weights"""
+    """a path, an http(s) address, `package:<import name>/<file inside it>` or `timm:<model name>`;
+    published checkpoints of DINO, DoRA, TimeT, SMTC, CRW and torchvision's ResNets are read as they
+    are; null: fresh weights"""
+    weights_part: Literal["teacher", "student"] | None = None
+    """which network of a checkpoint that holds two; null: as its authors do"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """digest of the weights file"""
+    position_interpolation: Literal["dino", "timm"] = "dino"
+    """how a ViT's position embeddings reach other image sizes: as DINO does (scale factors with 0.1
+    added), or as timm does (exact size, antialiased)"""
 
 
 class TrainingConfig(Strict):

@@ -212,10 +212,11 @@ def test_another_configuration_does_not_resume(tmp_path):
         make(tmp_path, toy_config(epochs=5)).run()
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+def test_a_damaged_checkpoint_is_named(tmp_path, share):
     make(tmp_path).run()
     newest = checkpoints(tmp_path)[-1]
-    newest.write_bytes(newest.read_bytes()[:100])
+    os.truncate(newest, int(share * newest.stat().st_size))
     with pytest.raises(UserError, match=rf"{newest.name} cannot be read"):
         make(tmp_path).run()
 

@@ -20,6 +20,12 @@ VIT_SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (
 """width, depth, heads"""
 
 
+def triple(values: Any) -> Triple:
+    """Return three numbers, one for each colour."""
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
 @dataclass
 class Features:
     """What an encoder says of images.
@@ -55,6 +61,11 @@ class Encoder(nn.Module):
     std: Triple
     spec: dict[str, Any]
     channels_last: bool = False
+
+    def normalise_by(self, mean: Triple, std: Triple) -> None:
+        """Set the images' mean and standard deviation that the loaded weights expect."""
+        self.mean, self.std = triple(mean), triple(std)
+        self.spec |= {"mean": self.mean, "std": self.std}
 
     def regions(self) -> list[nn.Module]:
         """Return the parts that follow each other: each is compiled and recomputed by itself."""

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from timewalk.encoders.base import Encoder, Features, Triple
+from timewalk.encoders.base import Encoder, Features, Triple, triple
 from timewalk.errors import UserError, nearest
 
 LARGEST_STRIDE = 16
@@ -45,14 +45,9 @@ class TimmEncoder(Encoder):
         self.stride = int(stages[self._stage]["reduction"])
         self.patch_width = int(stages[self._stage]["num_chs"])
         self.width = int(getattr(body, "head_hidden_size", body.num_features))
-        self.mean = _triple(mean or body.pretrained_cfg["mean"])
-        self.std = _triple(std or body.pretrained_cfg["std"])
+        self.mean = triple(mean or body.pretrained_cfg["mean"])
+        self.std = triple(std or body.pretrained_cfg["std"])
         self.spec = {"family": "timm", "name": name, "mean": self.mean, "std": self.std}
-
-    def normalise_by(self, mean: Triple, std: Triple) -> None:
-        """Set the images' mean and standard deviation that the loaded weights expect."""
-        self.mean, self.std = _triple(mean), _triple(std)
-        self.spec |= {"mean": self.mean, "std": self.std}
 
     def regions(self) -> list[nn.Module]:
         """Return the stages of the network."""
@@ -63,11 +58,6 @@ class TimmEncoder(Encoder):
         body: Any = self.body
         last, maps = body.forward_intermediates(images, indices=[self._stage])
         return Features(body.forward_head(last), maps[0])
-
-
-def _triple(values: Any) -> Triple:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue
 
 
 def _near(name: str) -> str:

@@ -5,7 +5,9 @@ standard deviation, stride, width, and where it comes from. timm is imported onl
 is built: it takes seconds.
 """
 
+import argparse
 import logging
+import math
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +21,17 @@ from torch import Tensor
 
 from timewalk.artefacts import FORMAT, atomic_path, read_json, sha256_file, write_json
 from timewalk.config import EncoderConfig, package_file
+from timewalk.encoders import weights
 from timewalk.encoders.base import Encoder, is_vit, vit_shape
+from timewalk.encoders.fetch import fetch
 from timewalk.encoders.weights import efficientnet_lite
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
+
+BODY = "body."
+"""what stands before timm's names in a :class:`~timewalk.encoders.cnn.TimmEncoder`"""
+LITE = "tf_efficientnet_lite0"
 
 TENSORS, CARD = "encoder.safetensors", "encoder.json"
 
@@ -47,13 +55,18 @@ def build_encoder(config: EncoderConfig, seed: int) -> Encoder:
             width, depth, heads = vit_shape(config)
             keys = {"patch_size": config.patch_size, "image_size": config.image_size}
             shape = {"width": width, "depth": depth, "heads": heads}
-            encoder = _vit(**shape, **keys, drop_path=config.drop_path)
+            rule = {"position_interpolation": config.position_interpolation}
+            encoder = _vit(**shape, **keys, **rule, drop_path=config.drop_path)
         else:
             encoder = from_spec({"family": "timm", "name": config.name})
-    if config.weights is not None:
-        path = weights_path(config.weights)
-        _check_digest(path, config.sha256)
-        _load_weights(encoder, path)
+    if config.weights is None:
+        return encoder
+    if config.weights.startswith("timm:"):
+        _load_from_timm(encoder, config.weights.removeprefix("timm:"))
+        return encoder
+    path = weights_path(config.weights)
+    _check_digest(path, config.sha256)
+    _load_weights(encoder, path, config.weights_part)
     return encoder
 
 
@@ -119,14 +132,16 @@ def load_encoder(folder: Path | str) -> Encoder:
             f"{folder / CARD} names an architecture that cannot be built ({error}); "
             "train the run again."
         ) from None
-    _load_exactly(encoder, tensors, folder / TENSORS)
+    _load_exactly(encoder, tensors, str(folder / TENSORS))
     return encoder.eval()
 
 
 def weights_path(source: str) -> Path:
-    """Return the path of ``encoder.weights``: inside an installed package, or a plain path."""
+    """Return the path of ``encoder.weights``: inside a package, fetched, or as it is."""
     if source.startswith("package:"):
         return package_file(source, "encoder.weights")
+    if source.startswith(("http://", "https://")):
+        return fetch(source)
     path = Path(source)
     if not path.is_file():
         raise UserError(f"encoder.weights: {path} is missing; correct the path.")
@@ -139,18 +154,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, damaged, or holds more than tensors.
     """
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: run the stage that makes it.") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
+    state = read_checkpoint(path)
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} is no flat state dict of tensors; extract the network's weights.")
     return state
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Read a safetensors file or a checkpoint of plain data; no code in it is ever run.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds code.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        # Trainers of the field keep their command line's options in their checkpoints.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: run the stage that makes it.") from None
+    except pickle.UnpicklingError as error:
+        if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
+            reason = str(error).splitlines()[0][:200]
+            raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
+        raise UserError(
+            f"{path} holds objects besides tensors and plain data, and code in a file is never "
+            "run; save the network's state_dict() alone and name that file."
+        ) from None
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
 
 
 def _check_digest(path: Path, expected: str | None) -> None:
@@ -160,26 +194,70 @@ def _check_digest(path: Path, expected: str | None) -> None:
         )
 
 
-def _load_weights(encoder: Encoder, path: Path) -> None:
-    state, own = read_tensors(path), encoder.state_dict()
-    if encoder.spec["family"] == "timm":
-        own = {key.removeprefix("body."): value for key, value in own.items()}
-        if encoder.spec["name"] == "tf_efficientnet_lite0" and not own.keys() <= state.keys():
-            _check_digest(path, efficientnet_lite.SHA256)
-            state = efficientnet_lite.to_timm(state, own)
-            encoder.normalise_by(efficientnet_lite.MEAN, efficientnet_lite.STD)  # type: ignore[operator]
-        state = {f"body.{key}": value for key, value in state.items()}
-        own = encoder.state_dict()
-    dropped = sorted(state.keys() - own.keys())
-    if dropped:
-        log.info("%s: %d tensors not used: %s", path, len(dropped), ", ".join(dropped[:8]))
-    _load_exactly(encoder, {key: state[key] for key in state if key in own}, path)
+def _load_weights(encoder: Encoder, path: Path, part: str | None) -> None:
+    checkpoint, own = read_checkpoint(path), _timm_state(encoder)
+    if efficientnet_lite.recognises(checkpoint) and encoder.spec.get("name") == LITE:
+        _check_digest(path, efficientnet_lite.SHA256)
+        state = efficientnet_lite.to_timm(checkpoint, own)
+        encoder.normalise_by(efficientnet_lite.MEAN, efficientnet_lite.STD)
+    else:
+        try:
+            state = weights.to_ours(checkpoint, own, part)
+        except UserError as error:
+            raise UserError(f"{path} {error}") from None
+    _take(encoder, state, str(path))
 
 
-def _load_exactly(encoder: Encoder, state: dict[str, Tensor], path: Path) -> None:
+def _load_from_timm(encoder: Encoder, name: str) -> None:
+    """Load timm's own weights, with the mean and standard deviation that they expect."""
+    import timm
+
+    try:
+        network: Any = timm.create_model(name, pretrained=True)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")[:200]
+        raise UserError(
+            f"encoder.weights: timm gives no weights '{name}' ({reason}); correct the name "
+            "(timm.list_pretrained()), or fetch the file elsewhere and name its path."
+        ) from None
+    try:
+        state = weights.to_ours(network.state_dict(), _timm_state(encoder))
+    except UserError as error:
+        raise UserError(f"timm's '{name}' {error}") from None
+    encoder.normalise_by(network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+    _take(encoder, state, f"timm's '{name}'")
+
+
+def _timm_state(encoder: Encoder) -> dict[str, Tensor]:
+    """Return an encoder's state under timm's names."""
+    return {key.removeprefix(BODY): value for key, value in encoder.state_dict().items()}
+
+
+def _take(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
+    """Load a state under timm's names, its position embeddings brought to the encoder's size."""
+    own = encoder.state_dict()
+    if encoder.spec["family"] == "vit":
+        state = {**state, "pos_embed": _positions(encoder, state["pos_embed"])}
+    names = {key.removeprefix(BODY): key for key in own}
+    _load_exactly(encoder, {names[key]: value for key, value in state.items()}, source)
+
+
+def _positions(encoder: Any, positions: Tensor) -> Tensor:
+    side = math.isqrt(encoder.pos_embed.shape[1] - 1)
+    square = math.isqrt(max(positions.shape[1] - 1, 0)) ** 2 + 1 == positions.shape[1]
+    if positions.shape == encoder.pos_embed.shape or positions.ndim != 3 or not square:
+        return positions
+    from timewalk.encoders.vit import interpolate_positions
+
+    rule = encoder.position_interpolation
+    log.info("position embeddings %s brought to %d x %d", tuple(positions.shape), side, side)
+    return interpolate_positions(positions.float(), (side, side), rule)
+
+
+def _load_exactly(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
     """Load all tensors and none else, or say which are wrong."""
     own = encoder.state_dict()
-    what = f"{path} does not fit the encoder"
+    what = f"{source} does not fit the encoder"
     if missing := sorted(own.keys() - state.keys()):
         raise UserError(f"{what}: {len(missing)} tensors are missing: {_some(missing)}.")
     if unknown := sorted(state.keys() - own.keys()):

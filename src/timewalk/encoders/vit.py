@@ -9,14 +9,17 @@ Shapes: B images, b images of a selection, N patches (h x w), D width, H heads, 
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Triple
+
+PositionRule = Literal["dino", "timm"]
 
 
 @dataclass
@@ -51,6 +54,34 @@ class Tokens:
         return self.final[:, 1:]
 
 
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], rule: PositionRule) -> Tensor:
+    """Return position embeddings of a square grid for another grid.
+
+    Args:
+        positions: (1, 1 + n, D), of the class token and of a square of patches.
+        grid: rows and columns of the patches.
+        rule: `dino` or `timm`.
+
+    Returns:
+        (1, 1 + N, D).
+    """
+    side = math.isqrt(positions.shape[1] - 1)
+    # Both pass by only what is square and of unchanged size; others go through bicubic.
+    if grid == (side, side):
+        return positions
+    if rule == "timm":
+        return resample_abs_pos_embed(positions, list(grid), [side, side], num_prefix_tokens=1)
+    patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    # The 0.1 keeps rounding from losing a row; the factors are used as they are, so the sampling
+    # points differ slightly from those of an exact target size.
+    scale = [(cells + 0.1) / side for cells in grid]
+    patches = F.interpolate(
+        patches, scale_factor=scale, mode="bicubic", align_corners=False, antialias=False
+    )
+    assert patches.shape[-2:] == grid
+    return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
 class ViT(VisionTransformer, Encoder):
     """A pre-norm ViT with class token and learned absolute positions, any image size."""
 
@@ -68,6 +99,9 @@ class ViT(VisionTransformer, Encoder):
         patch_size: int = 16,
         image_size: int = 224,
         drop_path: float = 0.0,
+        position_interpolation: PositionRule = "dino",
+        mean: Triple | None = None,
+        std: Triple | None = None,
     ) -> None:
         super().__init__(
             img_size=image_size,
@@ -91,9 +125,14 @@ class ViT(VisionTransformer, Encoder):
             "heads": heads,
             "patch_size": patch_size,
             "image_size": image_size,
+            "position_interpolation": position_interpolation,
         }
+        self.position_interpolation = position_interpolation
+        if mean is not None and std is not None:
+            self.normalise_by(mean, std)
         self._initialise()
-        for block in self.blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
             block.attn.qkv.bias.register_hook(_nothing_for_keys)
 
     @torch.no_grad()
@@ -223,21 +262,8 @@ class ViT(VisionTransformer, Encoder):
         return torch.cat([cls_B1D, x_BND], dim=1) + self.positions(grid), grid
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
-        """Return position embeddings (1, 1 + N, D) for a grid, interpolated as DINO does."""
-        positions = self.pos_embed
-        side = math.isqrt(positions.shape[1] - 1)
-        # DINO passes by only what is square and of unchanged size; others go through bicubic.
-        if grid == (side, side):
-            return positions
-        patches = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-        # The 0.1 keeps rounding from losing a row; the factors are used as they are, so the
-        # sampling points differ slightly from those of an exact target size.
-        scale = [(cells + 0.1) / side for cells in grid]
-        patches = F.interpolate(
-            patches, scale_factor=scale, mode="bicubic", align_corners=False, antialias=False
-        )
-        assert patches.shape[-2:] == grid
-        return torch.cat([positions[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+        """Return position embeddings (1, 1 + N, D) for a grid."""
+        return interpolate_positions(self.pos_embed, grid, self.position_interpolation)
 
     def _qkv(self, block: Any, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         qkv = block.attn.qkv(block.norm1(x_BTD)).unflatten(-1, (3, self.heads, -1))

@@ -73,8 +73,8 @@ def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
     path = found[-1]
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"{path} cannot be read ({reason}); delete it to resume before it."
         ) from None

@@ -5,6 +5,7 @@ shapes, under other names, without the batch counters. Sheet: real-data section 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +16,11 @@ STD = (0.502, 0.502, 0.502)
 CLASSIFIER = "_fc."
 
 State = Mapping[str, Tensor]
+
+
+def recognises(checkpoint: Any) -> bool:
+    """Return whether the tensors of a checkpoint have the package's names."""
+    return isinstance(checkpoint, Mapping) and f"{CLASSIFIER}weight" in checkpoint
 
 
 def to_timm(foreign: State, own: State) -> dict[str, Tensor]:
