@@ -246,8 +246,10 @@ class TrainingConfig(Strict):
     """arithmetic of the networks, fp16 with a scaled loss; losses are always in fp32"""
     compile: Literal["off", "default"] = "off"
     """`default`: the networks' repeated blocks go through torch.compile (needs a C++ compiler)"""
-    activation_checkpointing: bool = False
-    """recompute the networks' blocks in the backward pass: less memory, a third more time"""
+    activation_checkpointing: Literal["off", "cheap", "full"] = "off"
+    """what of the networks' blocks the backward pass computes again: `cheap`: all but products and
+    attention (a third less memory for a twentieth more time), `full`: everything (least memory, a
+    third more time)"""
     micro_batch_size: Positive | None = None
     """most clips that one process computes at once; the rest of its share of the batch follows by
     gradient accumulation; null: all at once"""
@@ -257,6 +259,15 @@ class TrainingConfig(Strict):
     """minutes between checkpoints, besides one at each epoch's end"""
     keep_checkpoints: Positive = 2
     """how many of the newest checkpoints stay"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        """Read `compile: off`: YAML turns a bare `off` into false."""
+        if not isinstance(value, dict):
+            return value
+        switches = ("compile", "activation_checkpointing")
+        return {key: "off" if key in switches and x is False else x for key, x in value.items()}
 
 
 class RunConfig(Strict):

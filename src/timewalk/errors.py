@@ -12,6 +12,12 @@ class UserError(Exception):
     """
 
 
+def reason(error: BaseException) -> str:
+    """Return the first line of what a library says is wrong, short enough for a sentence."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")[:200]
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` or the list of known words, for a message's end."""
     known = sorted(known)

@@ -222,10 +222,11 @@ def test_micro_batches_train_as_the_whole_batch(tmp_path, name):
     assert_near(parts.method.state_dict(), expected, 1e-6)
 
 
+@pytest.mark.parametrize("what", ["cheap", "full"])
 @pytest.mark.parametrize("name", TRAINED)
-def test_recomputed_activations_train_the_same(tmp_path, name):
+def test_recomputed_activations_train_the_same(tmp_path, name, what):
     expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
-    found = train_run(miniature(name, activation_checkpointing=True), tmp_path / "again")
+    found = train_run(miniature(name, activation_checkpointing=what), tmp_path / "again")
     assert_near(found.method.state_dict(), expected, 1e-6)
 
 

@@ -2,18 +2,19 @@
 
 import json
 import shutil
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.processes import CPU, miniature, train
 from timewalk.config import EncoderConfig, TrainingConfig
 from timewalk.encoders import build_encoder
 from timewalk.errors import UserError
 from timewalk.methods import get_method
-from timewalk.training import wrap as module
-from timewalk.training.wrap import wrap
+from timewalk.training.wrap import recompute, wrap
 
 
 def losses(folder):
@@ -32,10 +33,11 @@ def test_compiled_blocks_give_the_same_losses(tmp_path):
 
 
 @pytest.mark.slow
-def test_compiled_and_recomputed(tmp_path):
+@pytest.mark.parametrize("what", ["cheap", "full"])
+def test_compiled_and_recomputed(tmp_path, what):
     train(miniature("dora"), tmp_path / "plain")
     torch.compiler.reset()
-    both = miniature("dora", compile="default", activation_checkpointing=True)
+    both = miniature("dora", compile="default", activation_checkpointing=what)
     train(both, tmp_path / "both")
     assert losses(tmp_path / "both") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
 
@@ -47,14 +49,14 @@ def test_no_compiler_is_one_sentence(monkeypatch):
         wrap(get_method("dino")(config), config.training, CPU)
 
 
-def test_recomputation_keeps_fewer_activations():
+def test_full_recomputation_keeps_fewer_activations():
     images = torch.randn(4, 3, 224, 224)
     kept = {}
-    for recompute in (False, True):
+    for what in ("off", "full"):
         encoder = build_encoder(EncoderConfig(name="vit_tiny", depth=3), seed=0)
-        if recompute:
+        if what != "off":
             for region in encoder.regions():
-                module._recompute(region)
+                recompute(region, what)
         bytes_kept = 0
 
         def pack(tensor):
@@ -64,9 +66,53 @@ def test_recomputation_keeps_fewer_activations():
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             encoder(images).summary.sum().backward()
-        kept[recompute] = bytes_kept
+        kept[what] = bytes_kept
         assert all(p.grad is not None for p in encoder.parameters())
-    assert kept[True] < 0.5 * kept[False]
+    assert kept["full"] < 0.5 * kept["off"]
+
+
+class Counted(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.name()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_cheap_recomputation_repeats_no_product():
+    images = torch.randn(2, 3, 32, 32)
+    counts = {}
+    for what in ("off", "cheap", "full"):
+        keys = {"patch_size": 8, "image_size": 32, "depth": 2, "width": 24, "heads": 3}
+        encoder = build_encoder(EncoderConfig(name="vit_tiny", **keys), seed=0)
+        if what != "off":
+            for region in encoder.regions():
+                recompute(region, what)
+        with Counted() as counted:
+            encoder(images).summary.sum().backward()
+        counts[what] = counted.counts
+    for name in ("aten::addmm", "aten::mm"):
+        assert counts["cheap"][name] == counts["off"][name]
+    assert counts["full"]["aten::addmm"] > counts["off"]["aten::addmm"]
+    for name in ("aten::gelu", "aten::native_layer_norm"):
+        assert counts["cheap"][name] > counts["off"][name]
+
+
+def test_batch_normalisations_are_not_recomputed(caplog):
+    encoder = build_encoder(EncoderConfig(name="resnet18"), seed=0)
+    network = nn.ModuleDict({"encoder": encoder})
+    settings = TrainingConfig(activation_checkpointing="full")
+    loss = wrap(network, settings, CPU)
+    assert "batch normalisations" in caplog.text
+    encoder.train()
+    before = encoder.body.bn1.num_batches_tracked.item()
+    encoder(torch.randn(2, 3, 64, 64)).summary.sum().backward()
+    assert encoder.body.bn1.num_batches_tracked.item() == before + 1
+    assert loss.method is network
 
 
 def test_convolutions_keep_their_channels_last():

@@ -25,7 +25,7 @@ from timewalk.encoders import weights
 from timewalk.encoders.base import Encoder, is_vit, vit_shape
 from timewalk.encoders.fetch import fetch
 from timewalk.encoders.weights import efficientnet_lite
-from timewalk.errors import UserError
+from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
@@ -176,15 +176,17 @@ def read_checkpoint(path: Path) -> Any:
         raise UserError(f"{path} is missing: run the stage that makes it.") from None
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "GLOBAL" not in str(error):
-            reason = str(error).splitlines()[0][:200]
-            raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
+            raise UserError(
+                f"{path} cannot be read as weights ({reason(error)}); make it anew."
+            ) from None
         raise UserError(
             f"{path} holds objects besides tensors and plain data, and code in a file is never "
             "run; save the network's state_dict() alone and name that file."
         ) from None
     except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as weights ({reason}); make it anew.") from None
+        raise UserError(
+            f"{path} cannot be read as weights ({reason(error)}); make it anew."
+        ) from None
 
 
 def _check_digest(path: Path, expected: str | None) -> None:
@@ -215,9 +217,8 @@ def _load_from_timm(encoder: Encoder, name: str) -> None:
     try:
         network: Any = timm.create_model(name, pretrained=True)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")[:200]
         raise UserError(
-            f"encoder.weights: timm gives no weights '{name}' ({reason}); correct the name "
+            f"encoder.weights: timm gives no weights '{name}' ({reason(error)}); correct the name "
             "(timm.list_pretrained()), or fetch the file elsewhere and name its path."
         ) from None
     try:

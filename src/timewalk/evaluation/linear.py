@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -31,7 +31,9 @@ from timewalk.config import EvaluationConfig, Positive
 from timewalk.data.labelled import LabelledImages, RandomCrops, generator
 from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder, load_encoder, seeded
-from timewalk.errors import UserError
+from timewalk.encoders.files import read_checkpoint
+from timewalk.encoders.weights.dino import linear_to_ours
+from timewalk.errors import UserError, reason
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor, Precision, compute_features
 from timewalk.metrics.classification import top_percent
@@ -354,23 +356,16 @@ def load_classifier(head: nn.Linear, path: Path, sha256: str | None = None) -> N
     Raises:
         UserError: the file is missing, damaged, of another digest, or of another shape.
     """
+    if not path.is_file():
+        raise UserError(f"weights: {path} is missing; correct the path.")
+    if sha256 is not None and (found := sha256_file(path)) != sha256:
+        raise UserError(
+            f"{path} has SHA-256 {found} but weights_sha256 is {sha256}; fetch the right file."
+        )
     try:
-        if sha256 is not None and (found := sha256_file(path)) != sha256:
-            raise UserError(
-                f"{path} has SHA-256 {found} but weights_sha256 is {sha256}; fetch the right file."
-            )
-        if path.suffix == ".safetensors":
-            state: dict[str, Any] = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            state = state.get("state_dict", state)
-        loaded = {key.rpartition("linear.")[2]: value for key, value in state.items()}
-        loaded = {key: loaded[key] for key in ("weight", "bias")}
-    except FileNotFoundError:
-        raise UserError(f"weights: {path} is missing; correct the path.") from None
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise UserError(f"{path} holds no linear classifier ({reason}); name another.") from None
+        loaded = linear_to_ours(read_checkpoint(path))
+    except UserError as error:
+        raise UserError(f"{path} {str(error).removeprefix(str(path)).strip()}") from None
     shape, wanted = tuple(loaded["weight"].shape), tuple(head.weight.shape)
     if shape != wanted or loaded["bias"].shape != head.bias.shape:
         raise UserError(
@@ -400,9 +395,10 @@ def _resume(probe: Probe, work: Path, key: str) -> None:
         return
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path} cannot be read ({reason}); delete it to start anew.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{path} cannot be read ({reason(error)}); delete it to start anew."
+        ) from None
     if state["key"] != key:
         log.warning("%s belongs to other settings, another encoder or other images: anew", path)
         return

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from timewalk.artefacts import FORMAT, atomic_path
-from timewalk.errors import UserError
+from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,8 @@ def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path} cannot be read ({reason}); delete it to resume before it."
+            f"{path} cannot be read ({reason(error)}); delete it to resume before it."
         ) from None
     if state["run_hash"] != run_hash:
         raise UserError(

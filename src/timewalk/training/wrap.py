@@ -4,6 +4,7 @@ Always in this order, after weights are loaded and layers frozen. Parameter name
 so that checkpoints know nothing of it.
 """
 
+import logging
 import shutil
 import warnings
 from functools import partial
@@ -12,7 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from timewalk.config import TrainingConfig
 from timewalk.encoders import Encoder
@@ -20,6 +25,8 @@ from timewalk.errors import UserError
 from timewalk.methods.base import Losses, Method, Step
 from timewalk.ops.collectives import num_processes
 from timewalk.training.distributed import share_batch_norm
+
+log = logging.getLogger(__name__)
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,9 +62,8 @@ def wrap(method: Method, settings: TrainingConfig, device: torch.device) -> nn.M
     if num_processes() > 1:
         share_batch_norm(method, device)
     regions = [region for encoder in encoders for region in encoder.regions()]
-    if settings.activation_checkpointing:
-        for region in regions:
-            _recompute(region)
+    if settings.activation_checkpointing != "off":
+        _recompute_all(regions, settings.activation_checkpointing)
     if settings.compile == "default":
         _need_compiler(device)
         for region in regions:
@@ -77,16 +83,55 @@ def wrap(method: Method, settings: TrainingConfig, device: torch.device) -> nn.M
         )
 
 
-def _recompute(region: nn.Module) -> None:
-    """Let a region's backward pass compute its forward pass again, where there is one."""
+def _recompute_all(regions: list[nn.Module], what: str) -> None:
+    # A second forward pass would move the running means of batch normalisations twice.
+    fitting = [
+        region
+        for region in regions
+        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in region.modules())
+    ]
+    if len(fitting) < len(regions):
+        log.warning(
+            "activation_checkpointing leaves %d of %d parts of the networks as they are: they hold "
+            "batch normalisations",
+            len(regions) - len(fitting),
+            len(regions),
+        )
+    for region in fitting:
+        recompute(region, what)
+
+
+def recompute(region: nn.Module, what: str) -> None:
+    """Let a region's backward pass compute its forward pass again, where there is one.
+
+    Args:
+        region: changed in place.
+        what: `full`, or `cheap`: only what is cheap, products and attention are kept.
+    """
     plain: Any = region.forward
+    policy: dict[str, Any] = {}
+    if what == "cheap":
+        policy = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_products)}
 
     def forward(*arguments: Any, **keys: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain(*arguments, **keys)
-        return checkpoint(partial(plain, **keys), *arguments, use_reentrant=False)
+        return checkpoint(partial(plain, **keys), *arguments, use_reentrant=False, **policy)
 
     region.forward = forward
+
+
+def _keep_products(context: Any, operation: Any, *arguments: Any, **keys: Any) -> CheckpointPolicy:
+    """Say of an operation of a block whether its result is kept for the backward pass."""
+    name = operation.name()
+    if "scaled_dot_product" in name or "convolution" in name:
+        return CheckpointPolicy.MUST_SAVE
+    if name in ("aten::mm", "aten::addmm"):
+        *_, inputs, weight = arguments
+        # What narrows the MLP again ends the block: nothing in the backward pass asks for it.
+        narrows = inputs.shape[1] > weight.shape[1]
+        return CheckpointPolicy.PREFER_RECOMPUTE if narrows else CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _need_compiler(device: torch.device) -> None:
