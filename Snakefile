@@ -26,10 +26,11 @@ localrules:
     data,
 
 
-# Everything: each run under each evaluation, the tables and the MLflow store.
+# Everything: each run under each evaluation, its model card, the tables and the MLflow store.
 rule all:
     default_target: True
     input:
+        all_cards(),
         f"{RESULTS}/summary.csv",
         f"{RESULTS}/mlflow.json",
 

@@ -169,6 +169,10 @@ def _report_verbs(verbs: Any) -> None:
     verb.add_argument("results", type=Path, help="folder of results, for the tables")
     verb.add_argument("inputs", type=Path, nargs="+", help="result JSON files")
 
+    verb = _verb(verbs, "card", card)
+    verb.add_argument("run", type=Path, help="the run's folder: its card.md is written")
+    verb.add_argument("inputs", type=Path, nargs="*", help="result JSON files of the run")
+
     verb = _verb(verbs, "show", show)
     verb.add_argument("results", type=Path, help="folder of results")
 
@@ -377,6 +381,13 @@ def report(arguments: Arguments) -> None:
     from timewalk.report.tables import write_tables
 
     write_tables(arguments.inputs, arguments.results)
+
+
+def card(arguments: Arguments) -> None:
+    """Write a run's model card: what its encoder is, learned from what, worth what."""
+    from timewalk.report.card import write_card
+
+    write_card(arguments.run, arguments.inputs)
 
 
 def show(arguments: Arguments) -> None:

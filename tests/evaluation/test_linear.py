@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from torchvision.transforms.functional import resized_crop
 
 from timewalk.artefacts import sha256_file
-from timewalk.data.labelled import LabelledImages, RandomCrops, generator, to_rgb
+from timewalk.data.labelled import LabelledImages, RandomCrops, to_rgb
+from timewalk.data.seeds import generator
 from timewalk.data.views import random_window
 from timewalk.encoders import load_encoder
 from timewalk.encoders.vit import probe_features

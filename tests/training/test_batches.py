@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timewalk.training.batches import BatchSampler, generator
+from timewalk.data.seeds import generator
+from timewalk.training.batches import BatchSampler
 
 
 @given(

@@ -59,6 +59,7 @@ def test_all_ten_tours(checkout):
 def test_everything(checkout):
     code, text = paper("--quiet", "rules", cwd=checkout)
     assert code == 0, text
+    assert counts(text)["card"] == counts(text)["train"]
     assert (counts(text)["train"], counts(text)["evaluate"], counts(text)["mlflow"]) == (5, 5, 1)
 
 

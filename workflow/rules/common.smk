@@ -229,6 +229,16 @@ def all_results(wildcards=None):
     ]
 
 
+def run_results(wildcards):
+    """Return one run under every evaluation."""
+    return [f"{RESULTS}/{wildcards.run}/{name}.json" for name in SUITE.evaluations]
+
+
+def all_cards(wildcards=None):
+    """Return the model card of every run."""
+    return [f"{RESULTS}/{run}/card.md" for run in SUITE.runs]
+
+
 def output_folder(wildcards, output):
     """Return the folder of a rule's first output."""
     return str(PurePosixPath(output[0]).parent)

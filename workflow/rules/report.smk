@@ -1,7 +1,31 @@
-# Tables of all results, and their one mirror in MLflow.
+# A page a run, tables of all results, and their one mirror in MLflow.
 localrules:
+    card,
     report,
     mlflow,
+
+
+rule card:
+    input:
+        encoder=f"{RESULTS}/{{run}}/encoder.json",
+        weights=f"{RESULTS}/{{run}}/encoder.safetensors",
+        results=run_results,
+    output:
+        f"{RESULTS}/{{run}}/card.md",
+    log:
+        logs("report", "card", "{run}")[0],
+    benchmark:
+        logs("report", "card", "{run}")[1]
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    params:
+        folder=output_folder,
+    shell:
+        "timewalk --log {log} card {params.folder:q} {input.results:q}"
 
 
 rule report:

@@ -19,6 +19,7 @@ from torchvision.transforms.functional import InterpolationMode, center_crop, re
 from timewalk.artefacts import read_manifest
 from timewalk.data.prepare.arrays import load_split
 from timewalk.data.prepare.base import read_list
+from timewalk.data.seeds import generator
 from timewalk.data.views import random_window
 from timewalk.errors import UserError
 
@@ -119,13 +120,6 @@ class RandomCrops(Dataset[tuple[Tensor, int]]):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())
         return pixels, int(self.images.labels[index])
-
-
-def generator(*key: int) -> torch.Generator:
-    """Return a generator for a key of non-negative numbers: the same everywhere, always."""
-    # The length belongs to the key: a seed sequence takes (1, 2) and (1, 2, 0) for the same.
-    word = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(word) & (2**63 - 1))
 
 
 def transform(image: Image.Image, short_side: int, crop: int) -> Image.Image:

@@ -31,8 +31,11 @@ class Entry:
 
 
 _ENTRIES = {
+    "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
+    "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
+    "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
 }
 
 

@@ -119,7 +119,7 @@ class Extractor:
         features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.device, self.precision = device, precision
-        self._features = features or (lambda images: encoder(images).summary)
+        self._features = features or encoder.summary
         self._mean, self._std = (
             torch.tensor(values, device=device).reshape(1, 3, 1, 1)
             for values in (encoder.mean, encoder.std)

@@ -28,7 +28,8 @@ from torch.utils.data import DataLoader
 
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json
 from timewalk.config import EvaluationConfig, Positive
-from timewalk.data.labelled import LabelledImages, RandomCrops, generator
+from timewalk.data.labelled import LabelledImages, RandomCrops
+from timewalk.data.seeds import generator
 from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder, load_encoder, seeded
 from timewalk.encoders.files import read_checkpoint

@@ -6,12 +6,11 @@ publication it follows comes from the docstring of its module. The same files gi
 """
 
 import inspect
-import json
 import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from pydantic import BaseModel
 from safetensors import safe_open
 
 from timewalk.artefacts import read_json, read_manifest, sha256_file, write_text
-from timewalk.encoders.base import VIT_SHAPES
 from timewalk.errors import UserError
 from timewalk.methods import get_method
 from timewalk.methods.base import Method
+from timewalk.report.loading import loading
+from timewalk.report.page import code, number, table
 from timewalk.report.tables import long_table
 from timewalk.training.loop import MACHINE_KEYS
 from timewalk.video.sources import load_sources
@@ -32,7 +32,7 @@ from timewalk.video.sources import load_sources
 PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')
 """how the docstring of a method's module names its publication"""
 
-ELSEWHERE = {"method", "dataset", "seed", "encoder"} | {
+ELSEWHERE = {"method", "dataset", "seed"} | {
     key if inner is True else f"{key}.{name}"
     for key, inner in MACHINE_KEYS.items()
     for name in ((key,) if inner is True else inner)
@@ -42,6 +42,9 @@ ELSEWHERE = {"method", "dataset", "seed", "encoder"} | {
 RESULT_KEYS = frozenset(
     ("run", "method", "evaluation", "protocol", "dataset", "split", "metrics", "samples")
 )
+
+SHOWN = ("epochs", "max_steps", "batch_size", "precision")
+"""settings of the training loop that stand above the whole list"""
 
 FIGURES = 4
 """pictures on the card at most"""
@@ -101,7 +104,7 @@ def write_card(folder: Path, results: Sequence[Path]) -> Path:
         _data(run),
         _training(run),
         _results(run),
-        _loading(run),
+        loading(run.about, folder.as_posix()),
         _use(run),
         _licence(run),
         _environment(run),
@@ -174,7 +177,9 @@ def _architecture(run: Run) -> str:
     with safe_open(run.folder / "encoder.safetensors", "pt") as file:
         shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
     numbers = sum(math.prod(shape) for shape in shapes)
-    spec = {key: value for key, value in about["architecture"].items() if key not in about}
+    spec = {
+        key: value for key, value in about["architecture"].items() if key not in ("mean", "std")
+    }
     rows = [
         *((key.replace("_", " "), value) for key, value in spec.items()),
         ("summary of an image", f"{about['width']} numbers"),
@@ -192,7 +197,7 @@ def _architecture(run: Run) -> str:
 
 def _data(run: Run) -> str:
     if not run.method.trains:
-        return "## Training data\n\nNone.\n"
+        return "## Training data\n\nNone: timewalk trained nothing here.\n"
     rows, total, known = [], 0, True
     for name, digest in run.origin.get("inputs", {}).items():
         path = Path(name)
@@ -208,8 +213,8 @@ def _data(run: Run) -> str:
     count = f", {number(total)} frames" if known else ""
     return (
         f"## Training data\n\nData set `{run.config['dataset']}`: {len(rows)} "
-        f"{'video' if len(rows) == 1 else 'videos'}{count}, without labels unless the method says "
-        "otherwise. A manifest describes a video's frames as they were read, with their digest.\n\n"
+        f"{'video' if len(rows) == 1 else 'videos'}{count}. A manifest describes a video's frames "
+        "as they were read, with their digest.\n\n"
         + table(("video", "frames", "pixels", "manifest", "SHA-256 of the manifest"), rows)
     )
 
@@ -221,7 +226,7 @@ def _training(run: Run) -> str:
     rows = [
         ("steps", number(origin.get("steps"))),
         ("clips", number(origin.get("clips"))),
-        *((key.replace("_", " "), training[key]) for key in ("epochs", "batch_size", "precision")),
+        *((key.replace("_", " "), training[key]) for key in SHOWN),
         ("learning rate", f"{training['learning_rate']} for 256 clips"),
         ("processes", origin.get("processes")),
         ("seed", origin.get("seed")),
@@ -258,16 +263,20 @@ def _results(run: Run) -> str:
     rows = []
     for row in long.to_dict("records"):
         link = os.path.relpath(row["source"], run.folder)
-        place = f"{row['dataset']} ({row['split']})"
-        value = _score(row["value"])
         rows.append(
-            (f"[{row['evaluation']}]({link})", code(row["protocol"]), place, row["metric"], value)
-            + (number(row["samples"]),)
+            (
+                f"[{row['evaluation']}]({link})",
+                code(row["protocol"]),
+                f"{row['dataset']} ({row['split']})",
+                row["metric"],
+                _score(row["value"]),
+                number(row["samples"]),
+            )
         )
     header = ("evaluation", "protocol", "data set", "metric", "value", "samples")
     return (
         f"## Results\n\n{table(header, rows, right=(4, 5))}\nNumbers under different protocols, or "
-        "on different data sets, do not compare. A file holds settings and digests of all inputs.\n"
+        "on different data sets, do not compare. Each file holds settings and digests of all inputs.\n"
     )
 
 
@@ -278,79 +287,22 @@ def _score(value: float | None) -> str:
     return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
 
 
-def _loading(run: Run) -> str:
-    about, spec, folder = run.about, run.about["architecture"], run.folder.as_posix()
-    stride, width = about["stride"], about["width"]
-    ours = f"""
-import timewalk
-from torchvision.transforms.functional import normalize
-
-encoder = timewalk.load_encoder({json.dumps(folder)})
-features = encoder(normalize(images, encoder.mean, encoder.std))  # images: (B, 3, H, W) in 0..1
-features.summary  # (B, {width})
-features.patches  # (B, {about["patch_width"]}, H / {stride}, W / {stride})
-"""
-    hub = f"""
-import torch
-
-encoder = torch.hub.load(".", "encoder", {json.dumps(folder)}, source="local")
-"""
-    parts = [
-        "## How to load it\n\nWith timewalk:\n",
-        fenced(ours),
-        "By torch.hub, from a checkout of timewalk (here the working directory):\n",
-        fenced(hub),
-    ]
-    if spec["family"] == "vit":
-        side = spec["image_size"]
-        parts += [
-            f"With timm alone, for images of {side} x {side} pixels, normalised as above; the result "
-            "is `features.summary`:\n",
-            fenced(_timm_lines(spec, folder)),
-        ]
-    else:
-        parts.append(
-            f"The tensors are those of timm's `{spec['name']}` with `body.` before each name.\n"
-        )
-    return "\n".join(parts)
-
-
-def _timm_lines(spec: Mapping[str, Any], folder: str) -> str:
-    shape = (spec["width"], spec["depth"], spec["heads"])
-    patch, side = spec["patch_size"], spec["image_size"]
-    named = [name for name, known in VIT_SHAPES.items() if known == shape]
-    # timm has names for the usual sizes only; its class builds every size.
-    if named and (patch, side) == (16, 224):
-        first = "import timm"
-        model = f'timm.create_model("{named[0]}_patch16_224", num_classes=0)'
-    else:
-        first = "from timm.models.vision_transformer import VisionTransformer"
-        model = (
-            f"VisionTransformer(\n    img_size={side}, patch_size={patch}, embed_dim={shape[0]}, "
-            f"depth={shape[1]}, num_heads={shape[2]}, num_classes=0\n)"
-        )
-    return f"""
-{first}
-from safetensors.torch import load_file
-
-model = {model}
-model.load_state_dict(load_file({json.dumps(f"{folder}/encoder.safetensors")}))
-summary = model.eval()(images)  # (B, {spec["width"]})
-"""
-
-
 def _use(run: Run) -> str:
     sides = ""
     if run.about["architecture"]["family"] == "vit":
         sides = f"- The sides of an image have to be multiples of {run.about['stride']} pixels.\n"
-    seen = "- It has seen no data."
+    weights = run.config.get("encoder", {}).get("weights")
+    seen = "- It has seen no data: what it tells apart, chance has put there."
     if run.method.trains:
+        before = "nothing else" if not weights else "what its first weights had seen"
         seen = (
-            f"- It has seen the data set `{run.config['dataset']}` and nothing else: what does not "
-            "occur there, other places, seasons, cameras, it may not tell apart. It carries the "
-            "biases of what was filmed."
+            f"- It has seen the data set `{run.config['dataset']}` and {before}: what does not "
+            "occur there, other places,\n  seasons or cameras, it may not tell apart. It carries "
+            "the biases of what was filmed.\n- Whether faces were blurred before training is in "
+            "the suite's configuration under `blur:` and in\n  the manifests of the frames. The "
+            "blur covers faces only, no licence plates, and misses some."
         )
-    elif run.config.get("encoder", {}).get("weights"):
+    elif weights:
         seen = "- What it has seen, and with which biases, those say who made its weights."
     return f"""## Intended use and limits
 
@@ -359,9 +311,7 @@ patches and propagation of labels; a start for fine-tuning. Not for recognising 
 people, nor for decisions about them.
 
 {seen}
-{sides}- It is measured by the results above and no others; a single seed says nothing of the spread.
-- Whether faces were blurred before training is in the suite's configuration under `blur:` and in
-  the manifests of the frames. The blur covers faces only, no licence plates, and misses some.
+{sides}- The results above are all that is known of it; one seed says nothing of the spread.
 """
 
 
@@ -388,8 +338,8 @@ def _licence(run: Run) -> str:
             )
     rest = "\n".join(lines)
     return (
-        "## Licences\n\ntimewalk itself is under the MIT licence. Whether and how the weights may be "
-        "passed on also depends on what they were made from.\n" + (f"\n{rest}\n" if rest else "")
+        "## Licences\n\ntimewalk itself is under the MIT licence. Whether and how the weights may "
+        "be passed on also depends on what they were made from.\n" + (f"\n{rest}\n" if rest else "")
     )
 
 
@@ -420,39 +370,3 @@ def _pictures(run: Run) -> str:
         return ""
     lines = (f"![{path.stem}](figures/{path.name})\n" for path in figures)
     return "## What it sees in clips of its training data\n\n" + "\n".join(lines)
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], right: Sequence[int] = ()) -> str:
-    """Return a Markdown table; None is a dash.
-
-    Args:
-        header: a title a column.
-        rows: cells, whose texts may be Markdown.
-        right: columns whose cells stand at the right.
-    """
-    rule = ["---:" if column in right else "---" for column in range(len(header))]
-    lines = [header, rule, *([_cell(value) for value in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, list):
-        value = ", ".join(map(str, value))
-    return "–" if value is None else " ".join(str(value).split()).replace("|", "\\|")
-
-
-def code(value: Any) -> str:
-    """Return a value as code: a text as it is, anything else as JSON; None is a dash."""
-    if value is None:
-        return "–"
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
-
-
-def fenced(text: str) -> str:
-    """Return lines of Python as a block of code."""
-    return f"```python\n{text.strip()}\n```\n"
-
-
-def number(value: float | None) -> str:
-    """Return a count with its thousands apart; None is a dash."""
-    return "–" if value is None else f"{value:,}"

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timewalk.data.clips import ClipSource
+from timewalk.data.seeds import generator
 from timewalk.data.workers import plain_errors
 from timewalk.errors import UserError
 from timewalk.methods.base import Method
@@ -25,18 +25,6 @@ from timewalk.training.distributed import Processes
 
 Sample = tuple[int, int]
 Batch = dict[str, Tensor]
-
-
-def generator(*key: int) -> torch.Generator:
-    """Return a generator for a key of non-negative numbers: the same everywhere, always."""
-    return torch.Generator().manual_seed(seed_of(*key))
-
-
-def seed_of(*key: int) -> int:
-    """Return a seed for a key of non-negative numbers."""
-    # The length belongs to the key: a seed sequence takes (1, 2) and (1, 2, 0) for the same.
-    word = np.random.SeedSequence([len(key), *key]).generate_state(1, np.uint64)[0]
-    return int(word) & (2**63 - 1)
 
 
 class Views(Protocol):

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
 from timewalk.config import RunConfig
 from timewalk.data.clips import ClipSource, open_clips
+from timewalk.data.seeds import seed_of
 from timewalk.encoders import save_encoder
 from timewalk.errors import UserError
 from timewalk.methods import get_method
@@ -39,7 +40,6 @@ from timewalk.training.batches import (
     OnDevice,
     SignalsAreTheTrainers,
     batches,
-    seed_of,
     share_of,
 )
 from timewalk.training.checkpoint import (
