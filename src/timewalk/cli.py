@@ -345,7 +345,7 @@ def evaluate(arguments: Arguments) -> None:
 
         torch.set_num_threads(max(1, arguments.threads))
         config = load_evaluation(arguments.settings, f"evaluations.{arguments.evaluation}")
-        train, test, *_ = *arguments.embeddings, None, None
+        train, test = arguments.embeddings or (None, None)
         inputs = Inputs(
             run=arguments.run,
             dataset=arguments.dataset,

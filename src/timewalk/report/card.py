@@ -275,8 +275,8 @@ def _results(run: Run) -> str:
         )
     header = ("evaluation", "protocol", "data set", "metric", "value", "samples")
     return (
-        f"## Results\n\n{table(header, rows, right=(4, 5))}\nNumbers under different protocols, or "
-        "on different data sets, do not compare. Each file holds settings and digests of all inputs.\n"
+        f"## Results\n\n{table(header, rows, right=(4, 5))}\nNumbers under different protocols "
+        "or data sets do not compare. Each file holds settings and digests of its inputs.\n"
     )
 
 

@@ -19,7 +19,8 @@ def show(results: Path) -> str:
 
 
 def pictures(results: Path) -> list[Path]:
-    """Return the pictures of all runs, and the contact sheets of the blur that fed them."""
+    """Return the pictures of all runs, each evaluation's first, and the contact sheets of the blur
+    that fed them."""
     sheets: set[Path] = set()
     for about in results.glob("*/encoder.json"):
         for manifest in read_json(about)["provenance"].get("inputs", {}):
@@ -27,4 +28,10 @@ def pictures(results: Path) -> list[Path]:
             data = shards.parents[2]
             sheets.update(data.glob(f"blurred/{shards.stem}.png"))
             sheets.update(data.glob(f"frames/{shards.parent.name}/{shards.stem}/*.png"))
-    return [*sorted(sheets), *sorted(results.glob("*/figures/*.png"))]
+    drawn = set(results.glob("*/figures/*.png"))
+    for result in results.glob("*/*.json"):
+        content = read_json(result)
+        artefacts = content.get("artefacts", []) if isinstance(content, dict) else []
+        pngs = [result.parent / name for name in artefacts if name.endswith(".png")]
+        drawn.update(pngs[:1])
+    return [*sorted(sheets), *sorted(drawn)]
