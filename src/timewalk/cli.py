@@ -292,7 +292,7 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
 
     from timewalk.training.distributed import joined
     from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
-    from timewalk.training.loop import train as call
+    from timewalk.training.run import train as call
 
     logging.getLogger().setLevel(logging.INFO if group.main else logging.ERROR)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))

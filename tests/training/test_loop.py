@@ -208,8 +208,28 @@ def test_a_non_finite_loss_leaves_evidence_and_the_last_checkpoint(tmp_path):
 
 def test_another_configuration_does_not_resume(tmp_path):
     make(tmp_path).run()
-    with pytest.raises(UserError, match="another configuration"):
+    with pytest.raises(UserError, match=r"another configuration .*training\.epochs was 3 and is 5"):
         make(tmp_path, toy_config(epochs=5)).run()
+    other = make(tmp_path)
+    other.origin["inputs"]["a"] = "c"
+    with pytest.raises(UserError, match=r"another configuration .*its data has changed"):
+        other.run()
+
+
+def test_a_key_that_is_new_has_its_default(tmp_path):
+    make(tmp_path).run()
+    path = checkpoints(tmp_path)[-1]
+    state = torch.load(path, weights_only=True)
+    del state["config"]["training"]["optimizer"]
+    torch.save(state, path)
+    make(tmp_path).run()
+    state["config"]["no_longer"] = 1
+    torch.save(state, path)
+    with pytest.raises(UserError, match="no longer possible"):
+        make(tmp_path).run()
+    torch.save({**state, "format": 1}, path)
+    with pytest.raises(UserError, match="made by another version"):
+        make(tmp_path).run()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])

@@ -26,7 +26,7 @@ from timewalk.methods.base import Method
 from timewalk.report.loading import loading
 from timewalk.report.page import code, number, table
 from timewalk.report.tables import long_table
-from timewalk.training.loop import MACHINE_KEYS
+from timewalk.training.checkpoint import MACHINE_KEYS
 from timewalk.video.sources import load_sources
 
 PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')

@@ -9,18 +9,36 @@ import fcntl
 import logging
 import pickle
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from timewalk.artefacts import FORMAT, atomic_path
+from timewalk.artefacts import atomic_path
+from timewalk.config import RunConfig
 from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
+
+FORMAT = 2
+"""rises when older checkpoints can no longer be read"""
+
+
+MACHINE_KEYS: Any = {
+    "nodes": True,
+    "training": {
+        "micro_batch_size",
+        "compile",
+        "activation_checkpointing",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    },
+}
+"""keys that change how a run is computed but not what: they may change before a resume"""
 
 
 @contextmanager
@@ -61,11 +79,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
 
 
-def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """Return the newest checkpoint on the CPU, or None where there is none.
 
     Raises:
-        UserError: the file is damaged, or was made with another configuration.
+        UserError: the file is damaged, or was made by a version whose checkpoints are others.
     """
     found = checkpoints(folder)
     if not found:
@@ -77,12 +95,54 @@ def load_checkpoint(folder: Path, run_hash: str) -> dict[str, Any] | None:
         raise UserError(
             f"{path} cannot be read ({reason(error)}); delete it to resume before it."
         ) from None
-    if state["run_hash"] != run_hash:
+    if state.get("format") != FORMAT:
         raise UserError(
-            f"{folder} holds checkpoints of another configuration of this run; "
-            "delete the folder to start anew, or give the changed run a name of its own."
+            f"{path} was made by another version of timewalk; finish the run with that version, or "
+            f"delete {folder} to start anew."
         )
     return state
+
+
+def check_same_run(
+    folder: Path, state: dict[str, Any], config: RunConfig, inputs: list[str]
+) -> None:
+    """Refuse a checkpoint of other settings or data; keys that are new have their defaults.
+
+    Args:
+    folder: of the checkpoint, for the message.
+    state: the checkpoint.
+    config: the run's settings now.
+    inputs: digests of its data now, sorted.
+    """
+    what = ""
+    try:
+        before = type(config).model_validate(state["config"])
+    except ValidationError:
+        what = "its settings are no longer possible"
+    else:
+        old, new = (
+            dict(flat(settings.model_dump(mode="json", exclude=MACHINE_KEYS)))
+            for settings in (before, config)
+        )
+        changed = [key for key in new if old.get(key) != new[key]]
+        if changed:
+            what = f"{changed[0]} was {old.get(changed[0])} and is {new[changed[0]]}"
+        elif state["inputs"] != inputs:
+            what = "its data has changed"
+    if what:
+        raise UserError(
+            f"{folder} holds checkpoints of another configuration of this run ({what}); "
+            "delete the folder to start anew, or give the changed run a name of its own."
+        )
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted names and values of nested settings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def random_state() -> dict[str, Any]:

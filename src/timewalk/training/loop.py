@@ -10,31 +10,24 @@ gradient is the mean over all, and what the method asked to know of the whole ba
 
 import logging
 import os
-import shutil
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
-from timewalk.config import RunConfig
-from timewalk.data.clips import ClipSource, open_clips
+from timewalk.artefacts import write_json
+from timewalk.data.clips import ClipSource
 from timewalk.data.seeds import seed_of
-from timewalk.encoders import save_encoder
 from timewalk.errors import UserError
-from timewalk.methods import get_method
 from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
 from timewalk.ops.clipping import clip_each_, clip_global_
-from timewalk.ops.collectives import rows_of_processes
-from timewalk.provenance import provenance
 from timewalk.training.batches import (
     BatchSampler,
     OnDevice,
@@ -44,12 +37,14 @@ from timewalk.training.batches import (
 )
 from timewalk.training.checkpoint import (
     alone,
+    check_same_run,
     drop_halves,
     load_checkpoint,
     save_checkpoint,
     set_random_state,
 )
 from timewalk.training.distributed import ALONE, Processes, from_main, mean_of_all
+from timewalk.training.joint import joined_rows, numbers, terms_of
 from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
 from timewalk.training.wrap import wrap
@@ -58,18 +53,6 @@ log = logging.getLogger(__name__)
 
 INTERRUPTED = 75
 """Exit code after SIGTERM: a checkpoint is written, trying again goes on from it."""
-
-MACHINE_KEYS: Any = {
-    "nodes": True,
-    "training": {
-        "micro_batch_size",
-        "compile",
-        "activation_checkpointing",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-    },
-}
-"""keys that change how a run is computed but not what: they may change before a resume"""
 
 
 class InterruptedTraining(Exception):
@@ -89,70 +72,6 @@ class Machine:
     device: torch.device
     workers: int = 0
     processes: Processes = ALONE
-
-
-def train(
-    name: str, config: RunConfig, manifests: Sequence[Path], output: Path, machine: Machine
-) -> None:
-    """Train a run, or bring its given encoder, and write ``output/encoder.safetensors``,
-    ``encoder.json``, ``metrics.jsonl`` and ``figures/``.
-
-    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration. Called
-    in every process that trains; the main one writes.
-
-    Args:
-        name: the run's name.
-        config: the run.
-        manifests: shard manifests of the videos of the run's data set; empty without training.
-        output: the run's folder.
-        machine: device, workers and processes.
-    """
-    method = get_method(config.method)(config).to(machine.device)
-    resolved = config.model_dump(mode="json")
-    origin = provenance(
-        machine.device,
-        run=name,
-        config=resolved,
-        config_sha256=sha256_json(resolved),
-        seed=config.seed,
-        inputs={str(path): sha256_file(path) for path in manifests},
-        processes=machine.processes.size,
-    )
-    if not isinstance(config, TrainedRunConfig):
-        with atomic_path(output / "metrics.jsonl") as temporary:
-            temporary.write_text("")
-        _export(method, {}, output, resolved, origin)
-        return
-    frames, step = method.clip_shape()
-    source = open_clips(manifests, frames, step)
-    trainer = Trainer(method, config, source, output / "checkpoints", machine, origin)
-    trainer.run()
-    if machine.processes.main:
-        origin |= {"steps": trainer.total, "clips": len(source)}
-        with atomic_path(output / "metrics.jsonl") as temporary:
-            shutil.copyfile(output / "checkpoints" / "metrics.jsonl", temporary)
-        _export(method, _figures(method, source, machine.device), output, resolved, origin)
-
-
-def _export(
-    method: Method, figures: dict[str, Any], output: Path, resolved: Any, origin: dict[str, Any]
-) -> None:
-    write_json(output / "config.json", resolved)
-    for picture, pixels in figures.items():
-        with atomic_path(output / "figures" / f"{picture}.png") as temporary:
-            Image.fromarray(pixels).save(temporary)
-    save_encoder(method.encoder, output, origin)
-
-
-def _figures(method: Method, source: ClipSource, device: torch.device) -> dict[str, Any]:
-    """Ask the method for pictures of four clips spread over the data."""
-    spread = {len(source) * k // 4 for k in range(4)}
-    pictures = {}
-    for number, index in enumerate(sorted(spread)):
-        clip = source.clip(index).frames.to(device)
-        for picture, pixels in method.visualise(clip).items():
-            pictures[f"{picture}-{number}"] = pixels
-    return pictures
 
 
 class Trainer:
@@ -191,10 +110,6 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             machine.device.type, enabled=self.settings.precision == "fp16"
         )
-        # Shards count by content: their manifests hold digests, not the folder they lie in.
-        inputs = sorted(origin["inputs"].values())
-        what = config.model_dump(mode="json", exclude=MACHINE_KEYS)
-        self.run_hash = sha256_json([what, inputs])
         self.first = 0
         self.stop = False
         self.worker_signals = SignalsAreTheTrainers()
@@ -234,9 +149,10 @@ class Trainer:
             progress.close()
 
     def _resume(self) -> None:
-        state = load_checkpoint(self.folder, self.run_hash)
+        state = load_checkpoint(self.folder)
         if state is None:
             return
+        check_same_run(self.folder, state, self.config, self._inputs())
         self.method.load_state_dict(state["method"])
         self.method.load_state(state["extra"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -245,6 +161,10 @@ class Trainer:
         set_random_state(state["random"])
         self.first = state["step"]
         log.info("going on from step %d of %d", self.first, self.total)
+
+    def _inputs(self) -> list[str]:
+        """Shards count by content: their manifests hold digests, not the folder they lie in."""
+        return sorted(self.origin["inputs"].values())
 
     def _save(self, step: int) -> None:
         if not self.group.main:
@@ -255,7 +175,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "epoch_means": self.epoch_means.state(),
-            "run_hash": self.run_hash,
+            "inputs": self._inputs(),
             "config": self.config.model_dump(mode="json"),
             "provenance": self.origin,
         }
@@ -281,7 +201,7 @@ class Trainer:
             self.epoch_means.add(record)
             due = metrics.due(index) or done == self.total
             if due:
-                record = _numbers(record)
+                record = numbers(record)
             data_s = data.take_waited()
             step_s = time.monotonic() - started - data_s
             slow.add(data_s, step_s)
@@ -338,10 +258,10 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts = [self._backward(data, step, part) for part in range(self.share.parts)]
         data.ahead()
-        means, rows = _joined(parts)
+        means, rows = joined_rows(parts)
         terms = mean_of_all(
             {f"means.{key}": value for key, value in means.items()}
-            | _terms(parts)
+            | terms_of(parts)
             | {"stop": torch.tensor(float(self.stop), device=self.machine.device)}
         )
         asked = terms.pop("stop")
@@ -397,35 +317,6 @@ class Trainer:
             f"the loss of step {step.index} is {loss}: see {evidence} for its clips "
             "and terms; lower training.learning_rate or set training.precision to fp32, and go on."
         )
-
-
-def _numbers(record: dict[str, float | Tensor]) -> dict[str, float | Tensor]:
-    """Return plain numbers, fetched from the device in one go."""
-    tensors = {key: value for key, value in record.items() if isinstance(value, Tensor)}
-    fetched = torch.stack(list(tensors.values())).tolist()
-    return {**record, **dict(zip(tensors, fetched, strict=True))}
-
-
-def _terms(parts: Sequence[Losses]) -> dict[str, Tensor]:
-    """Return the loss and its terms, each the mean over micro-batches, as tensors."""
-    device = parts[0].total.device
-    named = [{"loss": part.total, **part.terms} for part in parts]
-    return {
-        key: torch.stack(
-            [torch.as_tensor(terms[key], dtype=torch.float32, device=device) for terms in named]
-        ).mean()
-        for key in named[0]
-    }
-
-
-def _joined(parts: Sequence[Losses]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return this process's means, and the rows of all processes in the batch's order."""
-    if len(parts) == 1:
-        means = parts[0].means
-    else:
-        means = {k: torch.stack([p.means[k] for p in parts]).mean(dim=0) for k in parts[0].means}
-    rows = {k: rows_of_processes(torch.cat([p.rows[k] for p in parts])) for k in parts[0].rows}
-    return means, rows
 
 
 def peak_memory_mb(device: torch.device) -> float:

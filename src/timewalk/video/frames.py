@@ -139,14 +139,18 @@ def _extract(
         stream = stream.filter("scale", w, h, flags="bicubic")
     # Files need an order, no times: those of a variable rate would collide in the encoder's clock,
     # and the video's own clock may tick too slowly to count its frames at any other rate.
-    stream = stream.filter("settb", "1/25").filter("setpts", "N").output(
-        str(folder.absolute()).replace("%", "%%") + "/%06d.jpg",
-        **{
-            "fps_mode": "passthrough",
-            "enc_time_base": "1:25",
-            "q:v": settings.quality,
-            "start_number": 0,
-        },
+    stream = (
+        stream.filter("settb", "1/25")
+        .filter("setpts", "N")
+        .output(
+            str(folder.absolute()).replace("%", "%%") + "/%06d.jpg",
+            **{
+                "fps_mode": "passthrough",
+                "enc_time_base": "1:25",
+                "q:v": settings.quality,
+                "start_number": 0,
+            },
+        )
     )
     command = stream.global_args("-nostdin", "-v", "error", "-progress", "pipe:1").compile(
         cmd=executable("ffmpeg")
