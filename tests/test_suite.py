@@ -45,7 +45,7 @@ def test_defaults_come_from_the_method():
         ("blur.treshold", 0.3, "blur.treshold: unknown key; did you mean 'threshold'"),
         ("blur.threshold", 1.5, "blur.threshold is 1.5: .*less than or equal to 1"),
         ("datasets.walk.frames.fps", 0, "datasets.walk.frames.fps is 0: .*greater than 0"),
-        ("datasets.walk.videos", [], "datasets.walk.videos"),
+        ("datasets.walk.videos", [], "datasets.walk: name at least one"),
         ("datasets.walk.videos", ["venise"], "unknown video 'venise'.*venice"),
         ("runs.dora.metod", "x", r"runs\.dora\.metod: unknown key; did you mean 'method'"),
         ("runs.dora.method", "dorra", r"runs\.dora\.method: .*'dorra'.*'dora'"),

@@ -119,6 +119,11 @@ def _data_verbs(verbs: Any) -> None:
     verb.add_argument("manifest", type=Path, help="…/<video>.json to write")
     verb.add_argument("--storage", choices=("tfrecord", "folder"), default="tfrecord")
 
+    verb = _verb(verbs, "images", images)
+    verb.add_argument("folder", type=Path, help="folder of images")
+    verb.add_argument("manifest", type=Path, help="…/<data set>/images.json to write")
+    verb.add_argument("--workers", type=int, default=1, help="threads")
+
     verb = _verb(verbs, "prepare", prepare)
     verb.add_argument("name", help="the labelled set's name")
     verb.add_argument("manifest", type=Path, help="manifest.json to write")
@@ -240,6 +245,13 @@ def shards(arguments: Arguments) -> None:
     from timewalk.data.shards import write_shards
 
     write_shards(arguments.frames, arguments.manifest, arguments.storage)
+
+
+def images(arguments: Arguments) -> None:
+    """Check and index a folder of still images for training."""
+    from timewalk.data.images import index_images
+
+    index_images(arguments.folder, arguments.manifest, arguments.workers)
 
 
 def prepare(arguments: Arguments) -> None:

@@ -125,14 +125,28 @@ class FramesConfig(Strict):
 
 
 class DatasetConfig(Strict):
-    """A training set: frames of some videos."""
+    """A training set: frames of some videos, or the still images of a folder."""
 
-    videos: Annotated[list[Name], Field(min_length=1)]
+    videos: list[Name] = []
     """names of videos, of `videos:` or of the built-in table (`timewalk videos`)"""
+    images: str | None = None
+    """folder of images, sub-folders too, instead of videos: each image is a clip of one frame; the
+    keys `frames` and `storage` have no meaning then"""
     frames: FramesConfig = FramesConfig()
     """how frames are taken"""
     storage: Literal["tfrecord", "folder"] = "tfrecord"
     """how frames are kept for training"""
+
+    @model_validator(mode="after")
+    def _videos_or_images(self) -> "DatasetConfig":
+        if self.images is None and not self.videos:
+            raise ValueError("name at least one of `videos`, or a folder of `images`")
+        if self.images is not None:
+            if self.videos:
+                raise ValueError("has both `videos` and `images`; keep one, make two data sets")
+            if without := sorted({"frames", "storage"} & self.model_fields_set):
+                raise ValueError(f"`{without[0]}` means nothing for `images`; leave it out")
+        return self
 
 
 class _Labelled(Strict):

@@ -174,14 +174,22 @@ def _check_references(suite: Suite) -> None:
         )
         frames = getattr(item, "frames", None)
         if frames is not None:
-            _reference("data set", f"evaluations.{name}.frames", frames, suite.config.datasets)
+            _videos_of(suite.config, f"evaluations.{name}.frames", frames)
     for name, labelled in suite.config.labelled.items():
         if isinstance(labelled, ShotLabels):
             key = f"labelled.{name}"
-            _reference("data set", f"{key}.dataset", labelled.dataset, suite.config.datasets)
-            videos = suite.config.datasets[labelled.dataset].videos
+            videos = _videos_of(suite.config, f"{key}.dataset", labelled.dataset)
             for video in labelled.cuts:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
+
+
+def _videos_of(config: Config, key: str, dataset: str) -> list[str]:
+    """Return the videos of a data set that has to be one of videos."""
+    _reference("data set", key, dataset, config.datasets)
+    found = config.datasets[dataset]
+    if found.images is not None:
+        raise UserError(f"{key}: '{dataset}' holds still images; name a data set of videos.")
+    return found.videos
 
 
 def _reference(kind: str, key: str, name: str, known: Mapping[str, Any]) -> None:

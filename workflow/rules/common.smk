@@ -28,6 +28,7 @@ RESULTS = PurePosixPath(SUITE.config.results_dir).as_posix()
 LOGS = "logs"
 TIMES = "logs/times"
 BLUR = SUITE.config.blur
+STILLS = {name for name, x in SUITE.config.datasets.items() if x.images is not None}
 CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
 # How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
 # that nothing is made again when it changes.
@@ -116,6 +117,8 @@ def storage(wildcards):
 
 def shards_of(dataset):
     """Return the shard manifests of a data set."""
+    if dataset in STILLS:
+        return [f"{DATA}/shards/{dataset}/images.json"]
     return [
         f"{DATA}/shards/{dataset}/{video}.json"
         for video in SUITE.dataset(dataset).videos
@@ -125,6 +128,11 @@ def shards_of(dataset):
 def shard_manifests():
     """Return the shard manifests of every data set."""
     return [path for dataset in SUITE.config.datasets for path in shards_of(dataset)]
+
+
+def images_folder(wildcards):
+    """Return the folder of a data set of still images."""
+    return SUITE.dataset(wildcards.dataset).images
 
 
 def labelled_json(wildcards):

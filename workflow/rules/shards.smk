@@ -8,6 +8,8 @@ rule shards:
         logs("shards", "{dataset}", "{video}")[0],
     benchmark:
         logs("shards", "{dataset}", "{video}")[1]
+    wildcard_constraints:
+        dataset=one_of(set(SUITE.config.datasets) - STILLS),
     conda:
         "../../envs/video.yaml"
     resources:
@@ -18,3 +20,26 @@ rule shards:
         storage=storage,
     shell:
         "timewalk --log {log} shards {input:q} {output:q} --storage {params.storage}"
+
+
+# A folder of still images, checked and indexed in place. When its images change, delete the output.
+rule images:
+    output:
+        f"{DATA}/shards/{{dataset}}/images.json",
+    log:
+        logs("images", "{dataset}")[0],
+    benchmark:
+        logs("images", "{dataset}")[1]
+    wildcard_constraints:
+        dataset=one_of(STILLS),
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        gpu=0,
+        mem_mb=4000,
+        runtime=12 * 60,
+    params:
+        folder=images_folder,
+    shell:
+        "timewalk --log {log} images {params.folder:q} {output:q} --workers {threads}"

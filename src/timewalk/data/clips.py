@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from timewalk.data.folder import FrameStore
+from timewalk.data.images import ImageStore, to_rgb
 from timewalk.data.shards import open_store
 from timewalk.errors import UserError
 
@@ -101,8 +102,8 @@ def _decode(store: FrameStore, number: int) -> np.ndarray:
     """Return one frame, uint8 (H, W, 3)."""
     data = store.jpeg(number)
     try:
-        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
-            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image if image.mode == "RGB" else to_rgb(image))
     except (OSError, SyntaxError) as error:  # Pillow reports damage as either
         reason = str(error).split("<")[0].strip()
         raise UserError(
@@ -125,6 +126,13 @@ def open_clips(manifests: Sequence[Path], num_frames: int, step: int) -> ClipSou
     if not manifests:
         raise UserError("no videos: name at least one under the data set's key 'videos'.")
     stores = [open_store(Path(path)) for path in manifests]
+    stills = [store.video for store in stores if isinstance(store, ImageStore)]
+    if stills and num_frames > 1:
+        raise UserError(
+            f"the data set '{stills[0]}' holds still images, but a clip of this run has "
+            f"{num_frames} frames; choose a data set of videos, or a method that learns from "
+            "images (dino)."
+        )
     short = [store for store in stores if len(store) <= num_frames * step]
     if short:
         found = ", ".join(f"'{store.video}' has {len(store)} frames" for store in short)

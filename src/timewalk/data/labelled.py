@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
 from timewalk.artefacts import read_manifest
+from timewalk.data.images import to_rgb
 from timewalk.data.prepare.arrays import load_split
 from timewalk.data.prepare.base import read_list
 from timewalk.data.seeds import generator
@@ -127,10 +128,3 @@ def transform(image: Image.Image, short_side: int, crop: int) -> Image.Image:
     image = to_rgb(image)
     image = resize(image, [short_side], InterpolationMode.BICUBIC)
     return center_crop(image, [crop])
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image as 8-bit RGB; Pillow alone would clip 16-bit grey values at 255."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")

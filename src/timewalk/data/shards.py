@@ -29,6 +29,7 @@ from timewalk.data.folder import (
     load_times,
     verified,
 )
+from timewalk.data.images import open_images
 from timewalk.data.protobuf import jpeg_spans
 from timewalk.data.tfrecord import HEADER_BYTES, VideoRecord, frame_record
 from timewalk.errors import UserError
@@ -221,6 +222,8 @@ def open_store(manifest: Path) -> FrameStore:
     """
     about = read_manifest(manifest, "shards")
     index = _load_index(manifest.parent / about["index"], about)
+    if "images" in about:
+        return open_images(manifest, about, index)
     if "folder" in about:
         return FolderStore(about["video"], manifest.parent / about["folder"], index)
     path = manifest.parent / about["file"]

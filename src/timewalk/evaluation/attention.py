@@ -19,7 +19,8 @@ from pydantic import Field
 
 from timewalk.artefacts import write_text
 from timewalk.config import EvaluationConfig, Positive
-from timewalk.data.labelled import LabelledImages, to_rgb
+from timewalk.data.images import to_rgb
+from timewalk.data.labelled import LabelledImages
 from timewalk.encoders import Encoder, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv

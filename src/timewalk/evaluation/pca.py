@@ -21,7 +21,8 @@ from torch import Tensor
 from timewalk.artefacts import read_manifest
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.folder import frame_path, load_times
-from timewalk.data.labelled import LabelledImages, to_rgb
+from timewalk.data.images import to_rgb
+from timewalk.data.labelled import LabelledImages
 from timewalk.encoders import Encoder, load_encoder
 from timewalk.errors import UserError, reason
 from timewalk.evaluation.base import Inputs, Result, write_csv
