@@ -1,7 +1,7 @@
 """A folder of still images as a training source: every image a clip of one frame.
 
-The images stay where they are. Beside the manifest lie the list of their paths and an index of their
-lengths and checksums, so that an image that was changed later is noticed when it is read.
+The images stay where they are. Beside the manifest lie the list of their paths and an index of
+their lengths and checksums, so that an image that was changed later is noticed when it is read.
 """
 
 import hashlib
