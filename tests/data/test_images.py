@@ -26,7 +26,7 @@ FORMATS = {
     "a/one.jpg": "RGB",
     "a/two.JPEG": "CMYK",
     "b/deep/three.png": "RGBA",
-    "b/four.png": "I;16",
+    "b/four\u2028.png": "I;16",
     "b/five.gif": "P",
     "six.webp": "RGB",
     "seven.png": "L",

@@ -116,7 +116,8 @@ def open_images(manifest: Path, about: dict[str, Any], index: FrameIndex) -> Ima
     listing = manifest.parent / about["files"]
     if not listing.is_file() or sha256_file(listing) != about["files_sha256"]:
         raise UserError(f"{listing} is missing or damaged: {REMEDY}.")
-    files = listing.read_text(encoding="utf-8").splitlines()
+    # Not splitlines: names may hold rarer line separators, such as U+2028.
+    files = listing.read_text(encoding="utf-8").split("\n")[:-1]
     return ImageStore(about["video"], manifest.parent / about["images"], files, index)
 
 

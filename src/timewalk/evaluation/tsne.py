@@ -3,6 +3,7 @@
 Sheet: classification-eval section 5. Features L2-normalised, PCA to 50, then t-SNE.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +19,8 @@ from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import load_embeddings
 from timewalk.evaluation.pictures import balanced, needed, save_figure
+
+log = logging.getLogger(__name__)
 
 NEIGHBOURS = 10
 FEWEST = 4
@@ -43,14 +46,15 @@ class Layout:
 
     Attributes:
         points: float32 (N, 2).
-        kl_divergence: what t-SNE minimises, in nats.
-        trustworthiness: 0 to 1: whether neighbours in the plane are neighbours of features.
+        kl_divergence: what t-SNE minimises, in nats; None where all features are equal.
+        trustworthiness: 0 to 1: whether neighbours in the plane are neighbours of features; None
+            likewise.
         perplexity: the one used.
     """
 
     points: np.ndarray
-    kl_divergence: float
-    trustworthiness: float
+    kl_divergence: float | None
+    trustworthiness: float | None
     perplexity: float
 
 
@@ -98,10 +102,14 @@ def lay_out(features: Tensor, perplexity: float, iterations: int, seed: int) -> 
     """Return t-SNE's layout of features (N, D) of any length, N at least 4."""
     manifold, decomposition = needed("sklearn.manifold"), needed("sklearn.decomposition")
     vectors = F.normalize(features.float(), dim=1).numpy()
+    used = min(perplexity, (len(vectors) - 1) / 3)
+    if float(vectors.std(axis=0).max()) < 1e-12:
+        # A collapsed encoder: there is nothing to lay out, and scikit-learn would crash on it.
+        log.warning("all features are equal: the encoder tells no image from another")
+        return Layout(np.zeros((len(vectors), 2), np.float32), None, None, used)
     # Reduced to as many components as there can be at most.
     width = min(50, len(vectors) - 1, vectors.shape[1])
     reduced = decomposition.PCA(width, svd_solver="full").fit_transform(vectors)
-    used = min(perplexity, (len(vectors) - 1) / 3)
     tsne = manifold.TSNE(
         perplexity=used, init="pca", max_iter=iterations, random_state=seed, n_jobs=1
     )

@@ -3,6 +3,7 @@
 import subprocess
 import tempfile
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,9 @@ def write_mp4(target: Path, frames: Iterable[np.ndarray], fps: float) -> int:
 
 
 def _command(width: int, height: int, fps: float, target: Path) -> list[str]:
-    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}"]
+    # As a fraction: 30000/1001 frames a second are not 29.97.
+    rate = str(Fraction(fps).limit_denominator(1001))
+    given = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", rate]
     # One thread: the same frames give the same picture on any machine.
     made = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-threads", "1"]
     quiet = ["-nostdin", "-loglevel", "error", "-y"]
