@@ -69,6 +69,17 @@ def test_every_image_is_a_clip_of_one_frame(folder, tmp_path):
         assert (colour - torch.tensor(expected)).abs().max() < 6, name
 
 
+def test_links_are_followed_but_not_in_circles(folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "elsewhere" / "x.png")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "a" / "circle").symlink_to(folder)
+    manifest = tmp_path / "shards" / "stills" / "images.json"
+    found = index_images(folder, manifest)
+    assert found["counts"]["frames"] == len(FORMATS) + 1
+    assert "linked/x.png" in manifest.with_suffix(".txt").read_text()
+
+
 def test_the_manifest_hangs_on_the_content_alone(folder, tmp_path):
     manifests = []
     for name in ("one", "two"):

@@ -123,7 +123,13 @@ def open_images(manifest: Path, about: dict[str, Any], index: FrameIndex) -> Ima
 
 def _listed(root: Path) -> list[str]:
     found = []
+    seen = set()
     for folder, folders, names in os.walk(root, followlinks=True):
+        # A link may lead back up.
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
