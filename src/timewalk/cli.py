@@ -17,7 +17,7 @@ import yaml
 
 from timewalk import __doc__ as package_doc
 from timewalk.artefacts import version
-from timewalk.errors import UserError
+from timewalk.errors import UserError, reason
 
 Arguments = argparse.Namespace
 
@@ -42,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if terminal is not sys.stderr:
             print(message, file=sys.stderr, flush=True)
         return 1
+    except Exception as error:
+        # One of several processes: the one that started it must not wait for the others.
+        if note := os.environ.get("TIMEWALK_ERROR_FILE"):
+            what = f"a training process failed ({type(error).__name__}: {reason(error)}); "
+            Path(note).write_text(f"{what}the log has its traceback.", encoding="utf-8")
+        raise
 
 
 def _redirect(path: Path) -> Any:
@@ -311,7 +317,8 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
     arguments.threads = max(1, arguments.threads // together)
     device = _device(arguments)
     if device.type == "cuda":
-        device = torch.device("cuda", group.local_rank)
+        # srun may show each task its own GPU alone.
+        device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
     torch.set_num_threads(arguments.threads)
     machine = Machine(device, _workers(arguments), group)
     try:

@@ -170,6 +170,22 @@ def test_the_student_on_request(tmp_path):
     assert torch.equal(found.cls_token, encoder(seed=2).cls_token)
 
 
+@pytest.mark.parametrize(
+    ("made", "part", "keys"),
+    [
+        (smtc_full, "teacher", VIT),
+        (lambda: crw_training(padded=False), "teacher", RESNET),
+        (torchvision_file, "student", RESNET),
+        (lambda: {f"student.backbone.{k}": v for k, v in tensors().items()}, "teacher", VIT),
+        (lambda: {"student": dino_full()["student"]}, "teacher", VIT),
+    ],
+)
+def test_a_part_that_is_not_there_is_never_replaced_by_the_other(tmp_path, made, part, keys):
+    torch.save(made(), tmp_path / "one.pth")
+    with pytest.raises(UserError, match=rf"one\.pth holds .*{part}"):
+        encoder(keys, weights=str(tmp_path / "one.pth"), weights_part=part)
+
+
 def test_a_teacher_beside_the_student_does_not_overwrite_it(tmp_path):
     state = timet_whole() | {f"teacher.backbone.{k}": v for k, v in tensors(seed=2).items()}
     torch.save(state, tmp_path / "both.pth")

@@ -132,6 +132,15 @@ def test_a_mistake_seen_by_the_processes_is_one_sentence(manifest, tmp_path):
     assert "use 1 GPU(s)" in sentence
 
 
+def test_processes_that_hear_no_signal_do_not_outlive_a_failed_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "POLL_S", 0.05)
+    monkeypatch.setattr(launch, "GRACE_S", 0.3)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    agent = subprocess.Popen([sys.executable, "-c", deaf])
+    (tmp_path / "error").write_text("one has failed")
+    assert launch._wait(agent, tmp_path / "error") == -signal.SIGKILL
+
+
 def test_who_am_i():
     assert processes({}) is None
     torchrun_made = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}

@@ -20,6 +20,25 @@ def test_means_of_an_epoch_survive_a_resume():
         assert half.take() == {"epoch_loss": 3.0}
 
 
+def test_what_is_not_finite_is_left_out_and_null(tmp_path):
+    means = EpochMeans()
+    for norm in (1.0, float("inf"), 3.0):
+        means.add({"norm": torch.tensor(norm), "other": float("nan")})
+    again = EpochMeans()
+    again.load_state(json.loads(json.dumps(means.state())))
+    assert again.take() == {"epoch_norm": 2.0, "epoch_other": None}
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0, 1)
+    log.write({"step": 0, "norm": float("inf"), "loss": 1.5, "epoch_other": None})
+    log.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "step": 0,
+        "norm": None,
+        "loss": 1.5,
+        "epoch_other": None,
+    }
+
+
 @pytest.mark.parametrize(("data_s", "warns"), [(0.2, True), (0.05, False)])
 def test_slow_data_is_told_once_in_a_while(caplog, data_s, warns):
     slow = SlowData(every_s=10)

@@ -169,7 +169,7 @@ def _curve_metrics(curve: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
     for record in curve:
         timestamp = int(record["time"] * 1000)
         for name, value in record.items():
-            if name not in ("step", "time") and math.isfinite(value):
+            if name not in ("step", "time") and value is not None and math.isfinite(value):
                 yield Metric(metric_name("train", name), value, timestamp, record["step"])
 
 

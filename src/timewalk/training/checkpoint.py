@@ -165,4 +165,5 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        # There may be fewer devices than before.
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -92,6 +93,9 @@ def joined(group: Processes, device: torch.device) -> Iterator[None]:
         rank=group.rank,
         world_size=group.size,
         device_id=device if device.type == "cuda" else None,
+        # The main process may wait long for the folder; whoever started the processes ends the
+        # others when one fails.
+        timeout=timedelta(days=7),
     )
     try:
         yield

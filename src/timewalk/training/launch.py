@@ -18,6 +18,7 @@ from timewalk.training.distributed import die_with_parent, first_host
 
 ERROR_FILE = "TIMEWALK_ERROR_FILE"
 """environment variable: where a worker leaves the sentence of a user's mistake"""
+POLL_S, GRACE_S = 1.0, 30.0
 FINISH_S = 600
 """seconds that a step and its checkpoint may take after a signal"""
 
@@ -41,17 +42,33 @@ def launch(arguments: Sequence[str], per_node: int, nodes: int) -> int:
         environment = {"OMP_NUM_THREADS": threads, **os.environ, ERROR_FILE: str(error)}
         agent = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
         with _forwarded(agent) as received:
-            status = agent.wait()
+            status = _wait(agent, error)
         if status == 0:
             return 0
-        if received:
-            return 75
         if error.exists():
             raise UserError(error.read_text(encoding="utf-8"))
+        if received:
+            return 75
         raise UserError(
             f"a training process ended with status {status}: see the log; the same command goes on "
             "from the last checkpoint."
         )
+
+
+def _wait(agent: subprocess.Popen[bytes], error: Path) -> int:
+    """Wait for torchrun; once a process has failed, the others get a little time and no more.
+
+    A process that waits for the failed one inside CUDA hears no signal.
+    """
+    while True:
+        try:
+            return agent.wait(timeout=POLL_S)
+        except subprocess.TimeoutExpired:
+            if not error.exists():
+                continue
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return agent.wait(timeout=GRACE_S)
+        agent.kill()  # its processes die with it
 
 
 def torchrun(per_node: int, nodes: int) -> list[str]:

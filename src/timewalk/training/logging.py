@@ -35,8 +35,12 @@ class MetricsLog:
         return step % self.every == 0
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record, flushed, so that a killed training keeps its curve."""
-        self._file.write(json.dumps(record) + "\n")
+        """Append one record, flushed, so that a killed training keeps its curve.
+
+        What is not finite becomes null: JSON has no word for it.
+        """
+        plain = {k: x if x is None or math.isfinite(x) else None for k, x in record.items()}
+        self._file.write(json.dumps(plain) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -57,29 +61,39 @@ class EpochMeans:
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: dict[str, Tensor] = {}
 
     def add(self, record: Mapping[str, float | Tensor]) -> None:
-        """Add a step's numbers, without waiting for a GPU."""
-        self._count += 1
+        """Add a step's numbers, without waiting for a GPU; those that are not finite are left out
+        (a gradient's norm in a step that fp16 skips)."""
         for key, value in record.items():
             number = torch.as_tensor(value).detach().double()
-            self._sums[key] = self._sums[key] + number if key in self._sums else number
+            finite = number.isfinite()
+            number = torch.where(finite, number, 0.0)
+            if key in self._sums:
+                number, finite = number + self._sums[key], finite + self._counts[key]
+            self._sums[key], self._counts[key] = number, finite.double()
 
-    def take(self) -> dict[str, float]:
+    def take(self) -> dict[str, float | None]:
         """Return the means of the epoch that ends, and begin a new one."""
-        means = {f"epoch_{key}": float(x) / self._count for key, x in self._sums.items()}
-        self._sums, self._count = {}, 0
-        return means
+        state = self.state()
+        self._sums, self._counts = {}, {}
+        return {
+            f"epoch_{key}": total / count if count else None
+            for key, (total, count) in state.items()
+        }
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
-        return {"sums": {key: float(x) for key, x in self._sums.items()}, "count": self._count}
+    def state(self) -> dict[str, list[float]]:
+        """Return what a checkpoint keeps: sum and count of each number."""
+        return {key: [float(x), float(self._counts[key])] for key, x in self._sums.items()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, list[float]]) -> None:
         """Take back what :meth:`state` returned."""
-        sums = {key: torch.tensor(x, dtype=torch.float64) for key, x in state["sums"].items()}
-        self._sums, self._count = sums, state["count"]
+        kept = {
+            key: torch.tensor(pair, dtype=torch.float64).unbind() for key, pair in state.items()
+        }
+        self._sums = {key: total for key, (total, _) in kept.items()}
+        self._counts = {key: count for key, (_, count) in kept.items()}
 
 
 class SlowData:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import (
@@ -66,6 +67,10 @@ def wrap(method: Method, settings: TrainingConfig, device: torch.device) -> nn.M
         _recompute_all(regions, settings.activation_checkpointing)
     if settings.compile == "default":
         _need_compiler(device)
+        # All blocks share one forward: each has its own drop path, and there are a few shapes, with
+        # and without gradients. Beyond the limit torch runs the rest uncompiled.
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, 8 * len(regions))
         for region in regions:
             # Global and local views, student and teacher: few shapes, each worth its own kernels.
             region.compile(dynamic=False)

@@ -31,6 +31,7 @@ def recognises(checkpoint: Any) -> bool:
 
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
     """Return the ResNet under torchvision's names, which are timm's; the head is dropped."""
+    general.refuse_part(part)
     state = {
         PADDED.sub(r"\1.weight", key.removeprefix("module.")): value
         for key, value in general.flat_state(checkpoint).items()

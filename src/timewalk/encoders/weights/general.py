@@ -66,7 +66,18 @@ def prefix_of(state: State, own: Iterable[str], part: str | None = None) -> str:
     if len(whole) > 1:
         names = ", ".join(f"'{p}'" for p in whole)
         raise UserError(f"holds several networks ({names}); set encoder.weights_part.")
-    return whole[0] if whole else max(prefixes, key=lambda p: found[p], default="")
+    prefix = whole[0] if whole else max(prefixes, key=lambda p: found[p], default="")
+    other = {"teacher": "student", "student": "teacher"}.get(part or "")
+    if other in prefix.split("."):
+        raise UserError(f"holds no '{part}', only '{prefix}*'; change encoder.weights_part.")
+    return prefix
+
+
+def refuse_part(part: str | None, held: str | None = None) -> None:
+    """Refuse a part that a format does not hold; ``held`` is the one it does."""
+    if part is not None and part != held:
+        only = f"the {held} alone" if held else "one network"
+        raise UserError(f"holds {only}, no '{part}'; leave out encoder.weights_part.")
 
 
 def under(state: State, prefix: str, own: State) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ def recognises(checkpoint: Any) -> bool:
 
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
     """Return the ViT; the file has the student alone."""
+    general.refuse_part(part, held="student")
     state = general.flat_state(checkpoint["model_state_dict"])
     state = {key.removeprefix("module."): value for key, value in state.items()}
     return general.under(state, PREFIX, own)

@@ -23,6 +23,7 @@ def recognises(checkpoint: Any) -> bool:
 
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
     """Return the network without its classifier."""
+    general.refuse_part(part)
     state = general.flat_state(checkpoint)
     return general.under(
         {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}, "", own
