@@ -217,7 +217,7 @@ def report(arguments):
     columns = ["run", "frames", "steps", "minutes", "rate", "momentum", *sets]
     output = arguments.output
     output.mkdir(parents=True, exist_ok=True)
-    table[columns].round(2).to_csv(output / "learn.csv", index=False)
+    table[columns].round(dict.fromkeys(sets, 2)).to_csv(output / "learn.csv", index=False)
     figure, axes = plt.subplots(1, len(sets), figsize=(4.5 * len(sets), 3.6), squeeze=False)
     for axis, name in zip(axes[0], sets, strict=True):
         for run, rows in table.groupby("run"):
