@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -65,13 +66,7 @@ def wait_for_checkpoint(folder, process):
 
 
 def children(pid):
-    listing = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
-    pairs = [tuple(map(int, line.split())) for line in listing.splitlines()[1:]]
-    found, frontier = [], {pid}
-    while frontier:
-        frontier = {child for child, parent in pairs if parent in frontier}
-        found += frontier
-    return found
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)]
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Training as the workflow runs it: several processes, and a signal that it goes on from."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.workflow.conftest import Workflow, miniature
@@ -19,7 +22,7 @@ def suite(tmp_path_factory):
     """A suite whose frames are there, with DoRA of some hundred steps."""
     workflow = Workflow(tmp_path_factory.mktemp("training"))
     config = miniature()
-    training = {**config["runs"]["dora"]["training"], "max_steps": 80, "checkpoint_minutes": 0.001}
+    training = {**config["runs"]["dora"]["training"], "max_steps": 400, "checkpoint_minutes": 0.001}
     config["runs"]["dora"]["training"] = training
     workflow.configure(config)
     outcome = workflow.run("data")
@@ -50,27 +53,17 @@ def test_a_signalled_job_is_retried_and_goes_on(suite):
     assert "Trying to restart job" in text, text
     assert "going on from step" in suite.log("results/train-dora")
     about = json.loads((suite.folder / "results" / "dora" / "encoder.json").read_text())
-    assert about["provenance"]["steps"] == 80
+    assert about["provenance"]["steps"] == 400
 
 
 def trainer_of(parent):
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
-    rows = [line.split(None, 2) for line in listing.splitlines()[1:]]
-    family = {parent}
-    while True:
-        found = {int(pid) for pid, ppid, _ in rows if int(ppid) in family} | family
-        if found == family:
-            break
-        family = found
-    trainers = [
-        int(pid)
-        for pid, _, words in rows
-        if int(pid) in family
-        and "timewalk --log" in words
-        and not words.startswith("/bin/")
-        and "bash" not in words.split()[0]
-    ]
-    return trainers[0]
+    """Return the pid of `timewalk train` below `parent`: its workers, forks of it, come later."""
+    for child in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            words = child.cmdline()
+            if len(words) > 1 and Path(words[1]).name == "timewalk":
+                return child.pid
+    raise AssertionError("the training has ended before it was signalled")
 
 
 @pytest.mark.slow
