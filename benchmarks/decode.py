@@ -216,8 +216,8 @@ def pipelines(manifest):
     for name, samples in (("dora", 4), ("dino", 16)):
         config = config_of(name)
         method = get_method(name)(config)
-        frames, step = method.clip_shape()
-        source = open_clips([manifest], frames, step)
+        shape = method.clip_shape()
+        source = open_clips([manifest], shape.frames, shape.step, shape.shrink)
         dataset = ViewsDataset(source, method.views, config.seed)
         numbers = [(0, index) for index in random.Random(0).sample(range(len(source)), samples)]
         rates = [timed(dataset.__getitem__, numbers) for _ in range(REPEATS)]

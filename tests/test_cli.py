@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.miniature import video_sets
 from timewalk import cli
 from timewalk.artefacts import version
 
@@ -61,6 +62,20 @@ def test_an_unknown_key_names_the_nearest(tmp_path, capsys):
     code = cli.main(["blur", "a.mp4", "b.mp4", "--settings", '{"treshold": 0.1}'])
     assert code == 1
     assert "blur.treshold: unknown key; did you mean 'threshold'?" in capsys.readouterr().err
+
+
+def test_prepare_by_the_kinds_name(tmp_path, capsys):
+    video_sets.davis2017(tmp_path / "DAVIS", subset="train")
+    target = tmp_path / "out" / "manifest.json"
+    words = ["prepare", "davis2017", str(target), "--root", str(tmp_path)]
+    assert cli.main([*words, "--subset", "train"]) == 0
+    assert json.loads(target.read_text())["subset"] == "train"
+    assert cli.main(words) == 1
+    assert "val.txt is missing (there are: train)" in capsys.readouterr().err
+    assert cli.main(["prepare", "davis2018", *words[2:]]) == 1
+    assert "'davis2018'" in capsys.readouterr().err
+    assert cli.main([*words, "--settings", '{"kind": "vip"}']) == 1
+    assert "--root stands instead of --settings" in capsys.readouterr().err
 
 
 def test_information(capsys, root):

@@ -1,13 +1,14 @@
 """The configuration: what is wrong is named, with its path and the nearest known key."""
 
 import copy
+import dataclasses
 import json
 
 import jsonschema
 import pytest
 import yaml
 
-from timewalk import suite
+from timewalk import evaluation, suite
 from timewalk.errors import UserError
 
 BASE = {
@@ -61,11 +62,26 @@ def test_defaults_come_from_the_method():
         ("evaluations.knn.kind", "kn", r"evaluations\.knn\.kind: .*'kn'.*'knn'"),
         ("evaluations.knn.temprature", 1, r"temprature: unknown key.*'temperature'"),
         ("evaluations.knn.dataset", "x", r"evaluations\.knn\.dataset: unknown labelled set"),
+        (
+            "labelled.digits",
+            {"kind": "davis2017", "root": "x"},
+            r"evaluations\.knn\.dataset: 'knn' needs labelled images, but 'digits' holds videos",
+        ),
+        ("labelled.digits", {"kind": "vip", "root": "x", "subset": "vall"}, "subset is 'vall'"),
     ],
 )
 def test_a_mistake_is_one_sentence(path, value, message):
     with pytest.raises(UserError, match=message):
         suite.load_suite(changed(path, value))
+
+
+def test_an_evaluation_of_videos_needs_videos(monkeypatch):
+    entry = dataclasses.replace(evaluation.get_evaluation("knn"), labels="videos")
+    monkeypatch.setitem(evaluation._ENTRIES, "knn", entry)
+    with pytest.raises(UserError, match=r"'knn' needs labelled videos, but 'digits' holds images"):
+        suite.load_suite(changed("labelled.digits.path", "digits"))
+    videos = suite.load_suite(changed("labelled.digits", {"kind": "moving_shapes"}))
+    assert videos.config.labelled["digits"].frames == 8
 
 
 @pytest.mark.parametrize(

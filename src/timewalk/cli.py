@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=version())
     root.add_argument("--log", type=Path, help="write all output to this file")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_video_verbs, _data_verbs, _run_verbs, _report_verbs, _info_verbs):
+    for add in (_video_verbs, _data_verbs, _run_verbs, _metric_verbs, _report_verbs, _info_verbs):
         add(verbs)
     return root
 
@@ -130,6 +130,11 @@ def _data_verbs(verbs: Any) -> None:
     verb.add_argument("manifest", type=Path, help="…/<data set>/images.json to write")
     verb.add_argument("--workers", type=int, default=1, help="threads")
 
+    verb = _verb(verbs, "folders", folders)
+    verb.add_argument("source", type=Path, help="folder of folders of images, or a list of them")
+    verb.add_argument("manifest", type=Path, help="…/<data set>/folders.json to write")
+    verb.add_argument("--workers", type=int, default=1, help="threads")
+
     verb = _verb(verbs, "prepare", prepare)
     verb.add_argument("name", help="the labelled set's name")
     verb.add_argument("manifest", type=Path, help="manifest.json to write")
@@ -137,6 +142,10 @@ def _data_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for shots"
     )
+    verb.add_argument(
+        "--root", help="instead of settings, where the name is a kind such as davis2017: its folder"
+    )
+    verb.add_argument("--subset", help="with --root: which part, such as val")
 
 
 def _run_verbs(verbs: Any) -> None:
@@ -173,6 +182,26 @@ def _run_verbs(verbs: Any) -> None:
 def _add_machine(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--gpus", type=int, default=1, help="GPUs wanted; 0: the CPU")
     verb.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU cores to use")
+
+
+def _metric_verbs(verbs: Any) -> None:
+    text = "Score predictions that lie in files, as the official tool of a benchmark does."
+    metrics = verbs.add_parser("metrics", help=text, description=text)
+    names = metrics.add_subparsers(dest="metric", required=True, metavar="METRIC")
+    verb = _verb(names, "davis", davis)
+    verb.add_argument(
+        "--results", type=Path, required=True, help="<sequence>/<frame>.png, pixel = id"
+    )
+    verb.add_argument("--davis", type=Path, required=True, help="the DAVIS folder")
+    verb.add_argument(
+        "--task",
+        choices=("semi-supervised", "unsupervised"),
+        default="semi-supervised",
+        help="default: semi-supervised (the official tool's default is unsupervised)",
+    )
+    verb.add_argument("--set", default="val", help="train, val (default), test-dev, test-challenge")
+    verb.add_argument("--output", type=Path, help="folder of the tables; default: the results'")
+    verb.add_argument("--workers", type=int, default=1, help="processes")
 
 
 def _report_verbs(verbs: Any) -> None:
@@ -260,8 +289,15 @@ def images(arguments: Arguments) -> None:
     index_images(arguments.folder, arguments.manifest, arguments.workers)
 
 
+def folders(arguments: Arguments) -> None:
+    """Check and index folders of images, each the frames of a video, for training."""
+    from timewalk.data.frame_folders import index_frame_folders
+
+    index_frame_folders(arguments.source, arguments.manifest, arguments.workers)
+
+
 def prepare(arguments: Arguments) -> None:
-    """Check and index a labelled set in place."""
+    """Check and index a labelled set of images or videos in place."""
     from pydantic import BaseModel
 
     from timewalk.check import check
@@ -271,9 +307,19 @@ def prepare(arguments: Arguments) -> None:
     class Entry(BaseModel):
         labelled: Labelled
 
-    entry = check(Entry, {"labelled": arguments.settings}).labelled
+    entry = check(Entry, {"labelled": _labelled_settings(arguments)}).labelled
     by_video = {path.parent.name: path for path in arguments.frames}
     call(arguments.name, entry, arguments.manifest, by_video)
+
+
+def _labelled_settings(arguments: Arguments) -> Any:
+    """Return the settings, or those that `--root` and `--subset` say of the kind of that name."""
+    if arguments.root is None and arguments.subset is None:
+        return arguments.settings
+    if arguments.settings or arguments.root is None:
+        raise UserError("--subset goes with --root, and --root stands instead of --settings.")
+    subset = {} if arguments.subset is None else {"subset": arguments.subset}
+    return {"kind": arguments.name, "root": arguments.root, **subset}
 
 
 def train(arguments: Arguments) -> int | None:
@@ -393,6 +439,28 @@ def _workers(arguments: Arguments) -> int:
     if arguments.gpus > 0 and torch.cuda.is_available():
         return max(1, arguments.threads - 1)
     return 1 if arguments.threads > 1 else 0
+
+
+def davis(arguments: Arguments) -> None:
+    """Score masks with J and F of DAVIS 2017; the tables go into the folder of results."""
+    import time
+
+    from timewalk.evaluation.davis_folders import score_folders
+    from timewalk.evaluation.davis_tables import tables, write_csv, write_scores
+
+    start = time.perf_counter()
+    scores = score_folders(
+        arguments.results,
+        arguments.davis,
+        arguments.task,
+        arguments.set,
+        workers=arguments.workers,
+    )
+    folder = arguments.output or arguments.results
+    files = [*write_csv(scores, folder), write_scores(scores, folder)]
+    print(tables(scores), *files, f"{time.perf_counter() - start:.2f} s", sep="\n")
+    if scores.failures:
+        raise UserError("\n".join(scores.failures.values()))
 
 
 def report(arguments: Arguments) -> None:

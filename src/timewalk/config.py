@@ -15,6 +15,8 @@ from timewalk.errors import UserError, nearest
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Positive = Annotated[int, Field(ge=1)]
+Names = list[Name]
+"""a name of its own, since a key may be called `list`"""
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -125,27 +127,40 @@ class FramesConfig(Strict):
 
 
 class DatasetConfig(Strict):
-    """A training set: frames of some videos, or the still images of a folder."""
+    """A training set: frames of some videos, the still images of a folder, or folders of images,
+    each the frames of a video. Exactly one of `videos`, `images`, `folders` and `list`."""
 
-    videos: list[Name] = []
+    videos: Names = []
     """names of videos, of `videos:` or of the built-in table (`timewalk videos`)"""
     images: str | None = None
     """folder of images, sub-folders too, instead of videos: each image is a clip of one frame; the
-    keys `frames` and `storage` have no meaning then"""
+    keys `frames` and `storage` have no meaning then, nor with `folders` or `list`"""
+    folders: str | None = None
+    """folder with folders of .jpg or .png images below it, at any depth: each is one video, its
+    images are the frames"""
+    list: str | None = None
+    """text file with a line `<directory> <number of frames>` for each video; directories relative
+    to the file's own folder, or absolute"""
     frames: FramesConfig = FramesConfig()
     """how frames are taken"""
     storage: Literal["tfrecord", "folder"] = "tfrecord"
     """how frames are kept for training"""
 
     @model_validator(mode="after")
-    def _videos_or_images(self) -> "DatasetConfig":
-        if self.images is None and not self.videos:
-            raise ValueError("name at least one of `videos`, or a folder of `images`")
-        if self.images is not None:
-            if self.videos:
-                raise ValueError("has both `videos` and `images`; keep one, make two data sets")
-            if without := sorted({"frames", "storage"} & self.model_fields_set):
-                raise ValueError(f"`{without[0]}` means nothing for `images`; leave it out")
+    def _one_source(self) -> "DatasetConfig":
+        given = [key for key in ("videos", "images", "folders", "list") if getattr(self, key)]
+        if not given:
+            raise ValueError(
+                "name at least one of `videos`, or a folder of `images`, or one of `folders`, or a "
+                "`list`"
+            )
+        if len(given) > 1:
+            raise ValueError(
+                f"has both `{given[0]}` and `{given[1]}`; keep one, make two data sets"
+            )
+        without = sorted({"frames", "storage"} & self.model_fields_set)
+        if without and given != ["videos"]:
+            raise ValueError(f"`{without[0]}` means nothing for `{given[0]}`; leave it out")
         return self
 
 
@@ -198,14 +213,124 @@ class ShotLabels(_Labelled):
     """frames left out between the two halves of a shot"""
 
 
-Labelled = Annotated[FolderLabels | ArrayLabels | ShotLabels, Field(discriminator="kind")]
+class VideoLabels(Strict):
+    """Videos with annotations, the other kind of labelled set beside images."""
+
+
+class PublishedVideos(VideoLabels):
+    """A published set of videos, in the layout that its authors give it."""
+
+    root: str
+    """folder of the published layout, or the folder above it; never written to but by `url`"""
+    sequences: list[str] = []
+    """only these sequences, in the order of the set's list; empty: all"""
+    url: str | None = None
+    """http(s) address of a zip or tar archive that is unpacked into `root` where the set is
+    missing; `official`: its authors' address; null: nothing is fetched"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """digest of the archive behind `url`; null: the known one of an `official` address, if any"""
+
+    @model_validator(mode="after")
+    def _digest_of_something(self) -> "PublishedVideos":
+        if self.sha256 is not None and self.url is None:
+            raise ValueError("has `sha256` but no `url` that it could belong to; leave it out")
+        return self
+
+
+class Davis2017(PublishedVideos):
+    """DAVIS 2017: several objects a video, every frame annotated."""
+
+    kind: Literal["davis2017"]
+    subset: Literal["train", "val", "test-dev", "test-challenge"] = "val"
+    """which list of `ImageSets/2017` (the unsupervised test sets: of `ImageSets/2019`)"""
+    task: Literal["semi-supervised", "unsupervised"] = "semi-supervised"
+    """masks of `Annotations`, or of `Annotations_unsupervised`"""
+    resolution: Literal["480p", "Full-Resolution"] = "480p"
+    """which size of frames and masks: the sub-folder's name"""
+
+
+class Davis2016(PublishedVideos):
+    """DAVIS 2016: one foreground a video; also read from the files of DAVIS 2017."""
+
+    kind: Literal["davis2016"]
+    subset: Literal["train", "val", "trainval"] = "val"
+    """which list of `ImageSets/2016`, or of `ImageSets/<resolution>`"""
+    resolution: Literal["480p", "1080p", "Full-Resolution"] = "480p"
+    """which size of frames and masks: the sub-folder's name, 1080p in the set's own release"""
+
+
+class YouTubeVOS(PublishedVideos):
+    """YouTube-VOS: many objects with categories, each fifth frame annotated."""
+
+    kind: Literal["youtube_vos"]
+    subset: Literal["train", "valid", "test"] = "train"
+    """sub-folder; `valid` and `test` have masks of first appearances only"""
+    list_file: str | None = None
+    """file with one sequence a line, for a split of one's own; null: all sequences of the subset"""
+
+
+class SegTrackV2(PublishedVideos):
+    """SegTrack v2: 14 short videos, one folder of masks an object; scored as one foreground."""
+
+    kind: Literal["segtrack_v2"]
+
+
+class FBMS59(PublishedVideos):
+    """FBMS-59: videos with a few annotated frames each; scored as one foreground."""
+
+    kind: Literal["fbms59"]
+    subset: Literal["Trainingset", "Testset"] = "Testset"
+    """which folder"""
+
+
+class JHMDB(PublishedVideos):
+    """JHMDB: people with 15 joints in every frame."""
+
+    kind: Literal["jhmdb"]
+    subset: Literal["train", "test"] = "test"
+    """which side of the split"""
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    """which of the three published splits"""
+
+
+class VIP(PublishedVideos):
+    """VIP: people with 19 body parts and garments."""
+
+    kind: Literal["vip"]
+    subset: Literal["train", "val", "test"] = "val"
+    """which list of `lists`"""
+
+
+class MovingShapes(VideoLabels):
+    """Generated videos of moving shapes over texture, in the layout of DAVIS 2017: for trying the
+    way from video to number. Scores say little."""
+
+    kind: Literal["moving_shapes"]
+    sequences: Positive = 3
+    """number of videos"""
+    frames: Annotated[int, Field(ge=3)] = 8
+    """frames of each"""
+    height: Annotated[int, Field(ge=32)] = 96
+    """pixels"""
+    width: Annotated[int, Field(ge=32)] = 128
+    """pixels"""
+    objects: Annotated[int, Field(ge=1, le=4)] = 2
+    """moving objects a video"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of shapes, textures and motion"""
+
+
+_Images = FolderLabels | ArrayLabels | ShotLabels
+_Published = Davis2017 | Davis2016 | YouTubeVOS | SegTrackV2 | FBMS59 | JHMDB | VIP
+Labelled = Annotated[_Images | _Published | MovingShapes, Field(discriminator="kind")]
 
 
 class EncoderConfig(Strict):
     """The image encoder."""
 
     name: str = "vit_small"
-    """`vit_tiny`, `vit_small`, `vit_base`, or the name of any model of timm"""
+    """`vit_tiny`, `vit_small`, `vit_base`; `resnet18_s8`, `resnet50_s8` (ResNets whose maps have
+    stride 8); or the name of any model of timm"""
     patch_size: Annotated[int, Field(ge=2)] = 16
     """side of a ViT's patch in pixels (ViT names only)"""
     image_size: Annotated[int, Field(ge=16)] = 224
@@ -218,6 +343,9 @@ class EncoderConfig(Strict):
     """a ViT's attention heads; null: as the name says"""
     drop_path: Probability = 0.0
     """stochastic depth of the last block (rises linearly from 0)"""
+    padding: Literal["reflect", "zeros"] = "reflect"
+    """what lies around the maps of `resnet18_s8` and `resnet50_s8`: their reflection, or zeros, as
+    in torchvision (these names only)"""
     weights: str | None = None
     """a path, an http(s) address, `package:<import name>/<file inside it>` or `timm:<model name>`;
     published checkpoints of DINO, DoRA, TimeT, SMTC, CRW and torchvision's ResNets are read as they
@@ -241,13 +369,22 @@ class TrainingConfig(Strict):
     batch_size: Positive = 64
     """clips in one optimiser step, over all processes"""
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
-    """peak learning rate for a batch of 256 clips; scaled linearly with batch_size"""
+    """peak learning rate; for a batch of 256 clips where `scale_learning_rate` is on"""
+    scale_learning_rate: bool = True
+    """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """how the learning rate falls from its peak: a cosine, or in steps at `milestones`"""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     """learning rate at the end of the cosine, not scaled"""
+    milestones: list[Positive] = []
+    """epochs after which the learning rate is multiplied by `gamma` (`schedule: step`)"""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """factor on the learning rate at each milestone"""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
     """epochs of linear warm-up from 0"""
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """adamw: betas 0.9, 0.999; sgd: momentum 0.9; lars: momentum 0.9, trust coefficient 0.001"""
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
+    """adamw, adam: betas 0.9, 0.999 (adam: the weight decay is part of the gradient); sgd: momentum
+    0.9; lars: momentum 0.9, trust coefficient 0.001"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     """weight decay at the start of the cosine"""
     weight_decay_end: Annotated[float, Field(ge=0)] = 0.4

@@ -21,6 +21,7 @@ from timewalk.config import (
     RunConfig,
     ShotLabels,
     VideoConfig,
+    VideoLabels,
     lookup,
 )
 from timewalk.errors import UserError, nearest
@@ -172,6 +173,7 @@ def _check_references(suite: Suite) -> None:
         _reference(
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
+        _labels(name, item, suite.config.labelled[item.dataset])
         frames = getattr(item, "frames", None)
         if frames is not None:
             _videos_of(suite.config, f"evaluations.{name}.frames", frames)
@@ -183,12 +185,25 @@ def _check_references(suite: Suite) -> None:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
 
 
+def _labels(name: str, item: EvaluationConfig, labelled: BaseModel) -> None:
+    """Refuse an evaluation of images on labelled videos, and the reverse."""
+    wanted = evaluation.get_evaluation(item.kind).labels
+    found = "videos" if isinstance(labelled, VideoLabels) else "images"
+    if found != wanted:
+        raise UserError(
+            f"evaluations.{name}.dataset: '{item.kind}' needs labelled {wanted}, but "
+            f"'{item.dataset}' holds {found}; name another labelled set."
+        )
+
+
 def _videos_of(config: Config, key: str, dataset: str) -> list[str]:
     """Return the videos of a data set that has to be one of videos."""
     _reference("data set", key, dataset, config.datasets)
     found = config.datasets[dataset]
     if found.images is not None:
         raise UserError(f"{key}: '{dataset}' holds still images; name a data set of videos.")
+    if not found.videos:
+        raise UserError(f"{key}: '{dataset}' is made of folders of images; name one of `videos`.")
     return found.videos
 
 

@@ -52,6 +52,34 @@ def test_a_clip_longer_than_the_video(videos):
     assert len(open_clips(videos, 6, 4)) == 6 + 1
 
 
+def test_shrinking_steps_fit_short_videos(videos):
+    source = open_clips(videos, num_frames=7, step=4, shrink=True)
+    assert source.counts() == [30 - 28 + 1, 25 - 7 * 3 + 1]
+    assert len(source) == sum(source.counts())
+    starts = []
+    for index in range(len(source)):
+        clip = source.clip(index)
+        step, first = (4, 0) if clip.video == "walk" else (3, 500)
+        found = [read_number(frame) for frame in clip.frames]
+        assert found == [first + clip.start + step * t for t in range(7)]
+        starts.append((clip.video, clip.start))
+    assert starts == [("walk", n) for n in range(3)] + [("run", n) for n in range(5)]
+    # A step that fits stays as it is, with one start more than where none shrinks.
+    assert open_clips(videos, 3, 4, shrink=True).counts() == [30 - 12 + 1, 25 - 12 + 1]
+    assert open_clips(videos, 3, 4).counts() == [30 - 12, 25 - 12]
+
+
+def test_videos_shorter_than_a_clip_are_named_and_left_out(videos, caplog):
+    source = open_clips(videos, 28, 4, shrink=True)
+    assert source.counts() == [30 - 28 + 1]
+    assert source.clip(2).video == "walk"
+    assert "left out, with less than 28 frames: 'run' (25)" in caplog.text
+    with pytest.raises(
+        UserError, match=r"no video has the 31 frames .*'walk' \(30\), 'run' \(25\)"
+    ):
+        open_clips(videos, 31, 4, shrink=True)
+
+
 def test_no_videos():
     with pytest.raises(UserError, match="no videos"):
         open_clips([], 3, 4)

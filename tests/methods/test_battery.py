@@ -37,7 +37,7 @@ def build(tmp_path):
 
 def clips(method, count=2, seed=0):
     """Return smooth random clips: something to learn from, unlike noise."""
-    frames, _ = method.clip_shape()
+    frames = method.clip_shape().frames
     rng = torch.Generator().manual_seed(seed)
     small = torch.rand(count * frames, 3, 6, 8, generator=rng)
     large = torch.nn.functional.interpolate(small, size=(48, 64), mode="bilinear")

@@ -86,7 +86,7 @@ def test_sizes_of_what_is_not_used_or_no_vit_are_free():
 
 def test_views():
     method = DINO(config(local_crops=3))
-    assert method.clip_shape() == (1, 0)
+    assert method.clip_shape()[:2] == (1, 0)
     views = method.views(photograph(), torch.Generator().manual_seed(0))
     assert {key: (tuple(x.shape), x.dtype) for key, x in views.items()} == {
         "global": ((2, 3, 32, 32), torch.uint8),

@@ -19,7 +19,7 @@ def step(index=0, epoch=0, total=10):
 
 
 def batch(method):
-    frames, _ = method.clip_shape()
+    frames = method.clip_shape().frames
     rng = torch.Generator().manual_seed(0)
     clips = torch.randint(0, 256, (2, frames, 3, 40, 50), dtype=torch.uint8, generator=rng)
     views = [method.views(clip, torch.Generator().manual_seed(i)) for i, clip in enumerate(clips)]

@@ -33,6 +33,9 @@ class SmoothClips:
     def __len__(self):
         return len(self.data)
 
+    def counts(self):
+        return [len(self.data)]
+
     def clip(self, index):
         return Clip(self.data[index])
 
@@ -46,7 +49,8 @@ def miniature(name, **training):
     config = get_method(name).Config
     keys = config.miniature()
     steps = {"batch_size": 4, "epochs": 2, "warmup_epochs": 0, "precision": "fp32"}
-    rates = {"optimizer": "sgd", "learning_rate": 3.2, "clip_grad": 0.3}
+    rates = {"optimizer": "sgd", "schedule": "cosine", "scale_learning_rate": True}
+    rates |= {"learning_rate": 3.2, "clip_grad": 0.3}
     keys["training"] = {**keys["training"], **steps, **rates, **training}
     keys["encoder"] = {**keys["encoder"], "drop_path": 0.0}
     return config.model_validate(keys)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from timewalk.data.seeds import generator
-from timewalk.training.batches import BatchSampler
+from timewalk.training.batches import BatchSampler, SomeOfEach, epoch_size
 
 
 @given(
@@ -26,6 +26,34 @@ def test_every_clip_once_an_epoch_and_any_step_can_be_the_first(clips, batch, se
         assert len(set(seen)) == len(seen) == per_epoch * batch
     first = data.draw(st.integers(0, total - 1))
     assert list(BatchSampler(clips, batch, seed, first, total)) == whole[first:]
+
+
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    most=st.integers(1, 8),
+    batch=st.integers(1, 4),
+    seed=st.integers(0, 9),
+)
+def test_some_clips_of_each_video(counts, most, batch, seed):
+    some = SomeOfEach(counts, most)
+    assert epoch_size(some) == len(some) == sum(min(count, most) for count in counts)
+    videos = [video for video, count in enumerate(counts) for _ in range(count)]
+    sampler = BatchSampler(some, batch, seed, 0, 2 * (len(some) // batch))
+    for epoch in range(2):
+        order = sampler.order(epoch).tolist()
+        assert len(set(order)) == len(order) == len(some)
+        for video, count in enumerate(counts):
+            assert sum(videos[index] == video for index in order) == min(count, most)
+    steps = list(sampler)
+    assert [epoch for part in steps for epoch, _ in part] == sorted(e for p in steps for e, _ in p)
+    assert sampler.order(1).tolist() == BatchSampler(some, batch, seed, 0, 1).order(1).tolist()
+
+
+def test_other_clips_of_a_video_in_each_epoch():
+    sampler = BatchSampler(SomeOfEach([1000, 1000], 5), 2, 0, 0, 10)
+    drawn = [set(sampler.order(epoch).tolist()) for epoch in range(3)]
+    assert not drawn[0] & drawn[1] & drawn[2]
+    assert len(set.union(*drawn)) > 20
 
 
 def test_epochs_and_seeds_differ():

@@ -17,7 +17,13 @@ def groups():
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD), ("lars", LARS)]
+    ("name", "kind"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("adam", torch.optim.Adam),
+        ("sgd", torch.optim.SGD),
+        ("lars", LARS),
+    ],
 )
 def test_each_moves_against_the_gradient(name, kind):
     parts = groups()
@@ -34,6 +40,43 @@ def test_each_moves_against_the_gradient(name, kind):
     optimizer.step()
     for old, part in zip(before, parts, strict=True):
         assert (part.parameters[0] < old).float().mean() > 0.9
+
+
+def test_adam_by_hand():
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    settings = TrainingConfig(optimizer="adam")
+    (group,) = make_optimizer([ParameterGroup([weight])], settings).param_groups
+    assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0)
+    optimizer = make_optimizer([ParameterGroup([weight])], settings)
+    optimizer.param_groups[0]["lr"] = 0.01
+    weight.grad = torch.tensor([0.5, -3.0])
+    optimizer.step()
+    # The first step is the rate in the gradient's direction, however large the gradient.
+    assert weight.tolist() == pytest.approx([0.99, -1.99])
+
+
+def test_rates_in_steps():
+    parts = groups()
+    settings = TrainingConfig(
+        learning_rate=1e-4,
+        scale_learning_rate=False,
+        batch_size=8,
+        schedule="step",
+        milestones=[2, 3],
+        gamma=0.3,
+        warmup_epochs=0,
+    )
+    optimizer = make_optimizer(parts, settings)
+
+    def rate(index, settings=settings):
+        step = Step(index, index // 5, 25, 5, 5)
+        return set_rates(optimizer, parts, settings, step)["learning_rate"]
+
+    expected = [1e-4] * 10 + [3e-5] * 5 + [9e-6] * 10
+    assert [rate(index) for index in range(25)] == pytest.approx(expected)
+    warm = settings.model_copy(update={"warmup_epochs": 1, "scale_learning_rate": True})
+    found = [rate(index, warm) for index in range(6)]
+    assert found == pytest.approx([1e-4 / 32 * part for part in (0, 0.25, 0.5, 0.75, 1, 1)])
 
 
 def test_lars_by_hand():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from timewalk.config import RunConfig, TrainingConfig
+from timewalk.data.clips import ClipShape
 from timewalk.methods.base import Losses, Method, TrainedRunConfig
 
 
@@ -28,7 +29,7 @@ class Toy(Method):
         self.seen = 0
 
     def clip_shape(self):
-        return 2, 1
+        return ClipShape(2, 1)
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         clip = clip.float() / 255

@@ -9,9 +9,9 @@ import threading
 import pytest
 
 from tests.video.conftest import write_numbered
+from timewalk import transfer
 from timewalk.config import DownloadConfig, VideoConfig
 from timewalk.errors import UserError
-from timewalk.video import download as module
 from timewalk.video.download import download, public, ytdlp_options
 
 FAST = DownloadConfig(retries=3, timeout_s=3)
@@ -259,9 +259,9 @@ def test_missing_cookies(tmp_path, server):
 def test_a_progress_line_now_and_then(caplog, monkeypatch):
     caplog.set_level(logging.INFO)
     clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: False, raising=False)
-    with module._progress("clip", 0, 4_000_000) as update:
+    monkeypatch.setattr(transfer.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(transfer.sys.stderr, "isatty", lambda: False, raising=False)
+    with transfer._progress("clip", 0, 4_000_000) as update:
         for _ in range(4):
             update(1_000_000)
     assert "MB of 4" in caplog.text
@@ -342,8 +342,8 @@ def test_user_and_password_of_an_address(tmp_path, server, caplog):
 
 def test_a_full_disk_is_said_at_once(tmp_path, server, monkeypatch):
     def full(*words):
-        raise OSError(module.errno.ENOSPC, "No space left on device")
+        raise OSError(transfer.errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_fetch_rest", full)
+    monkeypatch.setattr(transfer, "_fetch_rest", full)
     with pytest.raises(UserError, match=r"clip\.part cannot be written .*No space left"):
         get(tmp_path, server.address, mirror=server.address)

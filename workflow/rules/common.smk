@@ -29,6 +29,11 @@ LOGS = "logs"
 TIMES = "logs/times"
 BLUR = SUITE.config.blur
 STILLS = {name for name, x in SUITE.config.datasets.items() if x.images is not None}
+FOLDERS = {
+    name: x.folders or x.list
+    for name, x in SUITE.config.datasets.items()
+    if x.folders or x.list
+}
 CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
 # How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
 # that nothing is made again when it changes.
@@ -119,6 +124,8 @@ def shards_of(dataset):
     """Return the shard manifests of a data set."""
     if dataset in STILLS:
         return [f"{DATA}/shards/{dataset}/images.json"]
+    if dataset in FOLDERS:
+        return [f"{DATA}/shards/{dataset}/folders.json"]
     return [
         f"{DATA}/shards/{dataset}/{video}.json"
         for video in SUITE.dataset(dataset).videos
@@ -133,6 +140,16 @@ def shard_manifests():
 def images_folder(wildcards):
     """Return the folder of a data set of still images."""
     return SUITE.dataset(wildcards.dataset).images
+
+
+def folders_source(wildcards):
+    """Return the root, or the list, of a data set of folders of images."""
+    return FOLDERS[wildcards.dataset]
+
+
+def folders_list(wildcards):
+    """Return the list of a data set that has one: a file that may change."""
+    return SUITE.dataset(wildcards.dataset).list or []
 
 
 def labelled_json(wildcards):

@@ -9,7 +9,7 @@ rule shards:
     benchmark:
         logs("shards", "{dataset}", "{video}")[1]
     wildcard_constraints:
-        dataset=one_of(set(SUITE.config.datasets) - STILLS),
+        dataset=one_of(set(SUITE.config.datasets) - STILLS - set(FOLDERS)),
     conda:
         "../../envs/video.yaml"
     resources:
@@ -43,3 +43,29 @@ rule images:
         folder=images_folder,
     shell:
         "timewalk --log {log} images {params.folder:q} {output:q} --workers {threads}"
+
+
+# Folders of images, each the frames of a video, checked and indexed in place. When images change,
+# delete the output; a changed list is noticed.
+rule folders:
+    input:
+        folders_list,
+    output:
+        f"{DATA}/shards/{{dataset}}/folders.json",
+    log:
+        logs("folders", "{dataset}")[0],
+    benchmark:
+        logs("folders", "{dataset}")[1]
+    wildcard_constraints:
+        dataset=one_of(FOLDERS),
+    conda:
+        "../../envs/training.yaml"
+    threads: 8
+    resources:
+        gpu=0,
+        mem_mb=8000,
+        runtime=24 * 60,
+    params:
+        source=folders_source,
+    shell:
+        "timewalk --log {log} folders {params.source:q} {output:q} --workers {threads}"

@@ -2,16 +2,19 @@
 
 A clip of F frames, S frames apart, starts at any frame that leaves room as the data set of DoRA
 (ICLR 2024) counts it: a video of T frames has T - F*S clips, and clip i of a video begins at its
-frame i. The videos' ranges follow one another; a clip never crosses videos.
+frame i. Where steps shrink, as CRW (NeurIPS 2020) has it, a video with T < F*S takes the largest
+step with which a clip fits, and every video has T - F*S + 1 clips of its own step. The videos'
+ranges follow one another; a clip never crosses videos.
 """
 
 import io
+import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +22,28 @@ from PIL import Image
 from torch import Tensor
 
 from timewalk.data.folder import FrameStore
+from timewalk.data.frame_folders import open_stores
 from timewalk.data.images import ImageStore, to_rgb
-from timewalk.data.shards import open_store
 from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class ClipShape(NamedTuple):
+    """Which frames make a clip, and which clips an epoch.
+
+    Attributes:
+        frames: F, frames in a clip.
+        step: S, from one frame to the next, in frames of the data set. Single frames have step 0:
+            every frame of a video counts.
+        per_video: most clips of one video in an epoch, drawn anew in each; None: all.
+        shrink: whether the step is reduced, video by video, until a clip fits.
+    """
+
+    frames: int
+    step: int
+    per_video: int | None = None
+    shrink: bool = False
 
 
 @dataclass
@@ -30,7 +52,8 @@ class Clip:
 
     Attributes:
         frames: uint8 (T, 3, H, W), RGB.
-        times: float64 (T,), seconds from the video's first frame.
+        times: float64 (T,), seconds from the video's first frame; of folders of images, which have
+            no clock, the frames' numbers; of still images 0.
         video: the video's name.
         start: number of the first frame within the video.
     """
@@ -47,19 +70,36 @@ class ClipSource(Protocol):
     def __len__(self) -> int:
         """Return the number of clips."""
 
+    def counts(self) -> list[int]:
+        """Return the number of clips of each video, in the clips' order."""
+
     def clip(self, index: int) -> Clip:
         """Return a clip; damaged data is a :class:`UserError` with file and offset."""
 
 
 class VideoClips:
-    """Clips of ``num_frames`` frames, ``step`` frames apart, of videos laid end to end."""
+    """Clips of ``num_frames`` frames, ``step`` frames apart, of videos laid end to end.
 
-    def __init__(self, stores: Sequence[FrameStore], num_frames: int, step: int) -> None:
-        self.stores, self.num_frames, self.step = list(stores), num_frames, step
-        self.ends = list(accumulate(len(store) - num_frames * step for store in stores))
+    With ``shrink`` a video of less than ``num_frames`` times ``step`` frames has a smaller step.
+    """
+
+    def __init__(
+        self, stores: Sequence[FrameStore], num_frames: int, step: int, shrink: bool = False
+    ) -> None:
+        self.stores, self.num_frames = list(stores), num_frames
+        self.steps = [
+            min(step, len(store) // num_frames) if shrink else step for store in self.stores
+        ]
+        lengths = zip(self.stores, self.steps, strict=True)
+        self._counts = [len(store) - num_frames * step + shrink for store, step in lengths]
+        self.ends = list(accumulate(self._counts))
 
     def __len__(self) -> int:
         return self.ends[-1]
+
+    def counts(self) -> list[int]:
+        """Return the number of clips of each video."""
+        return self._counts
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the video, first frame within it) of a clip."""
@@ -71,8 +111,8 @@ class VideoClips:
     def clip(self, index: int) -> Clip:
         """Return a clip, decoded."""
         video, start = self.locate(index)
-        store = self.stores[video]
-        numbers = [start + frame * self.step for frame in range(self.num_frames)]
+        store, step = self.stores[video], self.steps[video]
+        numbers = [start + frame * step for frame in range(self.num_frames)]
         return Clip(
             frames=decode_frames(store, numbers),
             times=torch.from_numpy(store.times[numbers]),
@@ -112,20 +152,24 @@ def _decode(store: FrameStore, number: int) -> np.ndarray:
         ) from None
 
 
-def open_clips(manifests: Sequence[Path], num_frames: int, step: int) -> ClipSource:
+def open_clips(
+    manifests: Sequence[Path], num_frames: int, step: int, shrink: bool = False
+) -> ClipSource:
     """Open the shards of some videos as one source of clips.
 
     Args:
         manifests: ``<video>.json`` of the shards stage, in the order of the clips.
         num_frames: F, frames of a clip.
         step: S, frames between them.
+        shrink: reduce S for a video of less than F*S frames; one of less than F is left out, with a
+            warning.
 
     Raises:
         UserError: no video, damaged shards, or a video shorter than a clip.
     """
     if not manifests:
         raise UserError("no videos: name at least one under the data set's key 'videos'.")
-    stores = [open_store(Path(path)) for path in manifests]
+    stores = [store for path in manifests for store in open_stores(Path(path))]
     stills = [store.video for store in stores if isinstance(store, ImageStore)]
     if stills and num_frames > 1:
         raise UserError(
@@ -133,6 +177,8 @@ def open_clips(manifests: Sequence[Path], num_frames: int, step: int) -> ClipSou
             f"{num_frames} frames; choose a data set of videos, or a method that learns from "
             "images (dino)."
         )
+    if shrink:
+        return VideoClips(_long_enough(stores, num_frames), num_frames, step, shrink)
     short = [store for store in stores if len(store) <= num_frames * step]
     if short:
         found = ", ".join(f"'{store.video}' has {len(store)} frames" for store in short)
@@ -142,3 +188,17 @@ def open_clips(manifests: Sequence[Path], num_frames: int, step: int) -> ClipSou
             "raise the data set's frames.fps, or leave the video out."
         )
     return VideoClips(stores, num_frames, step)
+
+
+def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameStore]:
+    """Return the videos that hold a clip at all; name the others."""
+    fitting = [store for store in stores if len(store) >= num_frames]
+    short = [f"'{store.video}' ({len(store)})" for store in stores if len(store) < num_frames]
+    if not fitting:
+        raise UserError(
+            f"no video has the {num_frames} frames of a clip: {', '.join(short)}; lower the run's "
+            "frames_per_clip, or raise the data set's frames.fps."
+        )
+    if short:
+        log.warning("left out, with less than %d frames: %s", num_frames, ", ".join(short))
+    return fitting

@@ -5,12 +5,13 @@ their lengths and checksums, so that an image that was changed later is noticed 
 """
 
 import hashlib
+import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,22 @@ log = logging.getLogger(__name__)
 REMEDY = "run the images stage again"
 SHOWN = 3
 """unreadable images that a message names"""
+
+
+class Checked(NamedTuple):
+    """What is known of an image that can be read.
+
+    Attributes:
+        length: bytes of the file.
+        crc: CRC-32C of the file.
+        digest: SHA-256 of the file.
+        size: (width, height) in pixels.
+    """
+
+    length: int
+    crc: int
+    digest: str
+    size: tuple[int, int]
 
 
 class ImageStore:
@@ -76,14 +93,15 @@ def index_images(root: Path, manifest: Path, workers: int = 1) -> dict[str, Any]
     """
     if not root.is_dir():
         raise UserError(f"{root} is no folder: correct the data set's key 'images'.")
-    files = sorted(_listed(root))
+    found = walk_images(root, IMAGE_SUFFIXES)
+    files = sorted((Path(folder) / name).as_posix() for folder, names in found for name in names)
     if not files:
         raise UserError(f"{root} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}).")
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        checked = list(pool.map(_checked, [root / file for file in files]))
-    if broken := [found for found in checked if isinstance(found, str)]:
+        results = list(pool.map(check_file, [root / file for file in files]))
+    if broken := [result for result in results if isinstance(result, str)]:
         raise UserError(f"{len(broken)} of {len(files)} images: {' '.join(broken[:SHOWN])}")
-    length, crc, digests = zip(*checked, strict=True)
+    length, crc, digests, _ = zip(*results, strict=True)
     index = FrameIndex(
         offset=np.zeros(len(files), np.int64),
         length=np.array(length, np.int64),
@@ -121,33 +139,52 @@ def open_images(manifest: Path, about: dict[str, Any], index: FrameIndex) -> Ima
     return ImageStore(about["video"], manifest.parent / about["images"], files, index)
 
 
-def _listed(root: Path) -> list[str]:
-    found = []
+def walk_images(root: Path, suffixes: Collection[str]) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder that holds images, relative to ``root``, and the images' names.
+
+    Hidden files and folders are passed over; links are followed, but not in circles.
+
+    Raises:
+        UserError: a folder cannot be read, or an image has a line break in its name.
+    """
     seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         # A link may lead back up.
         if (real := os.path.realpath(folder)) in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if name.startswith(".") or Path(name).suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            if "\n" in name or "\r" in name:
-                raise UserError(f"{name!r} in {folder} has a line break in its name; rename it.")
-            found.append((Path(folder) / name).relative_to(root).as_posix())
+        if found := image_names(Path(folder), names, suffixes):
+            yield Path(folder).relative_to(root).as_posix(), found
+
+
+def image_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> list[str]:
+    """Return the names of a folder's images, by suffix and in no order."""
+    found = [
+        name
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+    ]
+    for name in found:
+        if "\n" in name or "\r" in name:
+            raise UserError(f"{name!r} in {folder} has a line break in its name; rename it.")
     return found
 
 
-def _checked(path: Path) -> tuple[int, int, str] | str:
-    """Return length, checksum and digest of an image, or what is wrong with it."""
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}): correct its rights.")
+
+
+def check_file(path: Path) -> Checked | str:
+    """Return what is known of an image, or what is wrong with it."""
     try:
         digest = check_image(path)
     except UserError as error:
         return str(error)
     data = path.read_bytes()
-    return len(data), crc32c(data), digest
+    with Image.open(io.BytesIO(data)) as image:
+        return Checked(len(data), crc32c(data), digest, image.size)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

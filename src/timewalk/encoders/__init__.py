@@ -1,7 +1,15 @@
 """Image encoders: networks from images to a summary vector and a map of patch vectors."""
 
 from timewalk.encoders.base import Encoder, Features
-from timewalk.encoders.files import build_encoder, from_spec, load_encoder, save_encoder, seeded
+from timewalk.encoders.files import (
+    build_encoder,
+    from_spec,
+    load_encoder,
+    load_head,
+    save_encoder,
+    save_head,
+    seeded,
+)
 
 __all__ = [
     "Encoder",
@@ -9,6 +17,8 @@ __all__ = [
     "build_encoder",
     "from_spec",
     "load_encoder",
+    "load_head",
     "save_encoder",
+    "save_head",
     "seeded",
 ]

@@ -19,6 +19,9 @@ Triple = tuple[float, float, float]
 VIT_SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 """width, depth, heads"""
 
+RESNETS = ("resnet18_s8", "resnet50_s8")
+"""our own ResNets with stride 8 (`resnet.py`)"""
+
 
 def triple(values: Any) -> Triple:
     """Return three numbers, one for each colour."""
@@ -52,6 +55,7 @@ class Encoder(nn.Module):
         std: of each colour, on 0..1.
         spec: plain data from which :func:`timewalk.encoders.from_spec` builds the network again.
         channels_last: whether images and weights are faster with their channels last in memory.
+        multiple: both sides of an image must be multiples of this many pixels.
     """
 
     stride: int
@@ -61,6 +65,12 @@ class Encoder(nn.Module):
     std: Triple
     spec: dict[str, Any]
     channels_last: bool = False
+    multiple: int = 1
+
+    @property
+    def deepest_width(self) -> int:
+        """Channels of the map that :meth:`deepest` returns."""
+        return self.patch_width
 
     def normalise_by(self, mean: Triple, std: Triple) -> None:
         """Set the images' mean and standard deviation that the loaded weights expect."""
@@ -74,6 +84,14 @@ class Encoder(nn.Module):
     def summary(self, images: Tensor) -> Tensor:
         """Return the summary alone, (B, D): for losses that need no map."""
         return self(images).summary
+
+    def dense(self, images: Tensor) -> Tensor:
+        """Return the patch map alone, (B, C, h, w), without what only a summary needs."""
+        return self(images).patches
+
+    def deepest(self, images: Tensor) -> Tensor:
+        """Return the last layer's map, (B, deepest_width, h, w): what a loss on maps trains."""
+        return self(images).patches
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of normalised images (B, 3, H, W)."""

@@ -53,6 +53,18 @@ class TimmEncoder(Encoder):
         """Return the stages of the network."""
         return [part for part in self.body.children() if any(True for _ in part.parameters())]
 
+    @property
+    def deepest_width(self) -> int:
+        """Channels of the map before pooling."""
+        body: Any = self.body
+        return int(body.num_features)
+
+    def deepest(self, images: Tensor) -> Tensor:
+        """Return the map before pooling, (B, deepest_width, h, w)."""
+        body: Any = self.body
+        last: Tensor = body.forward_features(images)
+        return last
+
     def forward(self, images: Tensor) -> Features:
         """Return pooled features and the map at stride 16."""
         body: Any = self.body

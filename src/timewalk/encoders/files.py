@@ -22,7 +22,7 @@ from torch import Tensor
 from timewalk.artefacts import FORMAT, atomic_path, read_json, sha256_file, write_json
 from timewalk.config import EncoderConfig, package_file
 from timewalk.encoders import weights
-from timewalk.encoders.base import Encoder, is_vit, vit_shape
+from timewalk.encoders.base import RESNETS, Encoder, is_vit, vit_shape
 from timewalk.encoders.fetch import fetch
 from timewalk.encoders.weights import efficientnet_lite
 from timewalk.errors import UserError, reason
@@ -34,6 +34,8 @@ BODY = "body."
 LITE = "tf_efficientnet_lite0"
 
 TENSORS, CARD = "encoder.safetensors", "encoder.json"
+HEAD = "head.safetensors"
+"""beside them, of a method whose head evaluations may use"""
 
 
 @contextmanager
@@ -57,6 +59,9 @@ def build_encoder(config: EncoderConfig, seed: int) -> Encoder:
             shape = {"width": width, "depth": depth, "heads": heads}
             rule = {"position_interpolation": config.position_interpolation}
             encoder = _vit(**shape, **keys, **rule, drop_path=config.drop_path)
+        elif config.name in RESNETS:
+            spec = {"family": "resnet", "name": config.name, "padding": config.padding}
+            encoder = from_spec(spec)
         else:
             encoder = from_spec({"family": "timm", "name": config.name})
     if config.weights is None:
@@ -75,6 +80,10 @@ def from_spec(spec: Mapping[str, Any]) -> Encoder:
     keys = {key: value for key, value in spec.items() if key != "family"}
     if spec["family"] == "vit":
         return _vit(**keys)
+    if spec["family"] == "resnet":
+        from timewalk.encoders.resnet import ResNet
+
+        return ResNet(**keys)
     from timewalk.encoders.cnn import TimmEncoder
 
     return TimmEncoder(**keys)
@@ -108,6 +117,29 @@ def save_encoder(encoder: Encoder, folder: Path, provenance: dict[str, Any]) -> 
             "provenance": provenance,
         },
     )
+
+
+def save_head(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write ``head.safetensors``; without tensors, remove the one of an earlier run."""
+    if not tensors:
+        (folder / HEAD).unlink(missing_ok=True)
+        return
+    with atomic_path(folder / HEAD) as temporary:
+        save_file({k: x.detach().cpu().contiguous() for k, x in tensors.items()}, temporary)
+
+
+def load_head(folder: Path | str) -> dict[str, Tensor]:
+    """Return the head's tensors beside a saved encoder; none if its method has no head.
+
+    Args:
+        folder: a run's folder, or the encoder's file in it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    folder = Path(folder)
+    path = (folder if folder.is_dir() else folder.parent) / HEAD
+    return read_tensors(path) if path.exists() else {}
 
 
 def load_encoder(folder: Path | str) -> Encoder:

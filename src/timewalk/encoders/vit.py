@@ -114,7 +114,7 @@ class ViT(VisionTransformer, Encoder):
             weight_init="skip",
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
-        self.stride = patch_size
+        self.stride = self.multiple = patch_size
         self.width = self.patch_width = width
         self.heads = heads
         # Drop path is a matter of training: a saved encoder is built without it.

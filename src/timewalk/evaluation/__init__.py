@@ -20,10 +20,13 @@ class Entry:
             it has half done it keeps in ``output_dir``, and goes on from there.
         needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
             or `encoder` (the network itself: the job gets a GPU and more time).
+        labels: what its labelled set is made of: `images` with a class each, or `videos`
+            (:class:`timewalk.data.sequences.LabelledVideos`).
     """
 
     module: str
     needs: Literal["embeddings", "encoder"]
+    labels: Literal["images", "videos"] = "images"
 
     def load(self) -> Any:
         """Import and return the module."""

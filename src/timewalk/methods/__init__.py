@@ -38,6 +38,7 @@ def get_method(name: str) -> type[Method]:
     return method
 
 
+register("crw", "timewalk.methods.crw:CRW")
 register("dino", "timewalk.methods.dino:DINO")
 register("dora", "timewalk.methods.dora:DoRA")
 register("pretrained", "timewalk.methods.pretrained:Pretrained")

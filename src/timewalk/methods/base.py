@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from timewalk.config import Name, Positive, RunConfig, TrainingConfig
+from timewalk.data.clips import ClipShape
 from timewalk.encoders import Encoder
 
 
@@ -108,12 +109,9 @@ class Method(nn.Module):
     unused_parameters: bool = False
     encoder: Encoder
 
-    def clip_shape(self) -> tuple[int, int]:
-        """Return (frames in a clip, step between them in frames of the data set).
-
-        Single frames have step 0: every frame of a video counts.
-        """
-        return 1, 0
+    def clip_shape(self) -> ClipShape:
+        """Return which frames make a clip, and which clips an epoch; single frames by default."""
+        return ClipShape(1, 0)
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return the augmented views of one clip.
@@ -137,6 +135,10 @@ class Method(nn.Module):
         Changes nothing of the method: what follows from a batch waits for :meth:`after_step`.
         """
         raise TypeError(f"{type(self).__name__} does not train and has no loss")
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return tensors beyond the encoder that evaluations may use: saved beside it."""
+        return {}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the trainable parameters: those with two or more dimensions that are no biases

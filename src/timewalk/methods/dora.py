@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from timewalk.config import Positive, TrainingConfig
+from timewalk.data.clips import ClipShape
 from timewalk.data.views import (
     ColourChain,
     coloured,
@@ -275,9 +276,9 @@ class DoRA(Distillation):
         self._global_chain = ColourChain(blur_prob=0.1)
         self._local_chain = ColourChain(blur_prob=0.5)
 
-    def clip_shape(self) -> tuple[int, int]:
-        """Return (frames in a clip, step between them)."""
-        return self.config.frames_per_clip, self.config.step_between_clips
+    def clip_shape(self) -> ClipShape:
+        """Return the frames of a clip: every start counts."""
+        return ClipShape(self.config.frames_per_clip, self.config.step_between_clips)
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2).

@@ -5,6 +5,7 @@ whose end value is never quite reached.
 """
 
 import math
+from collections.abc import Sequence
 
 
 def warmup_cosine(
@@ -25,9 +26,30 @@ def warmup_cosine(
     if not 0 <= index < total:
         raise ValueError(f"step {index} lies outside the schedule of {total} steps")
     if index < warmup_steps:
-        return base * index / (warmup_steps - 1) if warmup_steps > 1 else 0.0
+        return _ramp(index, base, warmup_steps)
     phase = (index - warmup_steps) / (total - warmup_steps)
     return end + 0.5 * (base - end) * (1 + math.cos(math.pi * phase))
+
+
+def warmup_multistep(
+    index: int, base: float, milestones: Sequence[int], gamma: float, *, warmup_steps: int = 0
+) -> float:
+    """Return ``base`` times ``gamma`` for each milestone that is reached, after the same warm-up.
+
+    Args:
+        index: step, from 0.
+        base: value after the warm-up.
+        milestones: first steps of the lower values.
+        gamma: factor from one value to the next.
+        warmup_steps: number of warm-up steps.
+    """
+    if index < warmup_steps:
+        return _ramp(index, base, warmup_steps)
+    return base * gamma ** sum(index >= milestone for milestone in milestones)
+
+
+def _ramp(index: int, base: float, steps: int) -> float:
+    return base * index / (steps - 1) if steps > 1 else 0.0
 
 
 def linear_then_constant(index: int, start: float, end: float, warmup: int) -> float:

@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -79,16 +80,53 @@ def share_of(batch_size: int, group: Processes, micro_batch_size: int | None) ->
     return Share(group.rank * clips, clips, parts)
 
 
+@dataclass(frozen=True)
+class SomeOfEach:
+    """At most ``most`` clips of each video in an epoch, drawn anew in each.
+
+    Attributes:
+        counts: clips of each video; their numbers follow one another.
+        most: clips of one video in an epoch.
+    """
+
+    counts: Sequence[int]
+    most: int
+
+    def __len__(self) -> int:
+        return sum(min(count, self.most) for count in self.counts)
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """Return the numbers of an epoch's clips, in random order."""
+        firsts = [0, *accumulate(self.counts)]
+        drawn = [
+            first + torch.randperm(count, generator=rng)[: self.most]
+            for first, count in zip(firsts, self.counts, strict=False)
+        ]
+        clips = torch.cat(drawn)
+        return clips[torch.randperm(len(clips), generator=rng)]
+
+
+def clips_of_epoch(source: ClipSource, per_video: int | None) -> int | SomeOfEach:
+    """Return what a :class:`BatchSampler` takes its clips from: all, or some of each video."""
+    return len(source) if per_video is None else SomeOfEach(source.counts(), per_video)
+
+
+def epoch_size(clips: int | SomeOfEach) -> int:
+    """Return the number of clips in an epoch."""
+    return clips if isinstance(clips, int) else len(clips)
+
+
 class BatchSampler:
     """Yields the micro-batches of one process for steps ``first`` to ``total`` - 1.
 
-    Every epoch is a fresh permutation of all clips; its incomplete last batch is dropped. The
-    batches of all processes together, in the order of ranks, are those of a single process.
+    Every epoch is a fresh permutation of all clips, or of those drawn for it; its incomplete last
+    batch is dropped. The batches of all processes together, in the order of ranks, are those of a
+    single process.
     """
 
     def __init__(
         self,
-        clips: int,
+        clips: int | SomeOfEach,
         batch_size: int,
         seed: int,
         first: int,
@@ -103,7 +141,7 @@ class BatchSampler:
         return (self.total - self.first) * self.share.parts
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        steps_per_epoch = self.clips // self.batch_size
+        steps_per_epoch = epoch_size(self.clips) // self.batch_size
         size = self.share.clips // self.share.parts
         epoch, order = -1, torch.empty(0, dtype=torch.long)
         for step in range(self.first, self.total):
@@ -115,8 +153,11 @@ class BatchSampler:
                 yield [(epoch, int(i)) for i in part]
 
     def order(self, epoch: int) -> Tensor:
-        """Return the permutation of all clips in an epoch."""
-        return torch.randperm(self.clips, generator=generator(self.seed, epoch))
+        """Return the order of an epoch's clips."""
+        rng = generator(self.seed, epoch)
+        if isinstance(self.clips, int):
+            return torch.randperm(self.clips, generator=rng)
+        return self.clips.draw(rng)
 
 
 class SignalsAreTheTrainers:

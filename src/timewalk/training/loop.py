@@ -33,6 +33,8 @@ from timewalk.training.batches import (
     OnDevice,
     SignalsAreTheTrainers,
     batches,
+    clips_of_epoch,
+    epoch_size,
     share_of,
 )
 from timewalk.training.checkpoint import (
@@ -90,11 +92,16 @@ class Trainer:
         self.folder, self.machine, self.origin = folder, machine, origin
         self.settings = config.training
         self.group = machine.processes
-        self.steps_per_epoch = len(source) // self.settings.batch_size
+        self.clips = clips_of_epoch(source, method.clip_shape().per_video)
+        clips = epoch_size(self.clips)
+        self.steps_per_epoch = clips // self.settings.batch_size
         if self.steps_per_epoch == 0:
+            an_epoch, more = "", ""
+            if clips < len(source):
+                an_epoch, more = " an epoch", ", or raise the run's clips_per_video"
             raise UserError(
-                f"the data set '{config.dataset}' holds {len(source)} clips, less than "
-                f"training.batch_size {self.settings.batch_size}; make the batch smaller."
+                f"the data set '{config.dataset}' holds {clips} clips{an_epoch}, less than "
+                f"training.batch_size {self.settings.batch_size}; make the batch smaller{more}."
             )
         whole = self.settings.epochs * self.steps_per_epoch
         self.total = min(whole, self.settings.max_steps or whole)
@@ -232,7 +239,7 @@ class Trainer:
 
     def _sampler(self, first: int, total: int) -> BatchSampler:
         size, seed = self.settings.batch_size, self.config.seed
-        return BatchSampler(len(self.source), size, seed, first, total, self.share)
+        return BatchSampler(self.clips, size, seed, first, total, self.share)
 
     def _epoch_counts(self, done: int) -> bool:
         """Short epochs are not worth a checkpoint each: at most a hundred in a training."""
@@ -301,7 +308,7 @@ class Trainer:
         loss = float(terms["loss"])
         if self.group.main:
             size, seed = self.settings.batch_size, self.config.seed
-            whole = BatchSampler(len(self.source), size, seed, step.index, step.index + 1)
+            whole = BatchSampler(self.clips, size, seed, step.index, step.index + 1)
             write_json(
                 evidence,
                 {

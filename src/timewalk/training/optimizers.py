@@ -5,7 +5,7 @@ from torch import nn
 
 from timewalk.config import TrainingConfig
 from timewalk.methods.base import ParameterGroup, Step
-from timewalk.ops.schedules import warmup_cosine
+from timewalk.ops.schedules import warmup_cosine, warmup_multistep
 from timewalk.training.lars import LARS
 
 
@@ -16,6 +16,8 @@ def make_optimizer(groups: list[ParameterGroup], settings: TrainingConfig) -> to
         return torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
     if settings.optimizer == "lars":
         return LARS(parameters)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
     return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
@@ -26,16 +28,24 @@ def set_rates(
     step: Step,
 ) -> dict[str, float]:
     """Set learning rate and weight decay of a step, and return them for the log."""
-    peak = settings.learning_rate * settings.batch_size / 256
-    warmup = min(round(settings.warmup_epochs * step.steps_per_epoch), step.total)
-    rate = warmup_cosine(
-        step.index, step.total, peak, settings.min_learning_rate, warmup_steps=warmup
-    )
+    rate = _learning_rate(settings, step)
     decay = warmup_cosine(step.index, step.total, settings.weight_decay, settings.weight_decay_end)
     for group, target in zip(groups, optimizer.param_groups, strict=True):
         target["lr"] = rate * group.lr_scale
         target["weight_decay"] = decay if group.weight_decay else 0.0
     return {"learning_rate": rate, "weight_decay": decay}
+
+
+def _learning_rate(settings: TrainingConfig, step: Step) -> float:
+    peak = settings.learning_rate
+    if settings.scale_learning_rate:
+        peak *= settings.batch_size / 256
+    warmup = min(round(settings.warmup_epochs * step.steps_per_epoch), step.total)
+    if settings.schedule == "step":
+        steps = [epoch * step.steps_per_epoch for epoch in settings.milestones]
+        return warmup_multistep(step.index, peak, steps, settings.gamma, warmup_steps=warmup)
+    end = settings.min_learning_rate
+    return warmup_cosine(step.index, step.total, peak, end, warmup_steps=warmup)
 
 
 def learning_parameters(groups: list[ParameterGroup]) -> list[nn.Parameter]:

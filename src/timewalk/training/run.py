@@ -11,7 +11,7 @@ from PIL import Image
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
 from timewalk.config import RunConfig
 from timewalk.data.clips import ClipSource, open_clips
-from timewalk.encoders import save_encoder
+from timewalk.encoders import save_encoder, save_head
 from timewalk.methods import get_method
 from timewalk.methods.base import Method, TrainedRunConfig
 from timewalk.provenance import provenance
@@ -22,7 +22,8 @@ def train(
     name: str, config: RunConfig, manifests: Sequence[Path], output: Path, machine: Machine
 ) -> None:
     """Train a run, or bring its given encoder, and write ``output/encoder.safetensors``,
-    ``encoder.json``, ``metrics.jsonl`` and ``figures/``.
+    ``encoder.json``, ``metrics.jsonl`` and ``figures/``; of a method with heads that evaluations
+    may use also ``head.safetensors``.
 
     Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration. Called
     in every process that trains; the main one writes.
@@ -50,8 +51,8 @@ def train(
             temporary.write_text("")
         _export(method, {}, output, resolved, origin)
         return
-    frames, step = method.clip_shape()
-    source = open_clips(manifests, frames, step)
+    shape = method.clip_shape()
+    source = open_clips(manifests, shape.frames, shape.step, shape.shrink)
     trainer = Trainer(method, config, source, output / "checkpoints", machine, origin)
     trainer.run()
     if machine.processes.main:
@@ -68,6 +69,7 @@ def _export(
     for picture, pixels in figures.items():
         with atomic_path(output / "figures" / f"{picture}.png") as temporary:
             Image.fromarray(pixels).save(temporary)
+    save_head(method.heads(), output)
     save_encoder(method.encoder, output, origin)
 
 

@@ -6,42 +6,27 @@ published digest can be checked. What is fetched grows in ``.<name>.part`` besid
 survives a kill; only a checked file gets its name.
 """
 
-import base64
-import errno
 import logging
 import re
 import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
-from urllib.request import Request, urlopen
-
-from tqdm import tqdm
+from urllib.parse import unquote, urlsplit
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json, write_manifest
 from timewalk.config import DownloadConfig, VideoConfig, package_file
 from timewalk.errors import UserError
+from timewalk.transfer import Unreachable, discard, fetch_http, identity, public, sidecar
 from timewalk.video.probe import VideoInfo, blank_share, check_decodes, probe
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
+REMEDY = "bring the file and name its path as source"
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ogv"}
-
-
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
-"""faults of our own disk, which no further try mends"""
-
-
-class Unreachable(UserError):
-    """The source did not answer, or broke off more often than `download.retries` allows."""
 
 
 def download(
@@ -72,7 +57,7 @@ def download(
         found = part
     digest = sha256_file(found)
     if video.sha256 and digest != video.sha256:
-        _discard(part)
+        discard(part)
         raise UserError(
             f"{name}: the file from {public(video.source)} has sha256 {digest}, not "
             f"{video.sha256}: it is another file; correct videos.{name}.source or .sha256."
@@ -82,7 +67,7 @@ def download(
     write_json(_origin_path(output), note)  # first: a kill between the two costs no second fetch
     if found == part:
         part.replace(output)
-        _sidecar(part).unlink(missing_ok=True)
+        sidecar(part).unlink(missing_ok=True)
     for warning in warnings:
         log.warning("%s", warning)
     return write_manifest(
@@ -114,22 +99,6 @@ def _already_there(output: Path, video: VideoConfig) -> bool:
     # A digest names the bytes; without one the same address is all there is to go by.
     known = bool(video.sha256) or about["asked"] == identity(video.source)
     return bool(known and about["sha256"] == wanted and sha256_file(output) == wanted)
-
-
-def identity(source: str) -> str:
-    """Return what tells sources apart, their queries included, without showing them."""
-    parts = urlsplit(source)
-    return sha256_json(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-
-
-def public(source: str) -> str:
-    """Return a source without what may be secret: user, password, any query but a video's id."""
-    parts = urlsplit(source)
-    if parts.scheme not in ("http", "https"):
-        return source
-    host = parts.netloc.rpartition("@")[2]
-    query = parts.query if parts.query.startswith("v=") and "&" not in parts.query else ""
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
 
 
 def _scrubbed(text: str, source: str) -> str:
@@ -177,7 +146,7 @@ def _fetch_from(name: str, source: str, part: Path, settings: DownloadConfig) ->
         _copy(package_file(source, f"videos.{name}.source"), part)
     elif parts.scheme in ("http", "https"):
         if Path(parts.path).suffix.lower() in VIDEO_SUFFIXES:
-            _fetch_http(source, part, settings)
+            fetch_http(source, part, settings.retries, settings.timeout_s, REMEDY)
         else:
             return _fetch_ytdlp(name, source, part, settings)
     else:
@@ -189,141 +158,8 @@ def _fetch_from(name: str, source: str, part: Path, settings: DownloadConfig) ->
 
 
 def _copy(source: Path, part: Path) -> None:
-    _discard(part)
+    discard(part)
     shutil.copyfile(source, part)
-
-
-def _sidecar(part: Path) -> Path:
-    return part.with_name(part.name + ".json")
-
-
-def _discard(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _sidecar(part).unlink(missing_ok=True)
-
-
-def _fetch_http(address: str, part: Path, settings: DownloadConfig) -> None:
-    """Fetch a file, going on where the last try broke off, as often as `retries` allows."""
-    for attempt in range(settings.retries + 1):
-        try:
-            if _fetch_rest(address, part, settings.timeout_s):
-                return
-            reason = "the transfer broke off"
-        except HTTPError as error:
-            if error.code < 500 and error.code not in (408, 416, 429):
-                raise Unreachable(
-                    f"{public(address)} answers {error.code} {error.reason}: correct the address, "
-                    "or bring the file and name its path as source."
-                ) from None
-            if error.code == 416:
-                if _is_all(part, error.headers.get("Content-Range") or ""):
-                    return
-                _discard(part)  # what is there is no beginning of what is served now
-            reason = f"the server answers {error.code}"
-        except (URLError, HTTPException, OSError) as error:
-            if getattr(error, "errno", None) in DISK:
-                raise UserError(
-                    f"{part} cannot be written ({error}): free the disk or mend its permissions."
-                ) from None
-            reason = str(getattr(error, "reason", error)) or type(error).__name__
-        log.warning(
-            "%s: %s (try %d of %d)", public(address), reason, attempt + 1, settings.retries + 1
-        )
-        if attempt < settings.retries:
-            time.sleep(min(30.0, 0.1 * 2**attempt))
-    raise Unreachable(
-        f"{public(address)} cannot be fetched ({reason}); what came is kept: run again, or bring "
-        "the file and name its path as source."
-    )
-
-
-def _is_all(part: Path, content_range: str) -> bool:
-    """Return whether a server without more to send has no more than ``part`` holds."""
-    total = content_range.rpartition("/")[2]
-    return part.exists() and total.isdigit() and int(total) == part.stat().st_size
-
-
-def _request(address: str, headers: dict[str, str]) -> Request:
-    """Return a request; user and password of the address go into a header."""
-    parts = urlsplit(address)
-    login, _, host = parts.netloc.rpartition("@")
-    request = Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
-    if login:
-        code = base64.b64encode(unquote(login).encode()).decode()
-        request.add_unredirected_header("Authorization", f"Basic {code}")
-    return request
-
-
-def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
-    """Append what is missing to ``part``; return whether the file is complete."""
-    have = _resumable(address, part)
-    headers = {"User-Agent": "timewalk", "Accept-Encoding": "identity"}
-    if have:
-        headers |= {"Range": f"bytes={have}-"}
-        tag = read_json(_sidecar(part)).get("tag")
-        if tag:
-            headers["If-Range"] = tag
-    with urlopen(_request(address, headers), timeout=timeout_s) as answer:
-        resumed = answer.status == 206 and _range_start(answer) == have
-        start = have if resumed else 0
-        length = answer.headers.get("Content-Length")
-        total = start + int(length) if length and length.isdigit() else None
-        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        write_json(_sidecar(part), {"source": identity(address), "tag": tag})
-        with (
-            open(part, "ab" if resumed else "wb") as file,
-            _progress(part.name, start, total) as bar,
-        ):
-            while chunk := answer.read(CHUNK):
-                file.write(chunk)
-                bar(len(chunk))
-    return total is None or part.stat().st_size >= total
-
-
-def _range_start(answer: HTTPResponse) -> int:
-    _, _, span = (answer.headers.get("Content-Range") or "").partition("bytes ")
-    first = span.partition("-")[0]
-    return int(first) if first.isdigit() else -1
-
-
-def _resumable(address: str, part: Path) -> int:
-    """Return how many bytes of this address are there; those of another one are dropped.
-
-    Without an ETag or a date nobody can tell whether the file was replaced meanwhile.
-    """
-    if not part.exists():
-        return 0
-    sidecar = _sidecar(part)
-    about = read_json(sidecar) if sidecar.exists() else {}
-    if about.get("source") != identity(address) or not about.get("tag"):
-        _discard(part)
-        return 0
-    return part.stat().st_size
-
-
-@contextmanager
-def _progress(name: str, start: int, total: int | None) -> Iterator[Any]:
-    """Yield a function that takes counts of bytes: a bar on a terminal, else a line each 30 s."""
-    last = time.monotonic()
-    with tqdm(
-        total=total,
-        initial=start,
-        unit="B",
-        unit_scale=True,
-        desc=name,
-        disable=not sys.stderr.isatty(),
-    ) as bar:
-        done = start
-
-        def update(count: int) -> None:
-            nonlocal done, last
-            done += count
-            bar.update(count)
-            if bar.disable and time.monotonic() - last > 30:
-                log.info("%s: %.0f MB of %.0f", name, done / 1e6, (total or 0) / 1e6)
-                last = time.monotonic()
-
-        yield update
 
 
 def ytdlp_options(
@@ -357,7 +193,7 @@ def _fetch_ytdlp(name: str, source: str, part: Path, settings: DownloadConfig) -
     import yt_dlp
 
     key = sha256_json([identity(source), settings.max_height])
-    fetched = read_json(_sidecar(part)) if part.exists() and _sidecar(part).exists() else {}
+    fetched = read_json(sidecar(part)) if part.exists() and sidecar(part).exists() else {}
     if fetched.get("ytdlp") == key:
         return dict(fetched["origin"])  # a check refused it; the configuration has changed since
     folder = _ytdlp_folder(part, key)
@@ -382,8 +218,8 @@ def _fetch_ytdlp(name: str, source: str, part: Path, settings: DownloadConfig) -
         "yt_dlp": yt_dlp.version.__version__,
         **{field: _plain(about.get(field), source) for field in fields},
     }
-    _discard(part)
-    write_json(_sidecar(part), {"ytdlp": key, "origin": origin})
+    discard(part)
+    write_json(sidecar(part), {"ytdlp": key, "origin": origin})
     files[0].replace(part)
     shutil.rmtree(folder)
     return origin
@@ -433,12 +269,12 @@ def _check(
         check_decodes(file, info)
     except UserError as error:
         text = str(error).replace(str(file), f"{name} ({public(video.source)})")
-        _discard(file.with_name(f".{name}.part"))
+        discard(file.with_name(f".{name}.part"))
         raise UserError(text) from None
     expected = video.duration_s or published_s
     if expected and abs(expected - info.duration_s) > settings.duration_tolerance_s:
         if not video.duration_s:  # no setting to correct: what came is not what was published
-            _discard(file.with_name(f".{name}.part"))
+            discard(file.with_name(f".{name}.part"))
         raise UserError(
             f"{name} lasts {info.duration_s:.1f} s, not {expected:.1f} s: it is not the expected "
             f"video, or not all of it; correct videos.{name}.duration_s or the source."
