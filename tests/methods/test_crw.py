@@ -11,12 +11,14 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import nn
 
-from tests.training.processes import free_port
+from tests.training.processes import free_port, train
 from timewalk.config import RunConfig
+from timewalk.data.patches import patch_grid
 from timewalk.data.views import normalise
 from timewalk.encoders import load_head
+from timewalk.errors import UserError
 from timewalk.methods.base import Step
-from timewalk.methods.crw import CRW, CrwConfig, _changed, _grid
+from timewalk.methods.crw import CRW, CrwConfig, _changed
 from timewalk.ops.collectives import mean_over_processes
 from timewalk.training.distributed import Processes, joined, share_batch_norm
 from timewalk.training.run import _export
@@ -97,7 +99,7 @@ class TestViews:
         assert views["images"].shape == (4, 49, 3, 64, 64)
         assert views["images"].dtype == torch.uint8
         assert views["seed"].dtype == torch.int64
-        places = _grid(method.config)
+        places = patch_grid(method.config.image_size, method.config.patch_size)
         assert places[:2] == [(0, 0), (0, 32)]
         assert places[-1] == (192, 192)
 
@@ -217,6 +219,15 @@ def test_batch_norm_needs_the_whole_batch():
 def test_clips_of_short_and_long_videos():
     shape = CRW(config(frames_per_clip=4, step_between_frames=8, clips_per_video=None)).clip_shape()
     assert shape == (4, 8, None, True)
+
+
+def test_an_epoch_smaller_than_a_batch_names_the_key(tmp_path):
+    keys = {**CrwConfig.miniature()["training"], "batch_size": 4}
+    message = (
+        r"holds 2 clips an epoch, less than .*batch_size 4; .* raise the run's clips_per_video"
+    )
+    with pytest.raises(UserError, match=message):
+        train(config(clips_per_video=2, training=keys), tmp_path)
 
 
 def test_timm_networks_train_too():

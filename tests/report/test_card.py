@@ -238,6 +238,21 @@ def test_a_convolutional_network_names_its_weights(tmp_path):
     assert "The weights that it started from, `weights/net.pth`: see their source." in card
 
 
+def test_our_resnet_is_torchvisions_with_other_strides(tmp_path):
+    for padding, more in (("reflect", ", and convolutions pad by reflection."), ("zeros", ".")):
+        encoder = {"name": "resnet18_s8", "padding": padding}
+        card = write_card(make_run(tmp_path / padding, encoder, "random"), []).read_text()
+        assert "those of torchvision's `resnet18` without `fc`" in card
+        assert f"`layer3` and `layer4` has stride 1{more}" in card
+
+
+def test_a_rate_that_is_not_scaled(trained):
+    about = json.loads((trained / "encoder.json").read_text())
+    about["provenance"]["config"]["training"]["scale_learning_rate"] = False
+    write_json(trained / "encoder.json", about)
+    assert dict(rows(write_card(trained, []).read_text(), "Training"))["learning rate"] == "0.0005"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -183,9 +183,7 @@ def _found(source: Path) -> list[_Video]:
 
 def _below(root: Path) -> list[_Video]:
     """Return every folder below ``root`` that holds images, sorted by path."""
-    videos = [
-        _video(folder, root / folder, names) for folder, names in walk_images(root, SUFFIXES)
-    ]
+    videos = [_video(folder, root / folder, names) for folder, names in walk_images(root, SUFFIXES)]
     if not videos:
         raise UserError(f"{root} has no folder of images ({', '.join(sorted(SUFFIXES))}) below it.")
     holding = {video.folder for video in videos}
@@ -281,9 +279,7 @@ def _warnings(videos: list[_Video]) -> list[str]:
     return [text]
 
 
-def _check_frames(
-    root: Path, listing: Listing, workers: int
-) -> tuple[FrameIndex, np.ndarray, str]:
+def _check_frames(root: Path, listing: Listing, workers: int) -> tuple[FrameIndex, np.ndarray, str]:
     """Decode all frames; return their index without times, (N, 2) sizes and content digest."""
     total = len(listing)
     length, crc = np.zeros(total, np.int64), np.zeros(total, np.uint32)

@@ -7,8 +7,6 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from timewalk.config import lookup
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -35,15 +33,21 @@ class Entry:
 
 _ENTRIES = {
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
+    "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels="videos"),
+    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels="videos"),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
+    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels="videos"),
 }
 
 
 def get_evaluation(name: str) -> Entry:
     """Return an evaluation; an unknown name is a :class:`UserError` with the nearest one."""
+    # Here, because the configuration's models take long to import, and not all verbs need them.
+    from timewalk.config import lookup
+
     entry: Entry = lookup("evaluation", name, _ENTRIES)
     return entry
 

@@ -119,8 +119,9 @@ def _each(jobs: list[_Job], workers: int) -> Iterator[SequenceScores | str]:
     if processes <= 1:
         yield from map(_score_or_fault, jobs)
         return
-    # A forked copy of a process with threads (torch) may hang: start afresh.
-    context = multiprocessing.get_context("spawn")
+    # Forked, because a fresh process takes longer to import than to score a sequence; nothing in
+    # it touches what a fork may not: threads of torch, or a GPU.
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(processes, context) as pool:
         try:
             yield from pool.map(_score_or_fault, jobs)

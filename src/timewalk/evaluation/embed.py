@@ -23,6 +23,7 @@ from timewalk.artefacts import atomic_path, sha256_file, version
 from timewalk.data.labelled import LabelledImages
 from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder, load_encoder
+from timewalk.encoders.base import Triple
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Extractor:
         device: where to compute.
         precision: arithmetic of the network.
         features: normalised images (B, 3, H, W) to (B, D); None: the encoder's summary.
+        std: standard deviation of the colours, where a protocol has its own; None: the encoder's.
     """
 
     def __init__(
@@ -117,17 +119,18 @@ class Extractor:
         device: torch.device,
         precision: Precision = "fp32",
         features: Callable[[Tensor], Tensor] | None = None,
+        std: Triple | None = None,
     ) -> None:
         self.device, self.precision = device, precision
         self._features = features or encoder.summary
         self._mean, self._std = (
             torch.tensor(values, device=device).reshape(1, 3, 1, 1)
-            for values in (encoder.mean, encoder.std)
+            for values in (encoder.mean, std or encoder.std)
         )
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
-        """Return the features (B, D) of uint8 images (B, 3, H, W) that lie anywhere."""
+        """Return the features (B, D) of images (B, 3, H, W), 0 to 255, that lie anywhere."""
         exact = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )

@@ -21,16 +21,9 @@ from torch.nn import functional as F
 
 from timewalk.config import EncoderConfig, Positive, Probability, TrainingConfig
 from timewalk.data.clips import ClipShape
+from timewalk.data.patches import frame_view, patch_grid, patch_view, square
 from timewalk.data.seeds import seed_of
-from timewalk.data.views import (
-    RATIO,
-    Pair,
-    brightness,
-    contrast,
-    normalise,
-    random_window,
-    saturation,
-)
+from timewalk.data.views import brightness, contrast, normalise, saturation
 from timewalk.encoders import build_encoder, seeded
 from timewalk.encoders.base import VIT_SHAPES
 from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
@@ -38,8 +31,6 @@ from timewalk.methods.pictures import walks_picture
 from timewalk.ops.cycles import affinities, cycles, palindromes, transitions
 from timewalk.ops.distillation import full
 
-FRAME_SCALE, FRAME_RATIO = (0.8, 0.95), (0.7, 1.3)
-PATCH_SCALE = (0.7, 0.9)
 JITTER = 0.1
 NODE_WIDTH = 128
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -229,28 +220,27 @@ class CRW(Method):
         """
         config = self.config
         seed = torch.randint(2**63 - 1, (), generator=rng)
+        places = patch_grid(config.image_size, config.patch_size)
         images = []
         for pixels in clip.permute(0, 2, 3, 1).numpy():
             frame = self._frame(Image.fromarray(pixels), rng)
             if config.walk_nodes == "map":
                 images.append([np.asarray(frame)])
             else:
-                images.append([self._patch(frame, *place, rng) for place in _grid(config)])
+                images.append([self._patch(frame, place, rng) for place in places])
         stacked = torch.from_numpy(np.array(images))
         return {"images": stacked.permute(0, 1, 4, 2, 3).contiguous(), "seed": seed}
 
     def _frame(self, image: Image.Image, rng: torch.Generator) -> Image.Image:
         config = self.config
-        if config.crop:
-            image = _cropped(image, FRAME_SCALE, FRAME_RATIO, rng)
-        image = _resized(image, config.image_size)
+        image = frame_view(image, config.image_size, config.crop, rng)
         return _changed(image, config.frame_jitter, config.frame_flip, rng)
 
-    def _patch(self, frame: Image.Image, top: int, left: int, rng: torch.Generator) -> np.ndarray:
+    def _patch(
+        self, frame: Image.Image, place: tuple[int, int], rng: torch.Generator
+    ) -> np.ndarray:
         config = self.config
-        side = config.patch_size
-        patch = frame.crop((left, top, left + side, top + side))
-        patch = _resized(_cropped(patch, PATCH_SCALE, RATIO, rng), side)
+        patch = patch_view(frame, place, config.patch_size, rng)
         return np.asarray(_changed(patch, config.patch_jitter, config.patch_flip, rng))
 
     def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
@@ -319,14 +309,17 @@ class CRW(Method):
         config = self.config
         pixels_TSSC = np.stack(
             [
-                np.asarray(_resized(Image.fromarray(pixels), config.image_size))
+                np.asarray(square(Image.fromarray(pixels), config.image_size))
                 for pixels in clip.permute(0, 2, 3, 1).cpu().numpy()
             ]
         )
         images = torch.from_numpy(pixels_TSSC).permute(0, 3, 1, 2).unsqueeze(1)
         if config.walk_nodes == "grid":
             side = config.patch_size
-            patches = [images[..., y : y + side, x : x + side] for y, x in _grid(config)]
+            patches = [
+                images[..., y : y + side, x : x + side]
+                for y, x in patch_grid(config.image_size, config.patch_size)
+            ]
             images = torch.cat(patches, dim=1)
         training = self.encoder.training
         self.encoder.eval()
@@ -339,7 +332,10 @@ class CRW(Method):
     def _centres(self, nodes: int) -> np.ndarray:
         """Return where nodes lie in a frame: row and column in pixels, (N, 2)."""
         if self.config.walk_nodes == "grid":
-            return np.array(_grid(self.config)) + self.config.patch_size / 2
+            return (
+                np.array(patch_grid(self.config.image_size, self.config.patch_size))
+                + self.config.patch_size / 2
+            )
         side = round(nodes**0.5)
         lines = (np.arange(side) + 0.5) * self.config.image_size / side
         return np.stack(np.meshgrid(lines, lines, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -351,24 +347,6 @@ def _head(width: int, depth: int) -> nn.Sequential:
     for _ in range(depth):
         layers += [nn.Linear(width, width), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(width, NODE_WIDTH))
-
-
-def _grid(config: CrwConfig) -> list[tuple[int, int]]:
-    """Return first row and column of each patch, half a patch apart, row by row."""
-    side = config.patch_size
-    firsts = range(0, config.image_size - side + 1, side // 2)
-    return [(top, left) for top in firsts for left in firsts]
-
-
-def _cropped(image: Image.Image, scale: Pair, ratio: Pair, rng: torch.Generator) -> Image.Image:
-    """Return a random crop, in its own size. (PIL can resize a box, but looks beyond its edge.)"""
-    window = random_window(image.height, image.width, scale, rng, ratio)
-    right, bottom = window.left + window.width, window.top + window.height
-    return image.crop((window.left, window.top, right, bottom))
-
-
-def _resized(image: Image.Image, side: int) -> Image.Image:
-    return image.resize((side, side), Image.Resampling.BILINEAR)
 
 
 def _changed(image: Image.Image, jitter: bool, flip: bool, rng: torch.Generator) -> Image.Image:

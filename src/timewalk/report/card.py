@@ -223,11 +223,12 @@ def _training(run: Run) -> str:
     if not run.method.trains:
         return ""
     training, origin = run.config["training"], run.origin
+    scaled = " for 256 clips" if training.get("scale_learning_rate", True) else ""
     rows = [
         ("steps", number(origin.get("steps"))),
         ("clips", number(origin.get("clips"))),
         *((key.replace("_", " "), training[key]) for key in SHOWN),
-        ("learning rate", f"{training['learning_rate']} for 256 clips"),
+        ("learning rate", f"{training['learning_rate']}{scaled}"),
         ("processes", origin.get("processes")),
         ("seed", origin.get("seed")),
     ]

@@ -44,6 +44,12 @@ encoder = torch.hub.load(".", "encoder", {json.dumps(folder)}, source="local")
             "result is `features.summary`:\n",
             fenced(_timm_lines(spec, folder)),
         ]
+    elif spec["family"] == "resnet":
+        padding = ", and convolutions pad by reflection" if spec["padding"] == "reflect" else ""
+        parts.append(
+            f"The tensors are those of torchvision's `{spec['name'].removesuffix('_s8')}` without "
+            f"`fc`. Here every convolution of `layer3` and `layer4` has stride 1{padding}.\n"
+        )
     else:
         parts.append(
             f"The tensors are those of timm's `{spec['name']}` with `body.` before each name.\n"

@@ -1,0 +1,221 @@
+"""From a labelled first frame to soft labels of every frame, by the features of an encoder.
+
+Sheet: label-propagation, sections 2 to 4. What the evaluations on DAVIS, JHMDB and VIP share: the
+sizes, the features, the first frame's labels on the map, and the way back to pixels.
+
+Shapes: C channels, H and W pixels, h and w cells of the features' map.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from timewalk.artefacts import read_json, sha256_json, write_json
+from timewalk.data.sequences import Sequence as Video
+from timewalk.data.sequences import read_frame
+from timewalk.encoders import Encoder
+from timewalk.errors import UserError
+from timewalk.evaluation.embed import Extractor
+from timewalk.evaluation.protocols import Protocol, input_size
+from timewalk.ops.propagation import Propagator, normalise_channels
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""failed sequences that a message quotes"""
+
+BeforeFrame = Callable[[int, Propagator, "FrameFeatures"], None]
+
+
+class FrameFeatures:
+    """Features of a sequence's frames, one at a time.
+
+    Args:
+        encoder: in eval mode, on the device.
+        device: where to compute.
+        protocol: sizes and kind of features.
+        frames: image files in order.
+        size: (height, width) of all of them in pixels.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        device: torch.device,
+        protocol: Protocol,
+        frames: Sequence[Path],
+        size: tuple[int, int],
+    ) -> None:
+        self.encoder, self.protocol, self.frames, self.size = encoder, protocol, frames, size
+        before_norm = (
+            getattr(encoder, "patches_before_norm", None) if protocol.before_norm else None
+        )
+        self._extractor = Extractor(
+            encoder, device, features=before_norm or encoder.dense, std=protocol.std
+        )
+        self.input_size = input_size(protocol, size, encoder.multiple)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Return a frame's features, float32 (D, h, w).
+
+        Raises:
+            UserError: the frame cannot be read or has another size, or its features are not finite.
+        """
+        pixels = torch.from_numpy(read_frame(self.frames[index], self.size)).permute(2, 0, 1)
+        features = self._extractor(self.resized(pixels[None].float()))[0]
+        if not bool(features.isfinite().all()):
+            raise UserError(
+                f"{self.frames[index]}: the encoder gives features that are not finite; "
+                "train it again."
+            )
+        if self.protocol.upsample > 1:
+            factor = self.protocol.upsample
+            features = bilinear(features, (factor * features.shape[1], factor * features.shape[2]))
+        return features
+
+    def resized(self, pixels: Tensor) -> Tensor:
+        """Return frames (B, 3, H, W), 0 to 255, at the size that the network sees."""
+        if self.input_size == self.size:
+            return pixels
+        small = F.interpolate(pixels, self.input_size, mode="bilinear", align_corners=False)
+        # SMTC resizes a clip of floats, the others images of bytes.
+        return small if self.protocol.name == "smtc" else small.round()
+
+
+def propagate(
+    features: FrameFeatures,
+    labels: Callable[[tuple[int, int]], Tensor],
+    before: BeforeFrame | None = None,
+) -> Iterator[Tensor]:
+    """Yield the soft labels of each frame, (C, h, w), the first frame's among them.
+
+    Args:
+        features: of the sequence.
+        labels: gives the first frame's labels (C, h, w) for a map of (h, w) cells.
+        before: called with (frame, propagator, features) before each frame but the first; it may
+            change the encoder, and then renews the features of the propagator's context.
+    """
+    protocol = features.protocol
+    first = features[0]
+    start = labels((first.shape[1], first.shape[2])).to(first.device)
+    propagator = Propagator(protocol.propagation, first, start)
+
+    def shown(soft: Tensor) -> Tensor:
+        return normalise_channels(soft, 0) if protocol.norm_mask else soft
+
+    yield shown(start)
+    for index in range(1, len(features)):
+        if before is not None:
+            before(index, propagator, features)
+        yield shown(propagator.step(features[index]))
+
+
+def one_hot(ids: np.ndarray, channels: Sequence[int]) -> Tensor:
+    """Return (C, H, W) float32: 1 where a pixel has the channel's id."""
+    wanted = torch.tensor(channels, dtype=torch.uint8)[:, None, None]
+    return (torch.from_numpy(ids)[None] == wanted).float()
+
+
+def soft_labels(ids: np.ndarray, channels: Sequence[int], grid: tuple[int, int]) -> Tensor:
+    """Return first labels (C, h, w): one-hot at full size, then bilinear (CRW, SMTC)."""
+    return bilinear(one_hot(ids, channels), grid)
+
+
+def hard_labels(ids: np.ndarray, grid: tuple[int, int]) -> Tensor:
+    """Return first labels (C, h, w): ids by nearest neighbour, then one-hot, as many channels as
+    the largest id that is left, and one (DINO)."""
+    small = nearest(ids, grid)
+    return one_hot(small, range(int(small.max()) + 1))
+
+
+def bilinear(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Resize (C, h, w) with half-pixel centres and without antialiasing."""
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
+
+
+def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resize ids (H, W) to (height, width) as Pillow does, by the nearest pixel."""
+    if ids.shape == size:
+        return ids
+    picture = Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    return np.asarray(picture)
+
+
+def to_ids(
+    soft: Tensor, protocol: Protocol, between: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Return the channel that wins at each pixel, uint8 (H, W).
+
+    Args:
+        soft: (C, h, w).
+        protocol: whether channels are stretched to 0..1 first.
+        between: (height, width) to which the map is enlarged bilinearly.
+        size: (height, width) of the result, by nearest neighbour from there.
+    """
+    large = bilinear(soft, between)
+    if protocol.minmax:
+        high = large.amax((1, 2), keepdim=True)
+        low = large.amin((1, 2), keepdim=True)
+        span = (high - low).clamp_min(torch.finfo(large.dtype).tiny)
+        large = torch.where(high > 0, (large - low) / span, large)
+    return nearest(large.argmax(0).to(torch.uint8).cpu().numpy(), size)
+
+
+def each_sequence(
+    videos: Iterable[Video],
+    work: Path,
+    key: dict[str, Any],
+    do: Callable[[Video], dict[str, Any]],
+    *,
+    in_order: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Do something for every sequence, going on where an interrupted job stopped.
+
+    Args:
+        videos: the sequences.
+        work: folder of a small file for each sequence that is done.
+        key: what the results depend on; what was done under another key is done again.
+        in_order: each sequence depends on the one before it: nothing is taken from an earlier job.
+        do: writes what belongs to a sequence and returns what is to be remembered.
+
+    Returns:
+        what ``do`` returned, by name of the sequence.
+
+    Raises:
+        UserError: some sequences failed: names them, after all others are done.
+    """
+    digest, done, faults = sha256_json(key), {}, {}
+    videos = list(videos)
+    for video in tqdm(videos, unit="sequence", disable=not sys.stderr.isatty()):
+        note = work / f"{video.name}.json"
+        known = read_json(note) if note.is_file() else {}
+        if known.get("key") == digest and not in_order:
+            done[video.name] = known["found"]
+            continue
+        log.info("sequence %s, %d frames", video.name, len(video.frames))
+        try:
+            done[video.name] = do(video)
+        except UserError as error:
+            log.error("sequence %s: %s", video.name, error)
+            faults[video.name] = str(error)
+            continue
+        write_json(note, {"key": digest, "found": done[video.name]})
+    if faults:
+        first = "; ".join(f"{name}: {fault}" for name, fault in list(faults.items())[:SHOWN])
+        raise UserError(
+            f"{len(faults)} of {len(videos)} sequences failed ({first}); mend them and start "
+            "again: the others are kept."
+        )
+    return done

@@ -1,0 +1,209 @@
+"""Semi-supervised video object segmentation on DAVIS 2017 by label propagation: J and F.
+
+Sheets: label-propagation and davis-metrics. Written are the masks in the layout of the official
+evaluation, its two tables, a JSON with every frame's value, and a video of each sequence.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from timewalk.artefacts import atomic_path, sha256_file
+from timewalk.data.generated import PALETTE_START, save_ids
+from timewalk.data.sequences import VOID, LabelledVideos, read_ids
+from timewalk.data.sequences import Sequence as Video
+from timewalk.encoders import load_encoder
+from timewalk.errors import UserError
+from timewalk.evaluation.adaptation import AdaptConfig, Adapter, Outcome, with_adaptation
+from timewalk.evaluation.base import Inputs, Result
+from timewalk.evaluation.davis_folders import score_folders
+from timewalk.evaluation.davis_official import compare_with_official
+from timewalk.evaluation.davis_tables import Scores, write_csv, write_scores
+from timewalk.evaluation.label_propagation import (
+    FrameFeatures,
+    each_sequence,
+    hard_labels,
+    propagate,
+    soft_labels,
+    to_ids,
+)
+from timewalk.evaluation.overlays import write_overlay
+from timewalk.evaluation.protocols import PropagationConfig, Protocol, ProtocolName, make_protocol
+
+LAYOUT = "davis2017"
+
+
+class Config(PropagationConfig):
+    """Video object segmentation by label propagation on a `davis2017` set."""
+
+    kind: Literal["davis"] = "davis"
+    protocol: ProtocolName = "crw"
+    """whose procedure: they differ by several points and are never compared"""
+    overlays: bool = True
+    """write a video of each sequence: predicted masks in colour, true ones as white outlines"""
+    tool: Literal["ours", "official"] = "ours"
+    """`official`: run the official davis2017-evaluation too, and stop if its tables differ"""
+    tool_path: str | None = None
+    """folder of a checkout of davis2017-evaluation (`tool: official`)"""
+    adapt: AdaptConfig | None = None
+    """test-time adaptation; the result has the plain figures too"""
+
+
+def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
+    """Propagate the first annotation of every sequence, write the masks, and score them.
+
+    Args:
+        inputs: the run and the prepared set.
+        config: settings.
+        output_dir: `masks/<sequence>/<frame>.png`, `overlays/<sequence>.mp4`, the official tables
+            and `davis_semi-supervised-<subset>.json` go here; `work/` notes what is done. With
+            adaptation the same without it in `plain/`.
+
+    Raises:
+        UserError: a set of another layout, or sequences that failed; the others are kept.
+    """
+    videos = LabelledVideos(inputs.dataset)
+    if videos.kind != LAYOUT:
+        raise UserError(
+            f"evaluations of kind 'davis' need a set of kind '{LAYOUT}', but {inputs.dataset} is "
+            f"'{videos.kind}'; name another under the key 'dataset'."
+        )
+
+    def once(folder: Path, adapter: Adapter | None) -> Outcome[Scores]:
+        encoder = adapter.encoder if adapter else load_encoder(inputs.run).eval()
+        protocol = make_protocol(config.protocol, config, encoder.to(inputs.device))
+
+        def segment(video: Video) -> dict[str, Any]:
+            features = FrameFeatures(encoder, inputs.device, protocol, video.frames, video.size)
+            masks = segmentation(video, features, adapter)
+            names = [f"{path.stem}.png" for path in video.frames]
+            save_masks(folder / "masks" / video.name, names, masks)
+            if config.overlays:
+                write_overlay(folder / "overlays" / f"{video.name}.mp4", video, masks)
+            return adapter.spent() if adapter else {}
+
+        key = {
+            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+            "dataset": videos.about["digest"],
+            "config": config.model_dump(mode="json", exclude={"tool", "tool_path"}),
+        }
+        in_order = adapter is not None and not adapter.config.reset
+        spent = each_sequence(videos, folder / "work", key, segment, in_order=in_order)
+        scores = scored(folder, videos, inputs.workers)
+        files = [*write_csv(scores, folder), write_scores(scores, folder)]
+        if config.tool == "official":
+            compare_with_official(folder, videos.root, videos.subset, config.tool_path)
+        if config.overlays:
+            files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]
+        return Outcome(protocol.title, scores, files, list(spent.values()))
+
+    title, scores, metrics, files = with_adaptation(
+        inputs, config.adapt, output_dir, once, percent, main="JF_mean"
+    )
+    protocol = f"{LAYOUT}-{videos.subset}-{title}"
+    return Result(protocol, metrics, len(scores.rows()), files)
+
+
+def segmentation(
+    video: Video, features: FrameFeatures, adapter: Adapter | None = None
+) -> list[np.ndarray]:
+    """Return the ids of every frame, uint8 (H, W) each, from those of the first.
+
+    Raises:
+        UserError: the first frame has no annotation, or no object in it.
+    """
+    protocol = features.protocol
+    first = first_ids(video)
+    channels = order_of_channels(first)
+    if protocol.hard_labels:
+        channels = list(range(int(first.max()) + 1))
+
+    def labels(grid: tuple[int, int]) -> Tensor:
+        if protocol.hard_labels:
+            return hard_labels(first, grid)
+        return soft_labels(first, channels, grid)
+
+    between = features.input_size if protocol.minmax else output_size(protocol, video.size)
+    masks = []
+    before = adapter.start(video.name, video.frames, video.size) if adapter else None
+    for index, soft in enumerate(propagate(features, labels, before)):
+        if index == 0 and protocol.hard_labels:
+            masks.append(first)
+            continue
+        won = to_ids(soft, protocol, between, video.size)
+        masks.append(np.asarray(channels, np.uint8)[won])
+    return masks
+
+
+def output_size(protocol: Protocol, size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size at which the labels of CRW and SMTC are decided: the frame's, or the square
+    to which it was resized."""
+    return (protocol.size, protocol.size) if isinstance(protocol.size, int) else size
+
+
+def first_ids(video: Video) -> np.ndarray:
+    """Return the first frame's ids, uint8 (H, W); void is background."""
+    if video.masks[0] is None:
+        raise UserError(f"sequence '{video.name}' has no annotation of its first frame; add it.")
+    ids = read_ids(video.masks[0], video.size)
+    ids[ids == VOID] = 0
+    if not ids.any():
+        raise UserError(f"{video.masks[0]} has no object; nothing can be propagated.")
+    return ids
+
+
+def order_of_channels(ids: np.ndarray) -> list[int]:
+    """Return the ids of a mask in the order of CRW's channels, which decides ties: by blue, green
+    and red of their colour in DAVIS's palette."""
+
+    def colour(value: int) -> tuple[int, ...]:
+        return PALETTE_START[value][::-1] if value < len(PALETTE_START) else (value,) * 3
+
+    return sorted((int(value) for value in np.unique(ids)), key=colour)
+
+
+def save_masks(folder: Path, names: Sequence[str], masks: Sequence[np.ndarray]) -> None:
+    """Write ids as PNGs with DAVIS's palette; other PNGs in the folder are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in set(folder.glob("*.png")) - {folder / name for name in names}:
+        stale.unlink()
+    for name, mask in zip(names, masks, strict=True):
+        with atomic_path(folder / name) as temporary:
+            save_ids(temporary, mask)
+
+
+def scored(folder: Path, videos: LabelledVideos, workers: int) -> Scores:
+    """Return J and F of the masks in a folder.
+
+    Raises:
+        UserError: a sequence cannot be scored; the tables of the others are written.
+    """
+    names = [video.name for video in videos]
+    scores = score_folders(
+        folder / "masks",
+        videos.root,
+        "semi-supervised",
+        videos.subset,
+        workers=max(1, workers),
+        sequences=names,
+    )
+    if scores.failures:
+        files = [*write_csv(scores, folder), write_scores(scores, folder)]
+        first = next(iter(scores.failures.values()))
+        raise UserError(
+            f"{len(scores.failures)} of {len(names)} sequences cannot be scored ({first}); the "
+            f"others are in {files[0]}."
+        )
+    return scores
+
+
+def percent(scores: Scores) -> dict[str, float | None]:
+    """Return the global figures under our names, such as `JF_mean` and `J_recall`, in percent."""
+    found: dict[str, float | None] = {}
+    for name, value in scores.means().items():
+        measure, statistic = name.split("-")
+        found[f"{measure.replace('&', '')}_{statistic.lower()}"] = 100 * value
+    return found
