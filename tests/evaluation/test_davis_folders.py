@@ -1,9 +1,11 @@
 """Folders in the official layout: what is scored, what is written, and every fault."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 
 from timewalk import cli
 from timewalk.errors import UserError
+from timewalk.evaluation import davis_folders
 from timewalk.evaluation.davis_folders import ANNOTATIONS, MAX_PROPOSALS, score_folders
 from timewalk.evaluation.davis_tables import tables, write_csv, write_scores
 
@@ -217,6 +220,31 @@ def test_workers_change_nothing(davis, results):
     assert tables(one) == tables(two)
     assert one.failures == two.failures
     assert list(one.failures) == ["bee"]
+
+
+def end(job):
+    os._exit(9)
+
+
+def test_a_killed_worker_is_said(davis, results, monkeypatch):
+    monkeypatch.setattr(davis_folders, "_score", end)
+    with pytest.raises(UserError, match=r"a process of the scoring was killed.* fewer workers\."):
+        score_folders(results, davis, SEMI, workers=2)
+
+
+@pytest.mark.parametrize("task", [SEMI, UNSUP])
+def test_memory_is_that_of_a_frame(davis, task):
+    """Ten frames of 480x854 in one stack of float64 would be 33 MB, and one for each object."""
+    ids = squares(3).repeat(10, 0).repeat(13, 1)
+    add_sequence(davis, "big", [ids] * 10)
+    write_set(davis, ["big"])
+    results = davis / ANNOTATIONS[task] / "480p"
+    score_folders(results, davis, task)  # imports
+    tracemalloc.start()
+    score_folders(results, davis, task)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_sets_and_years(davis, results):

@@ -2,7 +2,7 @@
 
 Sheet: CRW section 10. Before a frame, and then again every few frames, the encoder takes some steps
 of the random walk's loss on a window of frames around it; no label is used. The features of the
-frames in context are computed anew. What it costs and what it gains stands beside the plain result.
+frames in context are computed anew.
 
 Shapes: T frames, N patches, P side of a patch, C channels.
 """
@@ -10,10 +10,9 @@ Shapes: T frames, N patches, P side of a patch, C channels.
 import copy
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
 from PIL import Image
@@ -28,12 +27,9 @@ from timewalk.data.sequences import read_frame
 from timewalk.data.views import normalise
 from timewalk.encoders import load_encoder, load_head
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.label_propagation import BeforeFrame, FrameFeatures
 from timewalk.ops.cycles import affinities, cycles, palindromes, transitions
 from timewalk.ops.propagation import Propagator
-
-Found = TypeVar("Found")
 
 
 class AdaptConfig(Strict):
@@ -206,56 +202,3 @@ def _head(tensors: dict[str, Tensor]) -> nn.Sequential:
     head = nn.Sequential(*layers[1:])
     head.load_state_dict(tensors)
     return head
-
-
-@dataclass
-class Outcome(Generic[Found]):
-    """What an evaluation of one encoder, adapted or not, comes to.
-
-    Attributes:
-        title: the protocol's, without the data set and without adaptation.
-        found: scores.
-        files: written.
-        spent: cost of adaptation of each video.
-    """
-
-    title: str
-    found: Found
-    files: list[Path]
-    spent: list[dict[str, Any]]
-
-
-def with_adaptation(
-    inputs: Inputs,
-    config: AdaptConfig | None,
-    output_dir: Path,
-    once: Callable[[Path, Adapter | None], Outcome[Found]],
-    numbers: Callable[[Found], dict[str, float | None]],
-    main: str,
-) -> tuple[str, Found, dict[str, float | None], list[Path]]:
-    """Do an evaluation; with adaptation also without it, and say what it costs and gains.
-
-    Args:
-        inputs: the run.
-        config: None: no adaptation.
-        output_dir: of the result; the plain one goes into `plain/` if there are both.
-        once: does the evaluation into a folder, with the adapter's encoder or with the run's.
-        numbers: metrics of what it found.
-        main: the metric whose gain is told.
-
-    Returns:
-        title, what was found, metrics, files.
-    """
-    plain = once(output_dir / "plain" if config else output_dir, None)
-    before = numbers(plain.found)
-    if config is None:
-        return plain.title, plain.found, before, plain.files
-    adapted = once(output_dir, Adapter(inputs.run, config, inputs.device))
-    metrics = numbers(adapted.found)
-    after, first = metrics[main], before[main]
-    metrics |= {f"plain_{name}": value for name, value in before.items()}
-    metrics[f"gain_{main}"] = None if after is None or first is None else after - first
-    for name in ("seconds", "updates"):
-        metrics[f"adapt_{name}"] = sum(video[name] for video in adapted.spent)
-    title = f"{adapted.title}-{config.title()}"
-    return title, adapted.found, metrics, [*adapted.files, *plain.files]

@@ -6,32 +6,21 @@ sizes, the features, the first frame's labels on the map, and the way back to pi
 Shapes: C channels, H and W pixels, h and w cells of the features' map.
 """
 
-import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from timewalk.artefacts import read_json, sha256_json, write_json
-from timewalk.data.sequences import Sequence as Video
 from timewalk.data.sequences import read_frame
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.protocols import Protocol, input_size
 from timewalk.ops.propagation import Propagator, normalise_channels
-
-log = logging.getLogger(__name__)
-
-SHOWN = 3
-"""failed sequences that a message quotes"""
 
 BeforeFrame = Callable[[int, Propagator, "FrameFeatures"], None]
 
@@ -150,7 +139,7 @@ def nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if ids.shape == size:
         return ids
     picture = Image.fromarray(ids).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def to_ids(
@@ -171,51 +160,3 @@ def to_ids(
         span = (high - low).clamp_min(torch.finfo(large.dtype).tiny)
         large = torch.where(high > 0, (large - low) / span, large)
     return nearest(large.argmax(0).to(torch.uint8).cpu().numpy(), size)
-
-
-def each_sequence(
-    videos: Iterable[Video],
-    work: Path,
-    key: dict[str, Any],
-    do: Callable[[Video], dict[str, Any]],
-    *,
-    in_order: bool = False,
-) -> dict[str, dict[str, Any]]:
-    """Do something for every sequence, going on where an interrupted job stopped.
-
-    Args:
-        videos: the sequences.
-        work: folder of a small file for each sequence that is done.
-        key: what the results depend on; what was done under another key is done again.
-        in_order: each sequence depends on the one before it: nothing is taken from an earlier job.
-        do: writes what belongs to a sequence and returns what is to be remembered.
-
-    Returns:
-        what ``do`` returned, by name of the sequence.
-
-    Raises:
-        UserError: some sequences failed: names them, after all others are done.
-    """
-    digest, done, faults = sha256_json(key), {}, {}
-    videos = list(videos)
-    for video in tqdm(videos, unit="sequence", disable=not sys.stderr.isatty()):
-        note = work / f"{video.name}.json"
-        known = read_json(note) if note.is_file() else {}
-        if known.get("key") == digest and not in_order:
-            done[video.name] = known["found"]
-            continue
-        log.info("sequence %s, %d frames", video.name, len(video.frames))
-        try:
-            done[video.name] = do(video)
-        except UserError as error:
-            log.error("sequence %s: %s", video.name, error)
-            faults[video.name] = str(error)
-            continue
-        write_json(note, {"key": digest, "found": done[video.name]})
-    if faults:
-        first = "; ".join(f"{name}: {fault}" for name, fault in list(faults.items())[:SHOWN])
-        raise UserError(
-            f"{len(faults)} of {len(videos)} sequences failed ({first}); mend them and start "
-            "again: the others are kept."
-        )
-    return done

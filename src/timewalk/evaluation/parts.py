@@ -10,27 +10,24 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from timewalk.artefacts import sha256_file
 from timewalk.data.sequences import LabelledVideos, read_ids
 from timewalk.data.sequences import Sequence as Video
-from timewalk.encoders import load_encoder
 from timewalk.errors import UserError
-from timewalk.evaluation.adaptation import AdaptConfig, Adapter, Outcome, with_adaptation
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.label_propagation import (
+    BeforeFrame,
     FrameFeatures,
-    each_sequence,
     nearest,
     propagate,
     soft_labels,
     to_ids,
 )
+from timewalk.evaluation.over_videos import Notes, Task, VideosConfig, evaluate_videos
 from timewalk.evaluation.overlays import write_overlay
-from timewalk.evaluation.protocols import PropagationConfig, make_protocol
+from timewalk.evaluation.protocols import make_protocol
 from timewalk.evaluation.video_segmentation import first_ids, save_masks
 from timewalk.metrics.segmentation import SegmentationScores, confusion, scores
 
-LAYOUT = "vip"
 CONTEXT = 4
 CLASSES = (
     "background",
@@ -56,7 +53,7 @@ CLASSES = (
 )
 
 
-class Config(PropagationConfig):
+class Config(VideosConfig):
     """Body parts by label propagation on a `vip` set, by CRW's procedure."""
 
     kind: Literal["vip"] = "vip"
@@ -64,8 +61,6 @@ class Config(PropagationConfig):
     """side in pixels of the square to which frames and masks are resized, whatever their shape"""
     overlays: bool = False
     """write a video of each sequence: predicted parts in colour, true ones as white outlines"""
-    adapt: AdaptConfig | None = None
-    """test-time adaptation; the result has the plain figures too"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -74,58 +69,52 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     Args:
         inputs: the run and the prepared set.
         config: settings.
-        output_dir: `masks/<video>/<frame>.png` and `classes.csv` go here; `work/` notes what is
-            done. With adaptation the same without it in `plain/`.
+        output_dir: `masks/<video>/<frame>.png` and `classes.csv` go here, as
+            :func:`timewalk.evaluation.over_videos.evaluate_videos` says.
 
     Raises:
         UserError: a set of another layout, or videos that failed; the others are kept.
     """
-    videos = LabelledVideos(inputs.dataset)
-    if videos.kind != LAYOUT:
-        raise UserError(
-            f"evaluations of kind 'vip' need a set of kind '{LAYOUT}', but {inputs.dataset} is "
-            f"'{videos.kind}'; name another under the key 'dataset'."
-        )
 
-    def once(folder: Path, adapter: Adapter | None) -> Outcome[SegmentationScores]:
-        encoder = adapter.encoder if adapter else load_encoder(inputs.run).eval()
-        encoder = encoder.to(inputs.device)
-        protocol = make_protocol("crw", config, encoder, context=CONTEXT, size=config.crop_size)
+    def segment(
+        video: Video, features: FrameFeatures, before: BeforeFrame | None, folder: Path
+    ) -> dict[str, Any]:
+        masks = parts(video, features, config.crop_size, before)
+        names = [f"{path.stem}.png" for path in video.frames]
+        save_masks(folder / "masks" / video.name, names, masks)
+        if config.overlays:
+            write_overlay(folder / "overlays" / f"{video.name}.mp4", video, masks)
+        return {"confusion": confused(video, masks).tolist()}
 
-        def segment(video: Video) -> dict[str, Any]:
-            features = FrameFeatures(encoder, inputs.device, protocol, video.frames, video.size)
-            masks = parts(video, features, config.crop_size, adapter)
-            names = [f"{path.stem}.png" for path in video.frames]
-            save_masks(folder / "masks" / video.name, names, masks)
-            if config.overlays:
-                write_overlay(folder / "overlays" / f"{video.name}.mp4", video, masks)
-            spent = adapter.spent() if adapter else {}
-            return {"confusion": confused(video, masks).tolist(), **spent}
-
-        key = {
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
-            "dataset": videos.about["digest"],
-            "config": config.model_dump(mode="json"),
-        }
-        in_order = adapter is not None and not adapter.config.reset
-        notes = each_sequence(videos, folder / "work", key, segment, in_order=in_order)
+    def score(
+        folder: Path, videos: LabelledVideos, notes: Notes
+    ) -> tuple[SegmentationScores, list[Path]]:
         found = scores(np.sum([note["confusion"] for note in notes.values()], axis=0))
         rows = [
             [name, None if np.isnan(iou) else f"{100 * iou:.6g}"]
             for name, iou in zip(CLASSES, found.iou, strict=True)
         ]
         files = [write_csv(folder / "classes.csv", [["class", "IoU"], *rows])]
-        return Outcome(protocol.title, found, files, list(notes.values()))
+        if config.overlays:
+            files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]
+        return found, files
 
-    title, _, metrics, files = with_adaptation(
-        inputs, config.adapt, output_dir, once, percent, main="mIoU"
+    task = Task(
+        layout="vip",
+        protocol=lambda encoder: make_protocol(
+            "crw", config, encoder, context=CONTEXT, size=config.crop_size
+        ),
+        do=segment,
+        score=score,
+        numbers=percent,
+        main="mIoU",
+        samples=lambda _, videos: len(videos),
     )
-    protocol = f"{LAYOUT}-{videos.subset}-{title}"
-    return Result(protocol, metrics, len(videos), files)
+    return evaluate_videos(inputs, config, output_dir, task)
 
 
 def parts(
-    video: Video, features: FrameFeatures, side: int, adapter: Adapter | None = None
+    video: Video, features: FrameFeatures, side: int, before: BeforeFrame | None = None
 ) -> list[np.ndarray]:
     """Return the ids of every frame, uint8 (H, W) each, from those of the first.
 
@@ -133,11 +122,10 @@ def parts(
         video: the sequence.
         features: of its frames.
         side: of the square in pixels at which labels begin and are decided.
-        adapter: of the encoder.
+        before: called before each frame but the first.
     """
     first = nearest(first_ids(video), (side, side))
     channels = [int(value) for value in np.unique(first)]
-    before = adapter.start(video.name, video.frames, video.size) if adapter else None
     softs = propagate(features, lambda grid: soft_labels(first, channels, grid), before)
     won = (to_ids(soft, features.protocol, (side, side), video.size) for soft in softs)
     return [np.asarray(channels, np.uint8)[mask] for mask in won]

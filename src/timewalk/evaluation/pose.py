@@ -14,19 +14,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from timewalk.artefacts import atomic_path, sha256_file
+from timewalk.artefacts import atomic_path
 from timewalk.data.sequences import JOINTS, LabelledVideos, read_joints
 from timewalk.data.sequences import Sequence as Video
-from timewalk.encoders import load_encoder
 from timewalk.errors import UserError
-from timewalk.evaluation.adaptation import AdaptConfig, Adapter, Outcome, with_adaptation
 from timewalk.evaluation.base import Inputs, Result, write_csv
-from timewalk.evaluation.label_propagation import FrameFeatures, each_sequence, propagate
+from timewalk.evaluation.label_propagation import BeforeFrame, FrameFeatures, propagate
+from timewalk.evaluation.over_videos import Notes, Task, VideosConfig, evaluate_videos
 from timewalk.evaluation.overlays import write_pose_overlay
-from timewalk.evaluation.protocols import PropagationConfig, make_protocol
+from timewalk.evaluation.protocols import make_protocol
 from timewalk.metrics.keypoints import pck, relative_distances
 
-LAYOUT = "jhmdb"
 CONTEXT = 7
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)
 SIGMA = 0.5
@@ -34,10 +32,8 @@ SIGMA = 0.5
 READ_OUT = 3
 """cells whose weighted mean is a joint's position"""
 
-Distances = dict[str, np.ndarray]
 
-
-class Config(PropagationConfig):
+class Config(VideosConfig):
     """Pose by label propagation on a `jhmdb` set, by CRW's procedure."""
 
     kind: Literal["jhmdb"] = "jhmdb"
@@ -45,8 +41,6 @@ class Config(PropagationConfig):
     """side in pixels of the square to which frames are resized, whatever their shape"""
     overlays: bool = False
     """write a video of each sequence: predicted joints in colour, true ones in white"""
-    adapt: AdaptConfig | None = None
-    """test-time adaptation; the result has the plain figures too"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -56,57 +50,50 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         inputs: the run and the prepared set.
         config: settings.
         output_dir: `poses/<video>.npy`, (2, J, T) in cells of the grid, -1 where a joint is lost,
-            and `joints.csv` go here; `work/` notes what is done. With adaptation the same without
-            it in `plain/`.
+            and `joints.csv` go here, as
+            :func:`timewalk.evaluation.over_videos.evaluate_videos` says.
 
     Raises:
         UserError: a set of another layout, or videos that failed; the others are kept.
     """
-    videos = LabelledVideos(inputs.dataset)
-    if videos.kind != LAYOUT:
-        raise UserError(
-            f"evaluations of kind 'jhmdb' need a set of kind '{LAYOUT}', but {inputs.dataset} is "
-            f"'{videos.kind}'; name another under the key 'dataset'."
-        )
 
-    def once(folder: Path, adapter: Adapter | None) -> Outcome[np.ndarray]:
-        encoder = adapter.encoder if adapter else load_encoder(inputs.run).eval()
-        encoder = encoder.to(inputs.device)
-        protocol = make_protocol("crw", config, encoder, context=CONTEXT, size=config.crop_size)
+    def track(
+        video: Video, features: FrameFeatures, before: BeforeFrame | None, folder: Path
+    ) -> dict[str, Any]:
+        found, grid = poses(video, features, before)
+        target = folder / "poses" / f"{video.name}.npy"
+        with atomic_path(target) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
+        if config.overlays:
+            place = folder / "overlays" / f"{video.name}.mp4"
+            write_pose_overlay(place, video, in_pixels(found, grid, video.size))
+        return {"grid": list(grid)}
 
-        def track(video: Video) -> dict[str, Any]:
-            features = FrameFeatures(encoder, inputs.device, protocol, video.frames, video.size)
-            found, grid = poses(video, features, adapter)
-            target = folder / "poses" / f"{video.name}.npy"
-            with atomic_path(target) as temporary, temporary.open("wb") as file:
-                np.save(file, found)
-            if config.overlays:
-                place = folder / "overlays" / f"{video.name}.mp4"
-                write_pose_overlay(place, video, in_pixels(found, grid, video.size))
-            return {"grid": list(grid), **(adapter.spent() if adapter else {})}
-
-        key = {
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
-            "dataset": videos.about["digest"],
-            "config": config.model_dump(mode="json"),
-        }
-        in_order = adapter is not None and not adapter.config.reset
-        notes = each_sequence(videos, folder / "work", key, track, in_order=in_order)
-        shares = score(folder, videos, {name: note["grid"] for name, note in notes.items()})
+    def score(folder: Path, videos: LabelledVideos, notes: Notes) -> tuple[Any, list[Path]]:
+        shares = correct(folder, videos, {name: note["grid"] for name, note in notes.items()})
         header = ["joint", *(f"PCK@{x:g}" for x in THRESHOLDS)]
         rows = [[joint, *(f"{x:.6g}" for x in column)] for joint, column in enumerate(shares.T, 1)]
         files = [write_csv(folder / "joints.csv", [header, *rows])]
-        return Outcome(protocol.title, shares, files, list(notes.values()))
+        if config.overlays:
+            files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]
+        return shares, files
 
-    title, _, metrics, files = with_adaptation(
-        inputs, config.adapt, output_dir, once, numbers, main="PCK_0.1"
+    task: Task[Any] = Task(
+        layout="jhmdb",
+        protocol=lambda encoder: make_protocol(
+            "crw", config, encoder, context=CONTEXT, size=config.crop_size
+        ),
+        do=track,
+        score=score,
+        numbers=numbers,
+        main="PCK_0.1",
+        samples=lambda _, videos: len(videos),
     )
-    protocol = f"{LAYOUT}-{videos.subset}-{title}"
-    return Result(protocol, metrics, len(videos), files)
+    return evaluate_videos(inputs, config, output_dir, task)
 
 
 def poses(
-    video: Video, features: FrameFeatures, adapter: Adapter | None = None
+    video: Video, features: FrameFeatures, before: BeforeFrame | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Return joints in every frame, (2, J, T) as column and row in cells, and the grid (h, w)."""
     truth = truth_of(video)
@@ -116,7 +103,6 @@ def poses(
         grids.append(grid)
         return heat_maps(truth[:, :, 0], grid, video.size)
 
-    before = adapter.start(video.name, video.frames, video.size) if adapter else None
     found = [read_out(soft) for soft in propagate(features, labels, before)]
     return np.stack(found, axis=-1), grids[0]
 
@@ -183,12 +169,12 @@ def read_out(soft: Tensor) -> np.ndarray:
 
 
 def in_pixels(joints: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """Return joints (2, J, T) in pixels of the frame from those in cells; lost ones stay below 0."""
+    """Return joints (2, J, T) in pixels from those in cells; lost ones stay negative."""
     scale = np.array([size[1] / grid[1], size[0] / grid[0]])
     return joints * scale[:, None, None]
 
 
-def score(folder: Path, videos: LabelledVideos, grids: dict[str, list[int]]) -> np.ndarray:
+def correct(folder: Path, videos: LabelledVideos, grids: dict[str, list[int]]) -> np.ndarray:
     """Return the percentage of correct joints, (thresholds, J), of all frames but the first."""
     distances = []
     for video in videos:

@@ -11,32 +11,29 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from timewalk.artefacts import atomic_path, sha256_file
+from timewalk.artefacts import atomic_path
 from timewalk.data.generated import PALETTE_START, save_ids
 from timewalk.data.sequences import VOID, LabelledVideos, read_ids
 from timewalk.data.sequences import Sequence as Video
-from timewalk.encoders import load_encoder
 from timewalk.errors import UserError
-from timewalk.evaluation.adaptation import AdaptConfig, Adapter, Outcome, with_adaptation
 from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.davis_folders import score_folders
 from timewalk.evaluation.davis_official import compare_with_official
 from timewalk.evaluation.davis_tables import Scores, write_csv, write_scores
 from timewalk.evaluation.label_propagation import (
+    BeforeFrame,
     FrameFeatures,
-    each_sequence,
     hard_labels,
     propagate,
     soft_labels,
     to_ids,
 )
+from timewalk.evaluation.over_videos import Notes, Task, VideosConfig, evaluate_videos
 from timewalk.evaluation.overlays import write_overlay
-from timewalk.evaluation.protocols import PropagationConfig, Protocol, ProtocolName, make_protocol
-
-LAYOUT = "davis2017"
+from timewalk.evaluation.protocols import Protocol, ProtocolName, make_protocol
 
 
-class Config(PropagationConfig):
+class Config(VideosConfig):
     """Video object segmentation by label propagation on a `davis2017` set."""
 
     kind: Literal["davis"] = "davis"
@@ -48,8 +45,6 @@ class Config(PropagationConfig):
     """`official`: run the official davis2017-evaluation too, and stop if its tables differ"""
     tool_path: str | None = None
     """folder of a checkout of davis2017-evaluation (`tool: official`)"""
-    adapt: AdaptConfig | None = None
-    """test-time adaptation; the result has the plain figures too"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -59,56 +54,46 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         inputs: the run and the prepared set.
         config: settings.
         output_dir: `masks/<sequence>/<frame>.png`, `overlays/<sequence>.mp4`, the official tables
-            and `davis_semi-supervised-<subset>.json` go here; `work/` notes what is done. With
-            adaptation the same without it in `plain/`.
+            and `davis_semi-supervised-<subset>.json` go here, as
+            :func:`timewalk.evaluation.over_videos.evaluate_videos` says.
 
     Raises:
         UserError: a set of another layout, or sequences that failed; the others are kept.
     """
-    videos = LabelledVideos(inputs.dataset)
-    if videos.kind != LAYOUT:
-        raise UserError(
-            f"evaluations of kind 'davis' need a set of kind '{LAYOUT}', but {inputs.dataset} is "
-            f"'{videos.kind}'; name another under the key 'dataset'."
-        )
 
-    def once(folder: Path, adapter: Adapter | None) -> Outcome[Scores]:
-        encoder = adapter.encoder if adapter else load_encoder(inputs.run).eval()
-        protocol = make_protocol(config.protocol, config, encoder.to(inputs.device))
+    def segment(
+        video: Video, features: FrameFeatures, before: BeforeFrame | None, folder: Path
+    ) -> dict[str, Any]:
+        masks = segmentation(video, features, before)
+        names = [f"{path.stem}.png" for path in video.frames]
+        save_masks(folder / "masks" / video.name, names, masks)
+        if config.overlays:
+            write_overlay(folder / "overlays" / f"{video.name}.mp4", video, masks)
+        return {}
 
-        def segment(video: Video) -> dict[str, Any]:
-            features = FrameFeatures(encoder, inputs.device, protocol, video.frames, video.size)
-            masks = segmentation(video, features, adapter)
-            names = [f"{path.stem}.png" for path in video.frames]
-            save_masks(folder / "masks" / video.name, names, masks)
-            if config.overlays:
-                write_overlay(folder / "overlays" / f"{video.name}.mp4", video, masks)
-            return adapter.spent() if adapter else {}
-
-        key = {
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
-            "dataset": videos.about["digest"],
-            "config": config.model_dump(mode="json", exclude={"tool", "tool_path"}),
-        }
-        in_order = adapter is not None and not adapter.config.reset
-        spent = each_sequence(videos, folder / "work", key, segment, in_order=in_order)
-        scores = scored(folder, videos, inputs.workers)
-        files = [*write_csv(scores, folder), write_scores(scores, folder)]
+    def score(folder: Path, videos: LabelledVideos, _: Notes) -> tuple[Scores, list[Path]]:
+        found = scored(folder, videos, inputs.workers)
+        files = [*write_csv(found, folder), write_scores(found, folder)]
         if config.tool == "official":
             compare_with_official(folder, videos.root, videos.subset, config.tool_path)
         if config.overlays:
             files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]
-        return Outcome(protocol.title, scores, files, list(spent.values()))
+        return found, files
 
-    title, scores, metrics, files = with_adaptation(
-        inputs, config.adapt, output_dir, once, percent, main="JF_mean"
+    task = Task(
+        layout="davis2017",
+        protocol=lambda encoder: make_protocol(config.protocol, config, encoder),
+        do=segment,
+        score=score,
+        numbers=percent,
+        main="JF_mean",
+        samples=lambda found, _: len(found.rows()),
     )
-    protocol = f"{LAYOUT}-{videos.subset}-{title}"
-    return Result(protocol, metrics, len(scores.rows()), files)
+    return evaluate_videos(inputs, config, output_dir, task)
 
 
 def segmentation(
-    video: Video, features: FrameFeatures, adapter: Adapter | None = None
+    video: Video, features: FrameFeatures, before: BeforeFrame | None = None
 ) -> list[np.ndarray]:
     """Return the ids of every frame, uint8 (H, W) each, from those of the first.
 
@@ -128,7 +113,6 @@ def segmentation(
 
     between = features.input_size if protocol.minmax else output_size(protocol, video.size)
     masks = []
-    before = adapter.start(video.name, video.frames, video.size) if adapter else None
     for index, soft in enumerate(propagate(features, labels, before)):
         if index == 0 and protocol.hard_labels:
             masks.append(first)
