@@ -3,11 +3,18 @@
 #   snakemake --cores 8 --resources gpu=4                            every run, every evaluation
 #   snakemake --cores 8 --resources gpu=4 results/dora/knn.json      one of them
 #   snakemake --cores 2 --configfile workflow/demo.yaml              the demo
+#   snakemake --cores 2 results/demo/crw/davis.json                  one result of the demo
 #
-# config.yaml is the suite unless --configfile names another.
+# config.yaml is the suite unless --configfile names another, or a target lies in the demo's folder.
+# The environment carries the choice to jobs that read this file again without the targets.
+import os
+import sys
+
+if any(word.startswith("results/demo/") for word in sys.argv[1:]):
+    os.environ["TIMEWALK_SUITE"] = "workflow/demo.yaml"
 if not workflow.config_settings.configfiles:
 
-    configfile: "config.yaml"
+    configfile: os.environ.get("TIMEWALK_SUITE", "config.yaml")
 
 
 include: "workflow/rules/common.smk"

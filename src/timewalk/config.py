@@ -441,6 +441,8 @@ class EvaluationConfig(Strict):
     """name of an evaluation (`timewalk evaluations`)"""
     dataset: Name
     """name of the labelled set, of `labelled:`"""
+    runs: Names | None = None
+    """only these runs are evaluated when all results are asked for; null: every run"""
 
 
 class Config(Strict):

@@ -54,6 +54,10 @@ class Suite:
         """Return a training set; an unknown name is a :class:`UserError`."""
         return lookup("data set", name, self.config.datasets)
 
+    def evaluations_of(self, run: str) -> list[str]:
+        """Return the names of the evaluations that a run goes through."""
+        return [n for n, item in self.evaluations.items() if item.runs is None or run in item.runs]
+
     def evaluation(self, name: str) -> EvaluationConfig:
         """Return an evaluation; an unknown name is a :class:`UserError`."""
         return lookup("evaluation", name, self.evaluations)
@@ -174,6 +178,8 @@ def _check_references(suite: Suite) -> None:
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
         _labels(name, item, suite.config.labelled[item.dataset])
+        for only in item.runs or ():
+            _reference("run", f"evaluations.{name}.runs", only, suite.runs)
         frames = getattr(item, "frames", None)
         if frames is not None:
             _videos_of(suite.config, f"evaluations.{name}.frames", frames)

@@ -191,8 +191,8 @@ def run_nodes(wildcards):
 
 
 def evaluation_json(wildcards):
-    """Return the settings of an evaluation."""
-    return as_json(SUITE.evaluation(wildcards.evaluation))
+    """Return the settings of an evaluation; which other runs it is for changes no result."""
+    return as_json(SUITE.evaluation(wildcards.evaluation), exclude={"runs"})
 
 
 def evaluation_dataset(wildcards):
@@ -250,13 +250,14 @@ def all_results(wildcards=None):
     return [
         f"{RESULTS}/{run}/{name}.json"
         for run in SUITE.runs
-        for name in SUITE.evaluations
+        for name in SUITE.evaluations_of(run)
     ]
 
 
 def run_results(wildcards):
-    """Return one run under every evaluation."""
-    return [f"{RESULTS}/{wildcards.run}/{name}.json" for name in SUITE.evaluations]
+    """Return one run under each of its evaluations."""
+    names = SUITE.evaluations_of(wildcards.run)
+    return [f"{RESULTS}/{wildcards.run}/{name}.json" for name in names]
 
 
 def all_cards(wildcards=None):

@@ -65,6 +65,13 @@ class TimmEncoder(Encoder):
         last: Tensor = body.forward_features(images)
         return last
 
+    def dense(self, images: Tensor) -> Tensor:
+        """Return the map at stride 16 alone, without the layers behind it."""
+        body: Any = self.body
+        keys = {"indices": [self._stage], "stop_early": True, "intermediates_only": True}
+        maps: list[Tensor] = body.forward_intermediates(images, **keys)
+        return maps[0]
+
     def forward(self, images: Tensor) -> Features:
         """Return pooled features and the map at stride 16."""
         body: Any = self.body

@@ -22,6 +22,7 @@ from timewalk.evaluation.adaptation import AdaptConfig, Adapter
 from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.label_propagation import BeforeFrame, FrameFeatures
 from timewalk.evaluation.protocols import PropagationConfig, Protocol
+from timewalk.video.probe import executable
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,15 @@ Notes = dict[str, dict[str, Any]]
 
 SHOWN = 3
 """failed videos that a message quotes"""
-NOT_FOR_RESULTS = {"tool", "tool_path"}
+NOT_FOR_RESULTS = {"runs", "tool", "tool_path", "tool_python"}
 """keys that change no video's result"""
 
 
 class VideosConfig(PropagationConfig):
     """Keys of an evaluation over videos."""
+
+    overlays: bool = False
+    """write a video of each sequence: predictions in colour over the frames, the truth in white"""
 
     adapt: AdaptConfig | None = None
     """test-time adaptation; the result has the plain figures too"""
@@ -86,6 +90,8 @@ def evaluate_videos(
             f"evaluations of kind '{config.kind}' need a set of kind '{task.layout}', but "
             f"{inputs.dataset} is '{videos.kind}'; name another under the key 'dataset'."
         )
+    if config.overlays:
+        executable("ffmpeg")  # said before the work, not after it
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = {
         "encoder": sha256_file(inputs.run / "encoder.safetensors"),

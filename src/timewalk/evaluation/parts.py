@@ -59,8 +59,6 @@ class Config(VideosConfig):
     kind: Literal["vip"] = "vip"
     crop_size: Annotated[int, Field(ge=16)] = 560
     """side in pixels of the square to which frames and masks are resized, whatever their shape"""
-    overlays: bool = False
-    """write a video of each sequence: predicted parts in colour, true ones as white outlines"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:

@@ -39,8 +39,6 @@ class Config(VideosConfig):
     kind: Literal["jhmdb"] = "jhmdb"
     crop_size: Annotated[int, Field(ge=16)] = 320
     """side in pixels of the square to which frames are resized, whatever their shape"""
-    overlays: bool = False
-    """write a video of each sequence: predicted joints in colour, true ones in white"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -72,7 +70,10 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     def score(folder: Path, videos: LabelledVideos, notes: Notes) -> tuple[Any, list[Path]]:
         shares = correct(folder, videos, {name: note["grid"] for name, note in notes.items()})
         header = ["joint", *(f"PCK@{x:g}" for x in THRESHOLDS)]
-        rows = [[joint, *(f"{x:.6g}" for x in column)] for joint, column in enumerate(shares.T, 1)]
+        rows = [
+            [joint, *(None if np.isnan(x) else f"{x:.6g}" for x in column)]
+            for joint, column in enumerate(shares.T, 1)
+        ]
         files = [write_csv(folder / "joints.csv", [header, *rows])]
         if config.overlays:
             files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]

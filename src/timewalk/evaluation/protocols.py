@@ -92,12 +92,14 @@ def make_protocol(
         size: side in pixels of the square that frames are resized to; None: the protocol's size.
 
     Raises:
-        UserError: a key that the protocol does not know.
+        UserError: a key that the protocol does not know, or no long-term frame.
     """
     stride = encoder.stride / config.upsample
     base = _published(name, stride)
     if context is not None:
         base = replace(base, context=context)
+    if not config.long_term:
+        raise UserError("long_term: is empty; name a frame at least, such as 0 for the first.")
     if name == "dino":
         for key, changed in (
             ("long_term", config.long_term != [0]),

@@ -45,7 +45,7 @@ def run_evaluation(
     result = entry.load().evaluate(inputs, config, folder)
     about = read_json(run / "encoder.json")
     origin = about.get("provenance", {})
-    settings = config.model_dump(mode="json")
+    settings = config.model_dump(mode="json", exclude={"runs"})
     record = {
         "run": run.name,
         "method": origin.get("config", {}).get("method"),

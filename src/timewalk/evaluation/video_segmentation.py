@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from timewalk.artefacts import atomic_path
+from timewalk.artefacts import atomic_path, read_manifest
 from timewalk.data.generated import PALETTE_START, save_ids
-from timewalk.data.sequences import VOID, LabelledVideos, read_ids
+from timewalk.data.sequences import KIND, VOID, LabelledVideos, read_ids
 from timewalk.data.sequences import Sequence as Video
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result
@@ -44,7 +44,9 @@ class Config(VideosConfig):
     tool: Literal["ours", "official"] = "ours"
     """`official`: run the official davis2017-evaluation too, and stop if its tables differ"""
     tool_path: str | None = None
-    """folder of a checkout of davis2017-evaluation (`tool: official`)"""
+    """folder of a clone of davis2017-evaluation; null: where the package `davis2017` lies"""
+    tool_python: str | None = None
+    """path of the Python that runs it, such as that of envs/davis.yaml; null: this one"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -58,8 +60,10 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             :func:`timewalk.evaluation.over_videos.evaluate_videos` says.
 
     Raises:
-        UserError: a set of another layout, or sequences that failed; the others are kept.
+        UserError: a set of another layout, size or task, or sequences that failed; the others are
+            kept.
     """
+    check_set(inputs.dataset)
 
     def segment(
         video: Video, features: FrameFeatures, before: BeforeFrame | None, folder: Path
@@ -75,7 +79,9 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         found = scored(folder, videos, inputs.workers)
         files = [*write_csv(found, folder), write_scores(found, folder)]
         if config.tool == "official":
-            compare_with_official(folder, videos.root, videos.subset, config.tool_path)
+            compare_with_official(
+                folder, videos.root, videos.subset, config.tool_path, config.tool_python
+            )
         if config.overlays:
             files += [folder / "overlays" / f"{video.name}.mp4" for video in videos]
         return found, files
@@ -90,6 +96,23 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         samples=lambda found, _: len(found.rows()),
     )
     return evaluate_videos(inputs, config, output_dir, task)
+
+
+def check_set(manifest: Path) -> None:
+    """Refuse sets of which the official scores are not to be had: they are given at 480p only, and
+    annotations for the unsupervised task number the objects differently.
+
+    Raises:
+        UserError: names the set's key.
+    """
+    parameters = read_manifest(manifest, KIND)["parameters"]
+    for key, needed in (("task", "semi-supervised"), ("resolution", "480p")):
+        found = parameters.get(key, needed)
+        if found != needed and parameters["kind"] == "davis2017":
+            raise UserError(
+                f"{manifest} has the {key} '{found}', but evaluations of kind 'davis' score "
+                f"'{needed}'; name another set under the key 'dataset'."
+            )
 
 
 def segmentation(

@@ -37,9 +37,9 @@ def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndar
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth {truth.shape} and prediction {predicted.shape} differ in shape")
-    if predicted.size and not 0 <= int(predicted.min()) <= int(predicted.max()) < classes:
-        raise ValueError(f"the predicted id {int(predicted.max())} is beyond {classes} classes")
-    known = truth < classes
+    if (beyond := predicted[(predicted < 0) | (predicted >= classes)]).size:
+        raise ValueError(f"the predicted id {int(beyond[0])} is beyond {classes} classes")
+    known = (truth >= 0) & (truth < classes)
     pairs = truth[known].astype(np.int64) * classes + predicted[known]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 

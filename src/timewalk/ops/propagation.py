@@ -62,7 +62,9 @@ class Propagation:
     @property
     def reach(self) -> float:
         """Largest difference of rows or columns between a cell and its neighbours."""
-        return math.ceil(self.radius) - 1 if self.window == "disc" else self.radius
+        if self.window == "square" or math.isinf(self.radius):
+            return self.radius
+        return math.ceil(self.radius) - 1
 
 
 class Candidates(NamedTuple):
@@ -179,7 +181,7 @@ class Propagator:
         self.kept = {n: replace(frame, features=fresh[n]) for n, frame in self.kept.items()}
         start = self.time + 1 - len(self.recent)
         recent = [replace(f, features=fresh[start + i]) for i, f in enumerate(self.recent)]
-        self.recent.extend(recent)
+        self.recent = deque(recent, maxlen=self.settings.context)
 
     def frames_in_context(self) -> list[int]:
         """Return the numbers of the frames that the next one looks at, in order."""
