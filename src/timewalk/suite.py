@@ -206,7 +206,7 @@ def _videos_of(config: Config, key: str, dataset: str) -> list[str]:
     """Return the videos of a data set that has to be one of videos."""
     _reference("data set", key, dataset, config.datasets)
     found = config.datasets[dataset]
-    if found.images is not None:
+    if found.images:
         raise UserError(f"{key}: '{dataset}' holds still images; name a data set of videos.")
     if not found.videos:
         raise UserError(f"{key}: '{dataset}' is made of folders of images; name one of `videos`.")

@@ -28,7 +28,7 @@ RESULTS = PurePosixPath(SUITE.config.results_dir).as_posix()
 LOGS = "logs"
 TIMES = "logs/times"
 BLUR = SUITE.config.blur
-STILLS = {name for name, x in SUITE.config.datasets.items() if x.images is not None}
+STILLS = {name for name, x in SUITE.config.datasets.items() if x.images}
 FOLDERS = {
     name: x.folders or x.list
     for name, x in SUITE.config.datasets.items()

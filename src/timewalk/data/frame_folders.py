@@ -37,7 +37,7 @@ FRAMES_AT_ONCE = 4096
 
 class _Video(NamedTuple):
     folder: str
-    count: int
+    frames: int
     lines: bytes
     unpadded: bool
 
@@ -68,13 +68,8 @@ class FrameFolderStore:
     def __init__(
         self, root: Path, listing: Listing, index: FrameIndex, first: int, last: int
     ) -> None:
-        self.root, self.listing, self.index, self.first, self.last = (
-            root,
-            listing,
-            index,
-            first,
-            last,
-        )
+        self.root, self.listing, self.index = root, listing, index
+        self.first, self.last = first, last
         self.video = posixpath.dirname(listing[first])
         self.times = index.times[first:last]
 
@@ -120,7 +115,7 @@ def index_frame_folders(source: Path, manifest: Path, workers: int = 1) -> dict[
     """
     videos, root = _found(source), source if source.is_dir() else source.parent
     warnings = _warnings(videos)
-    counts = np.array([video.count for video in videos])
+    counts = np.array([video.frames for video in videos])
     listing = Listing(b"".join(video.lines for video in videos))
     starts = np.cumsum(counts) - counts
     index, sizes, content = _check_frames(root, listing, workers)
@@ -214,24 +209,28 @@ def _listed(path: Path) -> Iterator[_Video]:
     seen: dict[str, int] = {}
     for number, line in lines.items():
         where = f"{path}, line {number}"
-        directory, _, count = line.replace("\t", " ").rpartition(" ")
-        if not (directory and count.isascii() and count.isdigit()):
+        *words, count = line.rsplit(maxsplit=1)
+        if not (words and count.isascii() and count.isdigit()):
             raise UserError(f"{where}: '{line}' is not '<directory> <number of frames>'.")
-        directory = posixpath.normpath(line[: len(directory)].rstrip())
+        directory = posixpath.normpath(words[0])
         folder = path.parent / directory
         if not folder.is_dir():
             raise UserError(f"{where}: there is no folder {folder}; correct or remove the line.")
         if (earlier := seen.setdefault(os.path.realpath(folder), number)) != number:
             raise UserError(f"{where}: {folder} is in line {earlier} already; remove one of them.")
-        video = _video(directory, folder, image_names(folder, os.listdir(folder), SUFFIXES))
-        if video.count != int(count):
+        video = _video(directory, folder, _names(folder))
+        if video.frames != int(count):
             raise UserError(
-                f"{where}: {folder} holds {video.count} frames, but the list says {count}; correct "
+                f"{where}: {folder} holds {video.frames} frames, but the list says {count}; correct "
                 "the number, or complete the folder."
             )
-        if not video.count:
+        if not video.frames:
             raise UserError(f"{where}: {folder} holds no frames; remove the line.")
         yield video
+
+
+def _names(folder: Path) -> list[str]:
+    return image_names(folder, (entry.name for entry in folder.iterdir()), SUFFIXES)
 
 
 def _video(name: str, folder: Path, names: list[str]) -> _Video:
@@ -284,7 +283,7 @@ def _check_frames(root: Path, listing: Listing, workers: int) -> tuple[FrameInde
     total = len(listing)
     length, crc = np.zeros(total, np.int64), np.zeros(total, np.uint32)
     sizes, content = np.zeros((total, 2), np.int32), hashlib.sha256()
-    broken, shown = 0, []
+    broken, shown = 0, list[str]()
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start in range(0, total, FRAMES_AT_ONCE):
             files = [listing[k] for k in range(start, min(start + FRAMES_AT_ONCE, total))]

@@ -162,9 +162,7 @@ def walk_images(root: Path, suffixes: Collection[str]) -> Iterator[tuple[str, li
 def image_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> list[str]:
     """Return the names of a folder's images, by suffix and in no order."""
     found = [
-        name
-        for name in names
-        if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
     ]
     for name in found:
         if "\n" in name or "\r" in name:
