@@ -32,6 +32,20 @@ from timewalk.ops.cycles import affinities, cycles, palindromes, transitions
 from timewalk.ops.propagation import Propagator
 
 
+MARKS = {
+    "every": "every",
+    "window": "window",
+    "frames_per_clip": "f",
+    "step_between_frames": "step",
+    "clips": "clips",
+    "learning_rate": "lr",
+    "temperature": "t",
+    "edge_dropout": "d",
+    "seed": "seed",
+}
+"""what stands before a changed key's value in a protocol's name"""
+
+
 class AdaptConfig(Strict):
     """Test-time adaptation: the walk's training on the test video itself."""
 
@@ -77,12 +91,17 @@ class AdaptConfig(Strict):
         return self
 
     def title(self) -> str:
-        """Return the mark in a protocol's name."""
-        walk = "window" if self.walk == "window" else f"{self.frames_per_clip}x{self.clips}"
-        title = f"adapt{self.steps}-every{self.every}-window{self.window}-{walk}"
-        title += f"-lr{self.learning_rate:g}"
+        """Return the mark in a protocol's name: the steps, and what is not as the defaults say."""
+        default = AdaptConfig(patch_size=self.patch_size, image_size=self.image_size)
+        changed = {
+            key: getattr(self, key) for key in MARKS if getattr(self, key) != getattr(default, key)
+        }
+        title = "".join(f"-{MARKS[key]}{value:g}" for key, value in changed.items())
+        if (self.image_size, self.patch_size) != (256, 64):
+            title += f"-{self.image_size}px{self.patch_size}"
+        title += "-whole" if self.walk == "window" else ""
         title += "-bn" if self.batch_norm == "adapted" else ""
-        return title + ("" if self.reset else "-carried")
+        return f"adapt{self.steps}{title}" + ("" if self.reset else "-carried")
 
 
 class Adapter:
