@@ -32,6 +32,14 @@ def changed(path, value):
     return raw
 
 
+def test_an_evaluation_for_some_runs():
+    loaded = suite.load_suite(changed("evaluations.knn.runs", ["dora"]))
+    assert loaded.evaluations_of("dora") == ["knn"]
+    assert loaded.evaluations_of("random") == []
+    with pytest.raises(UserError, match=r"evaluations\.knn\.runs: unknown run 'dorra'.*'dora'"):
+        suite.load_suite(changed("evaluations.knn.runs", ["dorra"]))
+
+
 def test_defaults_come_from_the_method():
     loaded = suite.load_suite(BASE)
     training = loaded.run("dora").training

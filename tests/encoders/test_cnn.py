@@ -26,6 +26,8 @@ def test_summary_and_map_at_stride_16(name, width, patch_width, tmp_path):
     assert features.summary.shape == (1, width) == (1, encoder.width)
     assert features.patches.shape == (1, patch_width, 4, 6)
     assert (encoder.stride, encoder.patch_width) == (16, patch_width)
+    pixels = torch.randn(1, 3, 64, 96)
+    assert torch.equal(encoder.dense(pixels), encoder(pixels).patches)
     save_encoder(encoder, tmp_path, {})
     images = torch.randn(1, 3, 64, 64)
     assert torch.equal(load_encoder(tmp_path)(images).summary, encoder(images).summary)

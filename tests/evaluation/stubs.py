@@ -27,7 +27,7 @@ class Stub(Encoder):
         self.sizes.add(tuple(images.shape[2:]))
         pooled = F.avg_pool2d(images, self.stride, ceil_mode=True, count_include_pad=False)
         # Random waves: their cosine falls with the distance of what they are made of.
-        seen = torch.einsum("wc,bchw->bwhw" if False else "wc,bcij->bwij", self.waves, self.see(pooled))
+        seen = torch.einsum("wc,bchv->bwhv", self.waves, self.see(pooled))
         cells = torch.cos(seen + self.phases)
         return Features(cells.mean((2, 3)), cells)
 

@@ -9,9 +9,9 @@ import yaml
 from tests.workflow.conftest import ROOT, Workflow
 from timewalk.evaluation.davis_folders import score_folders
 
-MARGIN = 4.0
-"""points of J&F by which a minute of CRW has to beat the same network with fresh weights; 9 were
-measured, 5 to 10 with other seeds"""
+MARGIN = 2.0
+"""points of J&F by which a minute of CRW has to beat the same network with fresh weights; with 24
+and 40 steps and three seeds it was 5 to 11"""
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def demo(tmp_path_factory):
     config = yaml.safe_load((ROOT / "workflow" / "demo.yaml").read_text())
     config["blur"] = "off"
     workflow.configure(config)
-    outcome = workflow.run(*(f"results/demo/{run}/davis.json" for run in ("crw", "random_resnet")))
+    targets = [f"results/demo/{run}/davis.json" for run in ("crw", "random_resnet")]
+    outcome = workflow.run(*targets, cores=1)
     assert outcome.code == 0, outcome.text
     return workflow.folder
 

@@ -31,7 +31,6 @@ from timewalk.evaluation.label_propagation import BeforeFrame, FrameFeatures
 from timewalk.ops.cycles import affinities, cycles, palindromes, transitions
 from timewalk.ops.propagation import Propagator
 
-
 MARKS = {
     "every": "every",
     "window": "window",
