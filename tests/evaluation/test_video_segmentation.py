@@ -187,7 +187,7 @@ def test_frames_are_enlarged_for_dino_alone(shared, vit, tmp_path, seen_by):
         ("crw", 2, {"radius": 6}),
         ("smtc", 2, {"radius": 6}),
         ("smtc", 4, {"radius": 6, "upsample": 2}),
-        ("dino", 16, {}),
+        ("dino", 12, {}),
     ],
 )
 def test_colours_are_enough_for_moving_shapes(shared, vit, tmp_path, seen_by, protocol, stride, keys):

@@ -221,8 +221,8 @@ def _listed(path: Path) -> Iterator[_Video]:
         video = _video(directory, folder, _names(folder))
         if video.frames != int(count):
             raise UserError(
-                f"{where}: {folder} holds {video.frames} frames, but the list says {count}; correct "
-                "the number, or complete the folder."
+                f"{where}: {folder} holds {video.frames} frames, but the list says {count}; "
+                "correct the number, or complete the folder."
             )
         if not video.frames:
             raise UserError(f"{where}: {folder} holds no frames; remove the line.")
