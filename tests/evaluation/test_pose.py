@@ -15,7 +15,7 @@ from tests.evaluation.stubs import Blind, Seeing
 from tests.miniature import video_sets
 from timewalk.artefacts import read_json
 from timewalk.cli import main
-from timewalk.config import Davis2017, Jhmdb
+from timewalk.config import JHMDB, Davis2017
 from timewalk.data.prepare import prepare
 from timewalk.data.sequences import LabelledVideos
 from timewalk.errors import UserError
@@ -41,7 +41,7 @@ KEYS = {"dataset": "jhmdb", "crop_size": SIDE, "radius": 6}
 def a_set(folder):
     joints = video_sets.jhmdb(folder / "JHMDB", NAMES, frames=FRAMES, size=SIZE)
     manifest = folder / "set" / "manifest.json"
-    prepare("jhmdb", Jhmdb(kind="jhmdb", root=str(folder / "JHMDB")), manifest)
+    prepare("jhmdb", JHMDB(kind="jhmdb", root=str(folder / "JHMDB")), manifest)
     return manifest, joints
 
 
@@ -83,7 +83,7 @@ def test_a_blob():
 
 
 @pytest.mark.parametrize(
-    "position, centre, cells",
+    ("position", "centre", "cells"),
     [
         (5.0, 5, [3, 4, 5, 6]),
         (5.49, 5, [3, 4, 5, 6]),
@@ -152,7 +152,7 @@ def test_true_joints_score_100(shared, tmp_path):
         path = tmp_path / "poses" / f"{name}.npy"
         path.parent.mkdir(parents=True)
         np.save(path, truth * scale)
-    found = numbers(correct(tmp_path, videos, dict.fromkeys(NAMES, [20, 20])))
+    found = numbers(correct(tmp_path, videos, {key: [20, 20] for key in NAMES}))
     assert found == {f"PCK_{share}": 100 for share in (0.1, 0.2, 0.3, 0.4, 0.5)}
 
 
@@ -165,7 +165,7 @@ def test_the_first_frame_does_not_count(shared, tmp_path):
         wrong = truth * scale
         wrong[..., 0] = 0
         np.save(path, wrong)
-    found = correct(tmp_path, LabelledVideos(manifest), dict.fromkeys(NAMES, [20, 20]))
+    found = correct(tmp_path, LabelledVideos(manifest), {key: [20, 20] for key in NAMES})
     assert (found == 100).all()
 
 
@@ -183,7 +183,7 @@ def test_from_the_command_line(shared, run_of, tmp_path):
     options = ["--settings", settings, "--dataset", str(manifest), "--gpus", "0", "--threads", "1"]
     assert main(["evaluate", "pose", str(run_of("vit")), str(output), *options]) == 0
     record = read_json(output)
-    assert record["protocol"] == "jhmdb-split1-crw-s8-r6-80px"
+    assert record["protocol"] == "jhmdb-test-crw-s8-r6-80px"
     assert record["samples"] == 2
     assert list(record["metrics"]) == [f"PCK_{share}" for share in (0.1, 0.2, 0.3, 0.4, 0.5)]
     values = list(record["metrics"].values())
@@ -228,7 +228,9 @@ def test_joints_of_another_number_of_frames(run_of, tmp_path, frames):
     path = tmp_path / "JHMDB" / "joint_positions" / name / "joint_positions.mat"
     savemat(path, {"pos_img": np.resize(joints[name], (2, 15, frames))})
     video = LabelledVideos(manifest)[name]
-    with pytest.raises(UserError, match=rf"mat has joints of {frames} frames, but sequence 'walk/A"):
+    with pytest.raises(
+        UserError, match=rf"mat has joints of {frames} frames, but sequence 'walk/A"
+    ):
         truth_of(video)
     with pytest.raises(UserError, match=r"1 of 2 videos failed \(walk/April_09_walk_f_nm_np1: .*"):
         run(manifest, run_of("vit"), tmp_path / "out")
@@ -242,6 +244,12 @@ def test_unreadable_joints(run_of, tmp_path):
     path.write_bytes(b"no mat")
     with pytest.raises(UserError, match=r"joint_positions\.mat cannot be read as a \.mat file"):
         run(manifest, run_of("vit"), tmp_path / "out")
+    savemat(path, {"pos_img": np.ones((2, 15, FRAMES))}, do_compression=True)
+    content = bytearray(path.read_bytes())
+    content[150:160] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"joint_positions\.mat cannot be read as a \.mat file"):
+        run(manifest, run_of("vit"), tmp_path / "out")
     path.unlink()
     with pytest.raises(UserError, match=r"joint_positions\.mat cannot be read as a \.mat file"):
         run(manifest, run_of("vit"), tmp_path / "out")
@@ -251,5 +259,7 @@ def test_a_set_of_another_layout(run_of, tmp_path):
     video_sets.davis2017(tmp_path / "DAVIS")
     manifest = tmp_path / "set" / "manifest.json"
     prepare("davis", Davis2017(kind="davis2017", root=str(tmp_path / "DAVIS")), manifest)
-    with pytest.raises(UserError, match=r"kind 'jhmdb' need a set of kind 'jhmdb', but .* is 'davis"):
+    with pytest.raises(
+        UserError, match=r"kind 'jhmdb' need a set of kind 'jhmdb', but .* is 'davis"
+    ):
         run(manifest, run_of("vit"), tmp_path / "out")

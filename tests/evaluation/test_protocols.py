@@ -53,7 +53,7 @@ def test_published_settings():
 
 
 @pytest.mark.parametrize(
-    "stride, upsample, top_k, radius",
+    ("stride", "upsample", "top_k", "radius"),
     [(16, 1, 7, 7), (32, 1, 7, 7), (16, 2, 28, 35), (8, 1, 28, 35), (14, 1, 28, 35), (32, 2, 7, 7)],
 )
 def test_smtc_by_stride(stride, upsample, top_k, radius):
@@ -74,7 +74,7 @@ def test_steps_beside_propagation():
 
 
 @pytest.mark.parametrize(
-    "keys, mark",
+    ("keys", "mark"),
     [
         ({"context": 4}, "-n4"),
         ({"top_k": 3}, "-k3"),
@@ -139,12 +139,12 @@ def test_keys_that_are_refused(keys):
 
 @pytest.mark.parametrize("name", ["crw", "dino", "smtc"])
 def test_no_long_term_frame(name):
-    with pytest.raises(UserError, match="^long_term: is empty; name a frame at least, such as 0"):
+    with pytest.raises(UserError, match=r"^long_term: is empty; name a frame at least, such as 0"):
         make(name, long_term=[])
 
 
 @pytest.mark.parametrize(
-    "name, multiple, size, expected",
+    ("name", "multiple", "size", "expected"),
     [
         ("dino", 16, (480, 854), (480, 832)),
         ("dino", 8, (480, 854), (480, 832)),

@@ -120,7 +120,7 @@ def ids_of(path):
 
 
 @pytest.mark.parametrize(
-    "protocol, title",
+    ("protocol", "title"),
     [("crw", "crw-s8-r2"), ("dino", "dino-s8-r2"), ("smtc", "smtc-s8-r2")],
 )
 def test_a_result(shared, vit, tmp_path, protocol, title):
@@ -149,7 +149,9 @@ def test_a_result(shared, vit, tmp_path, protocol, title):
     means = {name.replace("&", ""): 100 * value for name, value in scored.means().items()}
     assert found.metrics == {
         "JF_mean": means["JF-Mean"],
-        **{f"{m}_{s.lower()}": means[f"{m}-{s}"] for m in "JF" for s in ("Mean", "Recall", "Decay")},
+        **{
+            f"{m}_{s.lower()}": means[f"{m}-{s}"] for m in "JF" for s in ("Mean", "Recall", "Decay")
+        },
     }
     assert all(path.is_file() for path in found.artefacts)
     assert {path.name for path in found.artefacts} == {
@@ -182,7 +184,7 @@ def test_frames_are_enlarged_for_dino_alone(shared, vit, tmp_path, seen_by):
 
 
 @pytest.mark.parametrize(
-    "protocol, stride, keys",
+    ("protocol", "stride", "keys"),
     [
         ("crw", 2, {"radius": 6}),
         ("smtc", 2, {"radius": 6}),
@@ -190,7 +192,9 @@ def test_frames_are_enlarged_for_dino_alone(shared, vit, tmp_path, seen_by):
         ("dino", 12, {}),
     ],
 )
-def test_colours_are_enough_for_moving_shapes(shared, vit, tmp_path, seen_by, protocol, stride, keys):
+def test_colours_are_enough_for_moving_shapes(
+    shared, vit, tmp_path, seen_by, protocol, stride, keys
+):
     """Known motion: what sees colours follows it, what sees places alone stays where it was."""
     scores = {}
     for kind in (Seeing, Blind):
@@ -308,7 +312,7 @@ def test_a_video_of_one_frame(shared):
 def test_a_sequence_without_a_first_annotation(shared):
     video = LabelledVideos(shared / "set" / "manifest.json")["camel"]
     without = replace(video, masks=(None, *video.masks[1:]))
-    with pytest.raises(UserError, match="^sequence 'camel' has no annotation of its first frame"):
+    with pytest.raises(UserError, match=r"^sequence 'camel' has no annotation of its first frame"):
         first_ids(without)
 
 
@@ -516,7 +520,9 @@ def test_features_that_are_not_finite(own, vit, tmp_path, seen_by):
             return found
 
     seen_by(Broken())
-    with pytest.raises(UserError, match=r"camel/00003\.jpg: the encoder gives features that are no"):
+    with pytest.raises(
+        UserError, match=r"camel/00003\.jpg: the encoder gives features that are no"
+    ):
         run(own, vit, tmp_path / "out")
 
 
@@ -530,7 +536,9 @@ def test_a_set_of_another_layout(vit, tmp_path):
     video_sets.davis2016(tmp_path / "DAVIS", size=SIZE)
     manifest = tmp_path / "set" / "manifest.json"
     prepare("davis", Davis2016(kind="davis2016", root=str(tmp_path / "DAVIS")), manifest)
-    with pytest.raises(UserError, match=r"kind 'davis' need a set of kind 'davis2017', but .* is 'd"):
+    with pytest.raises(
+        UserError, match=r"kind 'davis' need a set of kind 'davis2017', but .* is 'd"
+    ):
         run(tmp_path, vit, tmp_path / "out")
 
 
@@ -594,13 +602,15 @@ def test_the_official_tool_disagrees(shared, vit, tmp_path):
     output = tmp_path / "out"
     change = 'text.replace("0.", "0.1", 1)'
     keys = tool(tmp_path / "tool", WRITES.format(ours=str(output), change=change))
-    with pytest.raises(UserError, match=r"global_results-val\.csv differs from what .*evaluation_m"):
+    with pytest.raises(
+        UserError, match=r"global_results-val\.csv differs from what .*evaluation_m"
+    ):
         run(shared, vit, output, **keys)
     assert (output / "global_results-val.csv").is_file()
 
 
 @pytest.mark.parametrize(
-    "body, said",
+    ("body", "said"),
     [
         ("", "no message"),
         ("print('nothing to do')", "nothing to do"),
@@ -615,10 +625,12 @@ def test_the_official_tool_writes_nothing(shared, vit, tmp_path, body, said):
 
 
 def test_the_official_tool_is_missing(shared, vit, tmp_path):
-    with pytest.raises(UserError, match=r"^tool_path: .*evaluation_method\.py is missing; name the"):
+    with pytest.raises(
+        UserError, match=r"^tool_path: .*evaluation_method\.py is missing; name the"
+    ):
         run(shared, vit, tmp_path / "out", tool="official", tool_path=str(tmp_path / "nowhere"))
     if importlib.util.find_spec("davis2017") is None:
-        with pytest.raises(UserError, match="^tool: 'official' needs davis2017-evaluation, which"):
+        with pytest.raises(UserError, match=r"^tool: 'official' needs davis2017-evaluation, which"):
             run(shared, vit, tmp_path / "out", tool="official")
 
 

@@ -234,7 +234,7 @@ def test_equal_features_everywhere():
     torch.testing.assert_close(found, total / count)
     # One neighbour: one cell's labels, unmixed.
     found = ours(replace(CRW, top_k=1), features, labels)[1].flatten(1).T
-    assert all((labels.flatten(1).T == cell).all(1).any() for cell in found)
+    assert all((cell == labels.flatten(1).T).all(1).any() for cell in found)
 
 
 def test_copies_of_the_first_frame_narrow_the_vote():

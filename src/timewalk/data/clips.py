@@ -28,6 +28,9 @@ from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SHOWN = 3
+"""videos that a message names"""
+
 
 class ClipShape(NamedTuple):
     """Which frames make a clip, and which clips an epoch.
@@ -181,7 +184,7 @@ def open_clips(
         return VideoClips(_long_enough(stores, num_frames), num_frames, step, shrink)
     short = [store for store in stores if len(store) <= num_frames * step]
     if short:
-        found = ", ".join(f"'{store.video}' has {len(store)} frames" for store in short)
+        found = _few([f"'{store.video}' has {len(store)} frames" for store in short])
         raise UserError(
             f"{found}, but a clip of {num_frames} frames with step {step} needs at least "
             f"{num_frames * step + 1}: lower the run's frames_per_clip or step_between_clips, "
@@ -196,9 +199,15 @@ def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameSto
     short = [f"'{store.video}' ({len(store)})" for store in stores if len(store) < num_frames]
     if not fitting:
         raise UserError(
-            f"no video has the {num_frames} frames of a clip: {', '.join(short)}; lower the run's "
-            "frames_per_clip, or raise the data set's frames.fps."
+            f"no video has the {num_frames} frames of a clip: {_few(short)}; lower the run's "
+            "frames_per_clip, or use longer videos."
         )
     if short:
-        log.warning("left out, with less than %d frames: %s", num_frames, ", ".join(short))
+        log.warning("left out, with less than %d frames: %s", num_frames, _few(short))
     return fitting
+
+
+def _few(names: list[str]) -> str:
+    """Return the first names and how many more there are: lists may have thousands of videos."""
+    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + rest

@@ -6,6 +6,7 @@ is ever written into the set.
 """
 
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,10 +147,11 @@ def read_joints(path: Path) -> np.ndarray:
         UserError: unreadable, or not (2, 15, n) numbers under the name `pos_img`.
     """
     from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
 
     try:
         content = loadmat(path)
-    except (OSError, ValueError, NotImplementedError, TypeError) as error:
+    except (OSError, ValueError, TypeError, MatReadError, zlib.error, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as a .mat file ({reason(error)}).") from None
     found = np.asarray(content.get("pos_img", ()), dtype=np.float64)
     if found.ndim != 3 or found.shape[:2] != (2, JOINTS) or not np.isfinite(found).all():

@@ -6,7 +6,7 @@ what is done when a video fails, and the plain figures beside those of test-time
 
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -54,6 +54,7 @@ class Task(Generic[Found]):
         protocol: the protocol for an encoder.
         do: works on one video, given its features, what is to be called before each frame, and the
             folder to write into; returns what is to be remembered of it.
+        output: what that leaves of a video, below the folder: without it the video is done again.
         score: scores a folder, given the set and what is remembered; returns also the files.
         numbers: metrics of the scores.
         main: the metric whose gain by adaptation is told.
@@ -63,6 +64,7 @@ class Task(Generic[Found]):
     layout: str
     protocol: Callable[[Encoder], Protocol]
     do: Callable[[Video, FrameFeatures, BeforeFrame | None, Path], dict[str, Any]]
+    output: Callable[[Video], str]
     score: Callable[[Path, LabelledVideos, Notes], tuple[Found, list[Path]]]
     numbers: Callable[[Found], dict[str, float | None]]
     main: str
@@ -134,7 +136,8 @@ def _once(
 
     # Weights that are carried from video to video are in no note.
     carried = adapter is not None and not adapter.config.reset
-    notes = each_video(videos, folder / "work", key, do, anew=carried)
+    kept = (video for video in videos if not carried and (folder / task.output(video)).exists())
+    notes = each_video(videos, folder / "work", key, do, kept={video.name for video in kept})
     found, files = task.score(folder, videos, notes)
     return protocol.title, found, files, notes
 
@@ -162,7 +165,7 @@ def each_video(
     key: dict[str, Any],
     do: Callable[[Video], dict[str, Any]],
     *,
-    anew: bool = False,
+    kept: Set[str],
 ) -> Notes:
     """Do something for every video, going on where an interrupted job stopped.
 
@@ -171,7 +174,7 @@ def each_video(
         work: folder of a small file for each video that is done.
         key: what the results depend on; what was done under another key is done again.
         do: writes what belongs to a video and returns what is to be remembered.
-        anew: take nothing from an earlier job.
+        kept: names of the videos whose results of an earlier job are still there and may be used.
 
     Returns:
         what ``do`` returned, by name of the video.
@@ -185,7 +188,7 @@ def each_video(
     for video in tqdm(videos, unit="video", disable=not sys.stderr.isatty()):
         note = work / f"{video.name}.json"
         known = read_json(note) if note.is_file() else {}
-        if known.get("key") == digest and not anew:
+        if known.get("key") == digest and video.name in kept:
             done[video.name] = known["found"]
             continue
         log.info("%s: %d frames", video.name, len(video.frames))

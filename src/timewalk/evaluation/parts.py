@@ -103,6 +103,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             "crw", config, encoder, context=CONTEXT, size=config.crop_size
         ),
         do=segment,
+        output=lambda video: f"masks/{video.name}",
         score=score,
         numbers=percent,
         main="mIoU",

@@ -85,6 +85,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             "crw", config, encoder, context=CONTEXT, size=config.crop_size
         ),
         do=track,
+        output=lambda video: f"poses/{video.name}.npy",
         score=score,
         numbers=numbers,
         main="PCK_0.1",

@@ -90,6 +90,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         layout="davis2017",
         protocol=lambda encoder: make_protocol(config.protocol, config, encoder),
         do=segment,
+        output=lambda video: f"masks/{video.name}",
         score=score,
         numbers=percent,
         main="JF_mean",

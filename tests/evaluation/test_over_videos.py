@@ -1,0 +1,73 @@
+"""Going on from video to video: notes of what is done, and the sentence about what failed."""
+
+from pathlib import Path
+
+import pytest
+
+from timewalk.artefacts import read_json
+from timewalk.data.sequences import Sequence
+from timewalk.errors import UserError
+from timewalk.evaluation.over_videos import compared, each_video
+
+NAMES = ("a", "b/c", "d", "e", "f")
+VIDEOS = [Sequence(name, (Path("0.jpg"),), (None,), (4, 4)) for name in NAMES]
+
+
+class Worker:
+    """Notes the order of the videos; fails at some."""
+
+    def __init__(self, *failing):
+        self.done, self.failing = [], failing
+
+    def __call__(self, video):
+        if video.name in self.failing:
+            raise UserError(f"{video.name}.jpg cannot be read; restore it.")
+        self.done.append(video.name)
+        return {"order": len(self.done)}
+
+
+def test_each_once(tmp_path):
+    first, again = Worker(), Worker()
+    found = each_video(VIDEOS, tmp_path, {"a": 1}, first, kept=set())
+    assert found == {name: {"order": place} for place, name in enumerate(NAMES, 1)}
+    assert tuple(first.done) == NAMES
+    assert read_json(tmp_path / "b" / "c.json")["found"] == {"order": 2}
+    assert each_video(VIDEOS, tmp_path, {"a": 1}, again, kept=set(NAMES)) == found
+    assert again.done == []
+
+
+def test_what_is_not_kept_or_of_another_key_is_done_again(tmp_path):
+    each_video(VIDEOS, tmp_path, {"a": 1}, Worker(), kept=set())
+    some, others = Worker(), Worker()
+    each_video(VIDEOS, tmp_path, {"a": 1}, some, kept={"a", "d"})
+    assert some.done == ["b/c", "e", "f"]
+    each_video(VIDEOS, tmp_path, {"a": 2}, others, kept=set(NAMES))
+    assert tuple(others.done) == NAMES
+
+
+def test_failures_are_told_at_the_end(tmp_path):
+    worker = Worker("a", "d", "e", "f")
+    with pytest.raises(UserError) as caught:
+        each_video(iter(VIDEOS), tmp_path, {}, worker, kept=set())
+    text = str(caught.value)
+    assert text.startswith("4 of 5 videos failed (a: a.jpg cannot be read; restore it.; d: d.jpg")
+    assert "f.jpg" not in text  # three are quoted
+    assert worker.done == ["b/c"]
+    mended = Worker()
+    each_video(VIDEOS, tmp_path, {}, mended, kept=set(NAMES))
+    assert mended.done == ["a", "d", "e", "f"]
+
+
+def test_compared():
+    spent = [{"seconds": 1.5, "updates": 10}, {"seconds": 2, "updates": 20}]
+    found = compared({"J": 60.0, "F": None}, {"J": 58.0, "F": 3.0}, "J", spent)
+    assert found == {
+        "J": 60,
+        "F": None,
+        "plain_J": 58,
+        "plain_F": 3,
+        "gain_J": 2,
+        "adapt_seconds": 3.5,
+        "adapt_updates": 30,
+    }
+    assert compared({"J": None}, {"J": 1.0}, "J", [])["gain_J"] is None
