@@ -140,7 +140,7 @@ def cases(quick):
     jobs = []
     for name, stride, width in (("dino", 8, 384), ("dino", 16, 384), ("crw", 8, 256)):
         encoder = SimpleNamespace(stride=stride, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-        protocol = make_protocol(name, PropagationConfig(), encoder)
+        protocol = make_protocol(name, PropagationConfig(kind="davis", dataset="davis"), encoder)
         size = input_size(protocol, (480, 854), stride if name == "dino" else 1)
         if quick:
             size = (20 * stride, 24 * stride)
@@ -162,7 +162,6 @@ def cases(quick):
 def compare(job, ours, plain):
     """Return the shares of cells whose soft maps differ, and of pixels whose ids are equal."""
     from published.propagation import crw_ids, dino_ids
-
     from timewalk.evaluation.label_propagation import to_ids
 
     beyond, equal = [], []

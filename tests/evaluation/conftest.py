@@ -7,6 +7,7 @@ from PIL import Image
 from timewalk.config import EncoderConfig, FolderLabels
 from timewalk.data.prepare import prepare
 from timewalk.encoders import build_encoder, save_encoder
+from timewalk.evaluation import over_videos
 
 ENCODERS = {
     "vit": EncoderConfig(name="vit_tiny", patch_size=8, image_size=16, depth=3, width=24, heads=3),
@@ -56,3 +57,14 @@ def set_of(tmp_path_factory):
         return manifest
 
     return find
+
+
+@pytest.fixture
+def seen_by(monkeypatch):
+    """Return a function that puts an encoder in the place of the run's, for label propagation."""
+
+    def put(encoder):
+        monkeypatch.setattr(over_videos, "load_encoder", lambda run: encoder)
+        return encoder
+
+    return put

@@ -17,7 +17,6 @@ from timewalk.config import JHMDB, VIP
 from timewalk.data.prepare import prepare
 from timewalk.data.sequences import LabelledVideos
 from timewalk.errors import UserError
-from timewalk.evaluation import over_videos
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.parts import CLASSES, Config, confused, evaluate, percent
 from timewalk.metrics.segmentation import confusion, scores
@@ -38,15 +37,6 @@ def a_set(folder):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     return a_set(tmp_path_factory.mktemp("vip"))
-
-
-@pytest.fixture
-def seen_by(monkeypatch):
-    def put(encoder):
-        monkeypatch.setattr(over_videos, "load_encoder", lambda run: encoder)
-        return encoder
-
-    return put
 
 
 def run(manifest, folder, output, **keys):

@@ -19,7 +19,6 @@ from timewalk.config import JHMDB, Davis2017
 from timewalk.data.prepare import prepare
 from timewalk.data.sequences import LabelledVideos
 from timewalk.errors import UserError
-from timewalk.evaluation import over_videos
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.pose import (
     Config,
@@ -48,15 +47,6 @@ def a_set(folder):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     return a_set(tmp_path_factory.mktemp("jhmdb"))
-
-
-@pytest.fixture
-def seen_by(monkeypatch):
-    def put(encoder):
-        monkeypatch.setattr(over_videos, "load_encoder", lambda run: encoder)
-        return encoder
-
-    return put
 
 
 def run(manifest, vit, output, **keys):
