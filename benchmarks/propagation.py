@@ -3,14 +3,14 @@
     python benchmarks/propagation.py [--quick] [--repeats N]
 
 Random features of 480x854 frames with 4 channels of labels. Ours propagates through 30 frames; the
-other side, which takes 15 to 20 s a frame, begins with ours' labels as its context and predicts
-the last two frames. CPU seconds (user and system) a frame are those of these two frames, when the
+other side, which takes over ten seconds a frame, begins with ours' labels as its context and
+predicts the last two frames. CPU seconds (user and system) a frame are those of these two, when the
 context is full; windows and other work once per video are left out on both sides. Each run is a
 process of its own, one side after the other; medians. Memory: the most that the process held, and
 how much of it came after `import torch`. The maps of both sides are compared. With a GPU: also
-milliseconds a frame there. About five minutes; `--quick`: small maps, in seconds.
+milliseconds a frame there. About six minutes; `--quick`: small maps, in seconds.
 
-Targets: ten times as fast, below 0.7 GB, 99.9 % of the pixels equal.
+Targets: below 0.7 GB in all, 99.9 % of the pixels equal.
 """
 
 import argparse

@@ -58,7 +58,8 @@ def find_jhmdb(name: str, config: JHMDB, root: Path) -> Layout:
     faults = Faults(name, root)
     videos = [_sequence(item, root, faults) for item in choose(name, config, names)]
     faults.stop()
-    return Layout(root, config.subset, videos, lists)
+    subset = config.subset + ("" if config.split == 1 else str(config.split))
+    return Layout(root, subset, videos, lists)
 
 
 def _listed(name: str, path: Path, config: JHMDB) -> list[str]:
