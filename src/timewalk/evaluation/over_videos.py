@@ -21,8 +21,8 @@ from timewalk.errors import UserError
 from timewalk.evaluation.adaptation import AdaptConfig, Adapter
 from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.label_propagation import BeforeFrame, FrameFeatures
+from timewalk.evaluation.overlays import check_ffmpeg
 from timewalk.evaluation.protocols import PropagationConfig, Protocol
-from timewalk.video.probe import executable
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def evaluate_videos(
             f"{inputs.dataset} is '{videos.kind}'; name another under the key 'dataset'."
         )
     if config.overlays:
-        executable("ffmpeg")  # said before the work, not after it
+        check_ffmpeg()  # said before the work, not after it
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = {
         "encoder": sha256_file(inputs.run / "encoder.safetensors"),

@@ -1,4 +1,8 @@
-"""Masks over their frames, as videos to look at."""
+"""Masks over their frames, as videos to look at.
+
+What writes videos is imported when it is asked for: a node that only trains and evaluates may be
+without ffmpeg and PyAV.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +13,7 @@ from PIL import Image, ImageDraw
 from timewalk.data.generated import davis_palette
 from timewalk.data.sequences import Sequence as Video
 from timewalk.data.sequences import read_frame, read_ids, read_joints
-from timewalk.video.write import write_mp4
+from timewalk.errors import UserError
 
 FPS = 24.0
 """of DAVIS"""
@@ -19,9 +23,27 @@ OPACITY = 0.5
 WHITE = 255
 
 
+def check_ffmpeg() -> None:
+    """Say so if videos cannot be written.
+
+    Raises:
+        UserError: ffmpeg or PyAV is missing.
+    """
+    try:
+        from timewalk.video.probe import executable
+    except ImportError:
+        raise UserError(
+            "overlays: true needs PyAV and ffmpeg: pip install 'timewalk[video]', or set it to "
+            "false."
+        ) from None
+    executable("ffmpeg")
+
+
 def write_overlay(target: Path, video: Video, masks: Sequence[np.ndarray]) -> None:
     """Write a sequence with predicted ids, uint8 (H, W) each, in DAVIS's colours, and the outlines
     of the true ones in white where there are any."""
+    from timewalk.video.write import write_mp4
+
     write_mp4(target, _frames(video, masks), FPS)
 
 
@@ -36,6 +58,8 @@ def _frames(video: Video, masks: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
 def write_pose_overlay(target: Path, video: Video, joints: np.ndarray) -> None:
     """Write a JHMDB sequence with predicted joints (2, J, T) in pixels as coloured discs and the
     true ones as white rings."""
+    from timewalk.video.write import write_mp4
+
     truth = None if video.joints is None else read_joints(video.joints)
     write_mp4(target, _poses(video, joints, truth), POSE_FPS)
 
