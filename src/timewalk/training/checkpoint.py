@@ -131,8 +131,9 @@ def check_same_run(
             what = "its data has changed"
     if what:
         raise UserError(
-            f"{folder} holds checkpoints of another configuration of this run ({what}); "
-            "delete the folder to start anew, or give the changed run a name of its own."
+            f"{folder} holds checkpoints of another configuration of this run ({what}); give the "
+            f"changed run a name of its own, or delete {folder.parent}, whose results are of the "
+            "other configuration too, to start anew."
         )
 
 
