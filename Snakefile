@@ -11,10 +11,10 @@ import os
 import sys
 
 if any(word.startswith("results/demo/") for word in sys.argv[1:]):
-    os.environ["TIMEWALK_SUITE"] = "workflow/demo.yaml"
+    os.environ.update(TIMEWALK_SUITE="workflow/demo.yaml")
 if not workflow.config_settings.configfiles:
 
-    configfile: os.environ.get("TIMEWALK_SUITE", "config.yaml")
+    configfile: os.getenv("TIMEWALK_SUITE", "config.yaml")
 
 
 include: "workflow/rules/common.smk"
