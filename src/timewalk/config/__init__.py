@@ -1,0 +1,87 @@
+"""The configuration as pydantic models: the one source of defaults, ranges, schema and docs.
+
+A configuration file is a suite: videos, data sets made of them, labelled sets, runs and
+evaluations, each under a name of the user's choice. A run's own keys belong to its method
+(``Config`` in ``methods/<method>.py``), an evaluation's to its file in ``evaluation/``; what all
+of them share is here. ``timewalk.suite`` puts the two together.
+"""
+
+from typing import Any
+
+from timewalk.config.base import Name, Names, Positive, Probability, Strict, lookup, package_file
+from timewalk.config.datasets import DatasetConfig
+from timewalk.config.labelled import (
+    FBMS59,
+    JHMDB,
+    VIP,
+    ArrayLabels,
+    Davis2016,
+    Davis2017,
+    FolderLabels,
+    Labelled,
+    MovingShapes,
+    PublishedVideos,
+    SegTrackV2,
+    ShotLabels,
+    VideoLabels,
+    YouTubeVOS,
+)
+from timewalk.config.runs import EncoderConfig, EvaluationConfig, RunConfig, TrainingConfig
+from timewalk.config.video import BlurConfig, DownloadConfig, FramesConfig, VideoConfig
+
+__all__ = [
+    "FBMS59",
+    "JHMDB",
+    "VIP",
+    "ArrayLabels",
+    "BlurConfig",
+    "Config",
+    "DatasetConfig",
+    "Davis2016",
+    "Davis2017",
+    "DownloadConfig",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "FolderLabels",
+    "FramesConfig",
+    "Labelled",
+    "MovingShapes",
+    "Name",
+    "Names",
+    "Positive",
+    "Probability",
+    "PublishedVideos",
+    "RunConfig",
+    "SegTrackV2",
+    "ShotLabels",
+    "Strict",
+    "TrainingConfig",
+    "VideoConfig",
+    "VideoLabels",
+    "YouTubeVOS",
+    "lookup",
+    "package_file",
+]
+
+
+class Config(Strict):
+    """A suite of experiments."""
+
+    data_dir: str = "data"
+    """folder for videos, frames, shards and prepared sets, from the working directory"""
+    results_dir: str = "results"
+    """folder for runs, tables and the MLflow store, from the working directory"""
+    download: DownloadConfig = DownloadConfig()
+    """how videos are fetched"""
+    blur: BlurConfig = BlurConfig()
+    """how faces are blurred"""
+    videos: dict[Name, VideoConfig] = {}
+    """videos beside those of the built-in table"""
+    datasets: dict[Name, DatasetConfig] = {}
+    """training sets"""
+    labelled: dict[Name, Labelled] = {}
+    """labelled sets for evaluation"""
+    runs: dict[Name, dict[str, Any]] = {}
+    """runs: a method, an encoder, a data set, and what differs from the published defaults"""
+    evaluations: dict[Name, dict[str, Any]] = {}
+    """evaluations that every run goes through"""

@@ -1,0 +1,168 @@
+"""Keys of labelled sets, of images and of videos: a model for each kind."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from timewalk.config.base import Name, Positive, Strict
+
+
+class _Labelled(Strict):
+    resize: Positive = 256
+    """shorter side in pixels before the crop (bicubic)"""
+    crop: Positive = 224
+    """side in pixels of the centre crop"""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> "_Labelled":
+        if self.crop > self.resize:
+            raise ValueError(
+                f"crop is {self.crop} but resize is {self.resize}; make resize >= crop"
+            )
+        return self
+
+
+class FolderLabels(_Labelled):
+    """Images as `<root>/<split>/<class>/*`; classes are numbered by sorted folder name."""
+
+    kind: Literal["folder"]
+    root: str
+    """folder that holds the splits"""
+    train: str = "train"
+    """sub-folder of the split whose features are the neighbours"""
+    test: str = "val"
+    """sub-folder of the split that is scored"""
+
+
+class ArrayLabels(_Labelled):
+    """One `.npz` with `train_images`, `train_labels`, `test_images`, `test_labels`
+    (N,H,W) or (N,H,W,3) uint8; or a folder of MNIST-style idx files, gzipped or not."""
+
+    kind: Literal["arrays"]
+    path: str
+    """the `.npz` file, or the folder of idx files; `digits` is scikit-learn's own set"""
+
+
+class ShotLabels(_Labelled):
+    """Frames of a data set's videos, labelled by shot: the first half of each shot trains,
+    the second tests. Near duplicates: a good score says little."""
+
+    kind: Literal["shots"]
+    dataset: Name
+    """the data set whose frames are used"""
+    cuts: dict[Name, list[Annotated[float, Field(gt=0)]]] = {}
+    """per video the seconds at which a new shot begins; a video without an entry is one shot"""
+    gap: Annotated[int, Field(ge=0)] = 0
+    """frames left out between the two halves of a shot"""
+
+
+class VideoLabels(Strict):
+    """Videos with annotations, the other kind of labelled set beside images."""
+
+
+class PublishedVideos(VideoLabels):
+    """A published set of videos, in the layout that its authors give it."""
+
+    root: str
+    """folder of the published layout, or the folder above it; never written to but by `url`"""
+    sequences: list[str] = []
+    """only these sequences, in the order of the set's list; empty: all"""
+    url: str | None = None
+    """http(s) address of a zip or tar archive that is unpacked into `root` where the set is
+    missing; `official`: its authors' address; null: nothing is fetched"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """digest of the archive behind `url`; null: the known one of an `official` address, if any"""
+
+    @model_validator(mode="after")
+    def _digest_of_something(self) -> "PublishedVideos":
+        if self.sha256 is not None and self.url is None:
+            raise ValueError("has `sha256` but no `url` that it could belong to; leave it out")
+        return self
+
+
+class Davis2017(PublishedVideos):
+    """DAVIS 2017: several objects a video, every frame annotated."""
+
+    kind: Literal["davis2017"]
+    subset: Literal["train", "val", "test-dev", "test-challenge"] = "val"
+    """which list of `ImageSets/2017` (the unsupervised test sets: of `ImageSets/2019`)"""
+    task: Literal["semi-supervised", "unsupervised"] = "semi-supervised"
+    """masks of `Annotations`, or of `Annotations_unsupervised`"""
+    resolution: Literal["480p", "Full-Resolution"] = "480p"
+    """which size of frames and masks: the sub-folder's name"""
+
+
+class Davis2016(PublishedVideos):
+    """DAVIS 2016: one foreground a video; also read from the files of DAVIS 2017."""
+
+    kind: Literal["davis2016"]
+    subset: Literal["train", "val", "trainval"] = "val"
+    """which list of `ImageSets/2016`, or of `ImageSets/<resolution>`"""
+    resolution: Literal["480p", "1080p", "Full-Resolution"] = "480p"
+    """which size of frames and masks: the sub-folder's name, 1080p in the set's own release"""
+
+
+class YouTubeVOS(PublishedVideos):
+    """YouTube-VOS: many objects with categories, each fifth frame annotated."""
+
+    kind: Literal["youtube_vos"]
+    subset: Literal["train", "valid", "test"] = "train"
+    """sub-folder; `valid` and `test` have masks of first appearances only"""
+    list_file: str | None = None
+    """file with one sequence a line, for a split of one's own; null: all sequences of the subset"""
+
+
+class SegTrackV2(PublishedVideos):
+    """SegTrack v2: 14 short videos, one folder of masks an object; scored as one foreground."""
+
+    kind: Literal["segtrack_v2"]
+
+
+class FBMS59(PublishedVideos):
+    """FBMS-59: videos with a few annotated frames each; scored as one foreground."""
+
+    kind: Literal["fbms59"]
+    subset: Literal["Trainingset", "Testset"] = "Testset"
+    """which folder"""
+
+
+class JHMDB(PublishedVideos):
+    """JHMDB: people with 15 joints in every frame."""
+
+    kind: Literal["jhmdb"]
+    subset: Literal["train", "test"] = "test"
+    """which side of the split"""
+    split: Annotated[int, Field(ge=1, le=3)] = 1
+    """which of the three published splits"""
+
+
+class VIP(PublishedVideos):
+    """VIP: people with 19 body parts and garments."""
+
+    kind: Literal["vip"]
+    subset: Literal["train", "val", "test"] = "val"
+    """which list of `lists`"""
+
+
+class MovingShapes(VideoLabels):
+    """Generated videos of moving shapes over texture, in the layout of DAVIS 2017: for trying the
+    way from video to number. Scores say little."""
+
+    kind: Literal["moving_shapes"]
+    sequences: Positive = 3
+    """number of videos"""
+    frames: Annotated[int, Field(ge=3)] = 8
+    """frames of each"""
+    height: Annotated[int, Field(ge=32)] = 96
+    """pixels"""
+    width: Annotated[int, Field(ge=32)] = 128
+    """pixels"""
+    objects: Annotated[int, Field(ge=1, le=4)] = 2
+    """moving objects a video"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of shapes, textures and motion"""
+
+
+_Images = FolderLabels | ArrayLabels | ShotLabels
+_Published = Davis2017 | Davis2016 | YouTubeVOS | SegTrackV2 | FBMS59 | JHMDB | VIP
+Labelled = Annotated[_Images | _Published | MovingShapes, Field(discriminator="kind")]

@@ -1,0 +1,127 @@
+"""Keys that all runs share, and those that all evaluations share."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from timewalk.config.base import Name, Names, Positive, Probability, Strict
+
+
+class EncoderConfig(Strict):
+    """The image encoder."""
+
+    name: str = "vit_small"
+    """`vit_tiny`, `vit_small`, `vit_base`; `resnet18_s8`, `resnet50_s8` (ResNets whose maps have
+    stride 8); or the name of any model of timm"""
+    patch_size: Annotated[int, Field(ge=2)] = 16
+    """side of a ViT's patch in pixels (ViT names only)"""
+    image_size: Annotated[int, Field(ge=16)] = 224
+    """side in pixels for which a ViT's position embeddings are made (ViT names only)"""
+    depth: Positive | None = None
+    """number of a ViT's blocks; null: as the name says"""
+    width: Positive | None = None
+    """a ViT's embedding width; null: as the name says"""
+    heads: Positive | None = None
+    """a ViT's attention heads; null: as the name says"""
+    drop_path: Probability = 0.0
+    """stochastic depth of the last block (rises linearly from 0)"""
+    padding: Literal["reflect", "zeros"] = "reflect"
+    """what lies around the maps of `resnet18_s8` and `resnet50_s8`: their reflection, or zeros, as
+    in torchvision (these names only)"""
+    weights: str | None = None
+    """a path, an http(s) address, `package:<import name>/<file inside it>` or `timm:<model name>`;
+    published checkpoints of DINO, DoRA, TimeT, SMTC, CRW and torchvision's ResNets are read as they
+    are; null: fresh weights"""
+    weights_part: Literal["teacher", "student"] | None = None
+    """which network of a checkpoint that holds two; null: as its authors do"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """digest of the weights file"""
+    position_interpolation: Literal["dino", "timm"] = "dino"
+    """how a ViT's position embeddings reach other image sizes: as DINO does (scale factors with 0.1
+    added), or as timm does (exact size, antialiased)"""
+
+
+class TrainingConfig(Strict):
+    """What the training loop does; a method gives its own defaults by a subclass."""
+
+    epochs: Positive = 100
+    """passes over all clips"""
+    max_steps: Positive | None = None
+    """stop after this many optimiser steps, schedules laid over them; null: no limit"""
+    batch_size: Positive = 64
+    """clips in one optimiser step, over all processes"""
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """peak learning rate; for a batch of 256 clips where `scale_learning_rate` is on"""
+    scale_learning_rate: bool = True
+    """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
+    schedule: Literal["cosine", "step"] = "cosine"
+    """how the learning rate falls from its peak: a cosine, or in steps at `milestones`"""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
+    """learning rate at the end of the cosine, not scaled"""
+    milestones: list[Positive] = []
+    """epochs after which the learning rate is multiplied by `gamma` (`schedule: step`)"""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """factor on the learning rate at each milestone"""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10
+    """epochs of linear warm-up from 0"""
+    optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
+    """adamw, adam: betas 0.9, 0.999 (adam: the weight decay is part of the gradient); sgd: momentum
+    0.9; lars: momentum 0.9, trust coefficient 0.001"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.04
+    """weight decay at the start of the cosine"""
+    weight_decay_end: Annotated[float, Field(ge=0)] = 0.4
+    """weight decay at the end of the cosine"""
+    clip_grad: Annotated[float, Field(ge=0)] = 3.0
+    """largest norm of a gradient; 0: no clipping"""
+    clip_mode: Literal["parameter", "global"] = "parameter"
+    """the norm of each parameter tensor alone, or of all together"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """arithmetic of the networks, fp16 with a scaled loss; losses are always in fp32"""
+    compile: Literal["off", "default"] = "off"
+    """`default`: the networks' repeated blocks go through torch.compile (needs a C++ compiler)"""
+    activation_checkpointing: Literal["off", "cheap", "full"] = "off"
+    """what of the networks' blocks the backward pass computes again: `cheap`: all but products and
+    attention (a third less memory for a twentieth more time), `full`: everything (least memory, a
+    third more time)"""
+    micro_batch_size: Positive | None = None
+    """most clips that one process computes at once; the rest of its share of the batch follows by
+    gradient accumulation; null: all at once"""
+    augment: Literal["worker", "device"] = "worker"
+    """where colours are changed: by the loader's workers with PIL, or in batches on the device"""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 15.0
+    """minutes between checkpoints, besides one at each epoch's end"""
+    keep_checkpoints: Positive = 2
+    """how many of the newest checkpoints stay"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        """Read `compile: off`: YAML turns a bare `off` into false."""
+        if not isinstance(value, dict):
+            return value
+        switches = ("compile", "activation_checkpointing")
+        return {key: "off" if key in switches and x is False else x for key, x in value.items()}
+
+
+class RunConfig(Strict):
+    """What every run has; the method's own keys stand beside these."""
+
+    method: str
+    """name of a method (`timewalk methods`)"""
+    dataset: Name | None = None
+    """name of the training set, of `datasets:`; null only for methods that do not train"""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """seed of weights, order, augmentation and everything else drawn"""
+    encoder: EncoderConfig = EncoderConfig()
+    """the image encoder"""
+
+
+class EvaluationConfig(Strict):
+    """What every evaluation has; its own keys stand beside these."""
+
+    kind: str
+    """name of an evaluation (`timewalk evaluations`)"""
+    dataset: Name
+    """name of the labelled set, of `labelled:`"""
+    runs: Names | None = None
+    """only these runs are evaluated when all results are asked for; null: every run"""
