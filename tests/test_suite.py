@@ -79,7 +79,7 @@ def test_defaults_come_from_the_method():
         (
             "labelled.digits",
             {"kind": "davis2017", "root": "x"},
-            r"evaluations\.knn\.dataset: 'knn' needs labelled images, but 'digits' holds videos",
+            r"evaluations\.knn\.dataset: 'knn' needs labelled images, but 'digits' holds labelled videos",
         ),
         ("labelled.digits", {"kind": "vip", "root": "x", "subset": "vall"}, "subset is 'vall'"),
     ],
@@ -90,9 +90,9 @@ def test_a_mistake_is_one_sentence(path, value, message):
 
 
 def test_an_evaluation_of_videos_needs_videos(monkeypatch):
-    entry = dataclasses.replace(evaluation.get_evaluation("knn"), labels="videos")
+    entry = dataclasses.replace(evaluation.get_evaluation("knn"), labels=("videos",))
     monkeypatch.setitem(evaluation._ENTRIES, "knn", entry)
-    with pytest.raises(UserError, match=r"'knn' needs labelled videos, but 'digits' holds images"):
+    with pytest.raises(UserError, match=r"'knn' needs labelled videos, but 'digits' holds labelled images"):
         suite.load_suite(changed("labelled.digits.path", "digits"))
     videos = suite.load_suite(changed("labelled.digits", {"kind": "moving_shapes"}))
     assert videos.config.labelled["digits"].frames == 8

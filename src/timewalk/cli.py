@@ -176,6 +176,9 @@ def _run_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for key `frames`"
     )
+    verb.add_argument(
+        "--train-dataset", type=Path, nargs="?", help="manifest.json, for key `train_dataset`"
+    )
     _add_machine(verb)
 
 
@@ -418,6 +421,7 @@ def evaluate(arguments: Arguments) -> None:
             train=train,
             test=test,
             frames=tuple(arguments.frames),
+            train_dataset=arguments.train_dataset,
             workers=_workers(arguments),
         )
         run_evaluation(arguments.evaluation, inputs, config, arguments.output)

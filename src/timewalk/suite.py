@@ -18,6 +18,7 @@ from timewalk.config import (
     Config,
     DatasetConfig,
     EvaluationConfig,
+    MaskedImages,
     RunConfig,
     ShotLabels,
     VideoConfig,
@@ -27,6 +28,11 @@ from timewalk.config import (
 from timewalk.errors import UserError, nearest
 from timewalk.video.sources import resolve_video
 
+NEEDED = {
+    "images": "labelled images",
+    "masks": "images with masks",
+    "videos": "labelled videos",
+}
 RESERVED = {"logs", "mlartifacts", "demo", "summary"}
 
 
@@ -178,6 +184,10 @@ def _check_references(suite: Suite) -> None:
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
         _labels(name, item, suite.config.labelled[item.dataset])
+        learnt_from = getattr(item, "train_dataset", None)
+        if learnt_from is not None:
+            key = f"evaluations.{name}.train_dataset"
+            _reference("labelled set", key, learnt_from, suite.config.labelled)
         for only in item.runs or ():
             _reference("run", f"evaluations.{name}.runs", only, suite.runs)
         frames = getattr(item, "frames", None)
@@ -192,14 +202,21 @@ def _check_references(suite: Suite) -> None:
 
 
 def _labels(name: str, item: EvaluationConfig, labelled: BaseModel) -> None:
-    """Refuse an evaluation of images on labelled videos, and the reverse."""
+    """Refuse an evaluation on a labelled set that it cannot read."""
     wanted = evaluation.get_evaluation(item.kind).labels
-    found = "videos" if isinstance(labelled, VideoLabels) else "images"
-    if found != wanted:
+    found = _made_of(labelled)
+    if found not in wanted:
+        needs = " or ".join(NEEDED[kind] for kind in wanted)
         raise UserError(
-            f"evaluations.{name}.dataset: '{item.kind}' needs labelled {wanted}, but "
-            f"'{item.dataset}' holds {found}; name another labelled set."
+            f"evaluations.{name}.dataset: '{item.kind}' needs {needs}, but "
+            f"'{item.dataset}' holds {NEEDED[found]}; name another labelled set."
         )
+
+
+def _made_of(labelled: BaseModel) -> evaluation.Labels:
+    if isinstance(labelled, VideoLabels):
+        return "videos"
+    return "masks" if isinstance(labelled, MaskedImages) else "images"
 
 
 def _videos_of(config: Config, key: str, dataset: str) -> list[str]:

@@ -201,6 +201,12 @@ def evaluation_dataset(wildcards):
     return f"{DATA}/datasets/{dataset}/manifest.json"
 
 
+def evaluation_train_dataset(wildcards):
+    """Return the manifest of the labelled set that an evaluation's key `train_dataset` names."""
+    dataset = getattr(SUITE.evaluation(wildcards.evaluation), "train_dataset", None)
+    return [] if dataset is None else f"{DATA}/datasets/{dataset}/manifest.json"
+
+
 def evaluation_frames(wildcards):
     """Return the frames of the data set that an evaluation's key `frames` names."""
     dataset = getattr(SUITE.evaluation(wildcards.evaluation), "frames", None)

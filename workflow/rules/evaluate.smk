@@ -29,6 +29,7 @@ rule evaluate:
         encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
         about=f"{RESULTS}/{{run}}/encoder.json",
         dataset=evaluation_dataset,
+        train_dataset=evaluation_train_dataset,
         frames=evaluation_frames,
         embeddings=evaluation_embeddings,
     output:
@@ -50,4 +51,5 @@ rule evaluate:
     shell:
         "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"
         " --settings {params.settings:q} --dataset {input.dataset:q} --frames {input.frames:q}"
-        " --embeddings {input.embeddings:q} --gpus {resources.gpu} --threads {threads}"
+        " --train-dataset {input.train_dataset:q} --embeddings {input.embeddings:q}"
+        " --gpus {resources.gpu} --threads {threads}"

@@ -56,6 +56,10 @@ class ShotLabels(_Labelled):
     """frames left out between the two halves of a shot"""
 
 
+class MaskedImages(Strict):
+    """Still images with masks of class ids, a further kind of labelled set."""
+
+
 class VideoLabels(Strict):
     """Videos with annotations, the other kind of labelled set beside images."""
 

@@ -43,6 +43,10 @@ PALETTE_START = (
 """DAVIS's palette; from entry 22 on, entry i is the gray (i, i, i)"""
 
 
+SHAPES = ("red", "green", "yellow", "blue")
+"""what the skin of object 1, 2, ... is tinted with"""
+
+
 def davis_palette() -> list[int]:
     """Return DAVIS's palette as 768 numbers, for ``Image.putpalette``."""
     grays = [(i, i, i) for i in range(len(PALETTE_START), 256)]

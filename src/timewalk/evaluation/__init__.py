@@ -7,6 +7,10 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+Labels = Literal["images", "masks", "videos"]
+VIDEOS: tuple[Labels, ...] = ("videos",)
+MASKS: tuple[Labels, ...] = ("masks", "videos")
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -18,13 +22,13 @@ class Entry:
             it has half done it keeps in ``output_dir``, and goes on from there.
         needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
             or `encoder` (the network itself: the job gets a GPU and more time).
-        labels: what its labelled set is made of: `images` with a class each, or `videos`
-            (:class:`timewalk.data.sequences.LabelledVideos`).
+        labels: what its labelled set may be made of: `images` with a class each, still images with
+            `masks`, or `videos` (:class:`timewalk.data.sequences.LabelledVideos`).
     """
 
     module: str
     needs: Literal["embeddings", "encoder"]
-    labels: Literal["images", "videos"] = "images"
+    labels: tuple[Labels, ...] = ("images",)
 
     def load(self) -> Any:
         """Import and return the module."""
@@ -33,13 +37,13 @@ class Entry:
 
 _ENTRIES = {
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
-    "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels="videos"),
-    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels="videos"),
+    "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels=VIDEOS),
+    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
-    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels="videos"),
+    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS),
 }
 
 

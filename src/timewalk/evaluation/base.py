@@ -23,6 +23,8 @@ class Inputs:
         test: embeddings of the test split, likewise.
         frames: manifests of the frames of each video of the data set that the evaluation's key
             ``frames`` names; empty where it has no such key.
+        train_dataset: manifest of the labelled set that the evaluation's key ``train_dataset``
+            names; None where it names none.
         workers: processes that read images.
     """
 
@@ -32,6 +34,7 @@ class Inputs:
     train: Path | None = None
     test: Path | None = None
     frames: tuple[Path, ...] = ()
+    train_dataset: Path | None = None
     workers: int = 0
 
 

@@ -63,6 +63,7 @@ def run_evaluation(
             settings_sha256=sha256_json(settings),
             encoder_sha256=sha256_file(run / "encoder.safetensors"),
             dataset_sha256=sha256_file(inputs.dataset),
+            train_dataset_sha256=inputs.train_dataset and sha256_file(inputs.train_dataset),
             frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},
             training={key: value for key, value in origin.items() if key != "config"},
             embeddings=[_embedding(path) for path in embeddings],

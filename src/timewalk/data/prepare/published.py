@@ -15,7 +15,7 @@ import numpy as np
 
 from timewalk.artefacts import sha256_file, write_manifest
 from timewalk.config import Davis2017, MovingShapes, PublishedVideos, VideoLabels
-from timewalk.data.generated import moving_shapes, write_davis
+from timewalk.data.generated import SHAPES, moving_shapes, write_davis
 from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
 from timewalk.data.prepare.davis import (
     find_davis2016,
@@ -79,8 +79,10 @@ def prepare_videos(name: str, config: VideoLabels, manifest: Path) -> dict[str, 
     Raises:
         UserError: names the file or key, what is wrong with it and what to do.
     """
-    parameters = config.model_dump(mode="json")
+    parameters, classes = config.model_dump(mode="json"), None
     if isinstance(config, MovingShapes):
+        # Objects of one number share a tint: ids mean the same in all videos.
+        classes = ["background", *SHAPES[: config.objects]]
         config = _generate(config, manifest.parent / "DAVIS")
     assert isinstance(config, PublishedVideos)
     kind = str(config.model_dump()["kind"])
@@ -111,6 +113,7 @@ def prepare_videos(name: str, config: VideoLabels, manifest: Path) -> dict[str, 
         name=name,
         layout=kind,
         subset=layout.subset,
+        classes=classes or layout.classes,
         source={"root": relative_to(root, manifest.parent), "list_sha256": list_sha256},
         digest=digest,
     )

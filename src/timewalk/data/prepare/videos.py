@@ -40,6 +40,7 @@ class Layout:
         subset: which part; empty where there is only one.
         videos: sequences; sizes follow from the check.
         lists: files that name the sequences.
+        classes: name of each class by id, from 0, where ids or categories are classes of the set.
         ids: whether masks hold ids; otherwise any gray or colour image is a foreground.
         warnings: sentences for a person.
     """
@@ -48,6 +49,7 @@ class Layout:
     subset: str
     videos: list[Video]
     lists: list[Path] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
     ids: bool = True
     warnings: list[str] = field(default_factory=list)
 

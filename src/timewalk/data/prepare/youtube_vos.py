@@ -68,7 +68,10 @@ def find_youtube_vos(name: str, config: YouTubeVOS, root: Path) -> Layout:
     warnings = []
     if late:
         warnings = [f"{len(late)} sequences have no mask of their first frame, {late[0]} for one"]
-    return Layout(root, config.subset, videos, lists, warnings=warnings)
+    # Of all videos that meta.json lists, so that every part of a subset numbers them alike.
+    categories = sorted({category for objects in meta.values() for category in objects.values()})
+    classes = ["background", *categories]
+    return Layout(root, config.subset, videos, lists, classes, warnings=warnings)
 
 
 def _meta(path: Path) -> dict[str, dict[int, str]]:
