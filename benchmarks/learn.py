@@ -162,7 +162,14 @@ def train(arguments):
     config = get_method(arguments.method).Config.model_validate(keys)
     method = get_method(arguments.method)(config)
     shape = method.clip_shape()
-    source = open_clips(list(manifests.values()), shape.frames, shape.step, shape.shrink)
+    source = open_clips(
+        list(manifests.values()),
+        shape.frames,
+        shape.step,
+        shape.shrink,
+        shape.sampling,
+        shape.per_video,
+    )
     warmup = 0.1 * steps / (len(source) // batch)
     training = config.training.model_copy(update={"warmup_epochs": warmup})
     config = config.model_copy(update={"training": training})

@@ -79,7 +79,7 @@ def test_defaults_come_from_the_method():
         (
             "labelled.digits",
             {"kind": "davis2017", "root": "x"},
-            r"evaluations\.knn\.dataset: 'knn' needs labelled images, but 'digits' holds labelled videos",
+            r"evaluations\.knn\.dataset: 'knn' needs labelled images, but 'digits' holds lab",
         ),
         ("labelled.digits", {"kind": "vip", "root": "x", "subset": "vall"}, "subset is 'vall'"),
     ],
@@ -92,7 +92,9 @@ def test_a_mistake_is_one_sentence(path, value, message):
 def test_an_evaluation_of_videos_needs_videos(monkeypatch):
     entry = dataclasses.replace(evaluation.get_evaluation("knn"), labels=("videos",))
     monkeypatch.setitem(evaluation._ENTRIES, "knn", entry)
-    with pytest.raises(UserError, match=r"'knn' needs labelled videos, but 'digits' holds labelled images"):
+    with pytest.raises(
+        UserError, match=r"'knn' needs labelled videos, but 'digits' holds labelled images"
+    ):
         suite.load_suite(changed("labelled.digits.path", "digits"))
     videos = suite.load_suite(changed("labelled.digits", {"kind": "moving_shapes"}))
     assert videos.config.labelled["digits"].frames == 8
@@ -159,3 +161,20 @@ def test_read_config_names_the_file(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(UserError, match=rf"mine\.yaml.*{message}"):
         suite.read_config(file)
+
+
+def test_a_run_may_begin_with_another_runs_encoder():
+    loaded = suite.load_suite(changed("runs.dora.encoder", {"weights": "run:random"}))
+    assert loaded.origins == {"dora": "random"}
+    assert loaded.run("dora").encoder.weights == "results/random/encoder.safetensors"
+    with pytest.raises(UserError, match=r"runs\.dora\.encoder\.weights: unknown run 'randm'"):
+        suite.load_suite(changed("runs.dora.encoder", {"weights": "run:randm"}))
+    with pytest.raises(UserError, match=r"runs\.dora\.encoder\.weights: 'dora' begins with"):
+        suite.load_suite(changed("runs.dora.encoder", {"weights": "run:dora"}))
+
+
+def test_a_validation_names_an_evaluation_of_encoders():
+    with pytest.raises(UserError, match=r"runs\.dora\.validation\.evaluation: 'knn' reads embedd"):
+        suite.load_suite(changed("runs.dora.validation", {"evaluation": "knn"}))
+    with pytest.raises(UserError, match=r"validation\.evaluation: unknown evaluation 'knnn'"):
+        suite.load_suite(changed("runs.dora.validation", {"evaluation": "knnn"}))

@@ -134,6 +134,12 @@ def _data_verbs(verbs: Any) -> None:
     verb.add_argument("source", type=Path, help="folder of folders of images, or a list of them")
     verb.add_argument("manifest", type=Path, help="…/<data set>/folders.json to write")
     verb.add_argument("--workers", type=int, default=1, help="threads")
+    _add_settings(verb, "split", "only one part of the folders (keys of a data set's `split:`)")
+
+    verb = _verb(verbs, "visor", visor)
+    verb.add_argument("archives", type=Path, help="folder of VISOR's archives, one a video")
+    verb.add_argument("output", type=Path, help="folder to write: cache/ and VISOR_2022/")
+    verb.add_argument("--level", default="480p", help="folder above the videos (default: 480p)")
 
     verb = _verb(verbs, "prepare", prepare)
     verb.add_argument("name", help="the labelled set's name")
@@ -154,6 +160,12 @@ def _run_verbs(verbs: Any) -> None:
     verb.add_argument("output", type=Path, help="the run's folder")
     _add_settings(verb, "settings", "keys of an entry of `runs:`")
     verb.add_argument("--shards", type=Path, nargs="*", default=[], help="shard manifests")
+    verb.add_argument(
+        "--validation",
+        type=_settings,
+        default=None,
+        help="for key `validation`: name, settings, dataset and train_dataset of that evaluation",
+    )
     _add_machine(verb)
 
     verb = _verb(verbs, "embed", embed)
@@ -294,9 +306,19 @@ def images(arguments: Arguments) -> None:
 
 def folders(arguments: Arguments) -> None:
     """Check and index folders of images, each the frames of a video, for training."""
+    from timewalk.check import check
+    from timewalk.config import Split
     from timewalk.data.frame_folders import index_frame_folders
 
-    index_frame_folders(arguments.source, arguments.manifest, arguments.workers)
+    split = check(Split, arguments.split, "split") if arguments.split else None
+    index_frame_folders(arguments.source, arguments.manifest, arguments.workers, split)
+
+
+def visor(arguments: Arguments) -> None:
+    """Unpack VISOR's archives and link their files into the structure of DAVIS."""
+    from timewalk.data.prepare.visor import convert_visor
+
+    convert_visor(arguments.archives, arguments.output, arguments.level)
 
 
 def prepare(arguments: Arguments) -> None:
@@ -350,8 +372,9 @@ def _words(arguments: Arguments) -> list[str]:
     settings = json.dumps(arguments.settings)
     machine = ["--gpus", str(arguments.gpus), "--threads", str(arguments.threads)]
     shards = ["--shards", *map(str, arguments.shards)]
+    validation = ["--validation", json.dumps(arguments.validation)]
     words = [arguments.run, str(arguments.output), "--settings", settings]
-    return ["train", *words, *machine, *shards]
+    return ["train", *words, *machine, *validation, *shards]
 
 
 def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
@@ -372,11 +395,36 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
     machine = Machine(device, _workers(arguments), group)
     try:
         with joined(group, device):
-            call(arguments.run, config, arguments.shards, arguments.output, machine)
+            call(
+                arguments.run,
+                config,
+                arguments.shards,
+                arguments.output,
+                machine,
+                _validator(arguments, machine),
+            )
     except InterruptedTraining as stopped:
         logging.getLogger(__name__).warning("%s", stopped)
         return INTERRUPTED
     return None
+
+
+def _validator(arguments: Arguments, machine: Any) -> Any:
+    """Return the evaluation between epochs, or None."""
+    from timewalk.validation import Validator
+
+    about = arguments.validation
+    if about is None:
+        return None
+    train_dataset = about.get("train_dataset")
+    return Validator(
+        name=about["name"],
+        settings=about["settings"],
+        dataset=Path(about["dataset"]),
+        train_dataset=Path(train_dataset) if train_dataset else None,
+        device=machine.device,
+        workers=machine.workers,
+    )
 
 
 def embed(arguments: Arguments) -> None:

@@ -45,12 +45,14 @@ class Suite:
         runs: the resolved configuration of each run, with its method's defaults.
         evaluations: the same of each evaluation.
         videos: each video that some data set uses.
+        origins: of each run that begins with another run's encoder, the name of that one.
     """
 
     config: Config
     runs: dict[str, RunConfig]
     evaluations: dict[str, EvaluationConfig]
     videos: dict[str, VideoConfig]
+    origins: dict[str, str]
 
     def run(self, name: str) -> RunConfig:
         """Return a run; an unknown name is a :class:`UserError` with the nearest one."""
@@ -81,7 +83,12 @@ def load_suite(raw: Mapping[str, Any]) -> Suite:
         name: load_evaluation(keys, f"evaluations.{name}")
         for name, keys in config.evaluations.items()
     }
-    suite = Suite(config, runs, evaluations, _videos(config))
+    origins = _origins(runs)
+    for name, origin in origins.items():
+        weights = f"{config.results_dir}/{origin}/encoder.safetensors"
+        encoder = runs[name].encoder.model_copy(update={"weights": weights})
+        runs[name] = runs[name].model_copy(update={"encoder": encoder})
+    suite = Suite(config, runs, evaluations, _videos(config), origins)
     _check_references(suite)
     return suite
 
@@ -173,8 +180,46 @@ def _videos(config: Config) -> dict[str, VideoConfig]:
     return {name: resolve_video(name, config.videos) for name in sorted(names)}
 
 
+def _origins(runs: Mapping[str, RunConfig]) -> dict[str, str]:
+    """Return the run that each run with weights `run:<name>` begins with; no run may come back to
+    itself."""
+    origins = {
+        name: run.encoder.weights.removeprefix("run:")
+        for name, run in runs.items()
+        if (run.encoder.weights or "").startswith("run:") and run.encoder.weights
+    }
+    for name, origin in origins.items():
+        _reference("run", f"runs.{name}.encoder.weights", origin, runs)
+    for name in origins:
+        seen, last = [name], origins[name]
+        while last in origins and last not in seen:
+            seen.append(last)
+            last = origins[last]
+        if last in seen:
+            raise UserError(
+                f"runs.{name}.encoder.weights: '{last}' begins with an encoder that begins with "
+                "its own; break the circle."
+            )
+    return origins
+
+
+def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
+    validation = getattr(run, "validation", None)
+    if validation is None:
+        return
+    key = f"runs.{name}.validation.evaluation"
+    _reference("evaluation", key, validation.evaluation, suite.evaluations)
+    kind = suite.evaluations[validation.evaluation].kind
+    if evaluation.get_evaluation(kind).needs != "encoder":
+        raise UserError(
+            f"{key}: '{validation.evaluation}' reads embeddings, which belong to a finished run; "
+            "name an evaluation that reads the encoder itself."
+        )
+
+
 def _check_references(suite: Suite) -> None:
     for name, run in suite.runs.items():
+        _check_validation(suite, name, run)
         if name in RESERVED:
             raise UserError(f"runs.{name}: the name '{name}' is taken by a folder; choose another.")
         if run.dataset is not None:

@@ -36,7 +36,7 @@ class SmoothClips:
     def counts(self):
         return [len(self.data)]
 
-    def clip(self, index):
+    def clip(self, index, rng=None):
         return Clip(self.data[index])
 
 

@@ -72,7 +72,7 @@ class Clips:
     def __len__(self) -> int:
         return len(self.data)
 
-    def clip(self, index: int) -> Clip:
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
         return Clip(self.data[index])
 
 

@@ -147,6 +147,12 @@ def folders_source(wildcards):
     return FOLDERS[wildcards.dataset]
 
 
+def folders_split(wildcards):
+    """Return which part of a data set's folders is meant, or nothing."""
+    split = SUITE.dataset(wildcards.dataset).split
+    return as_json(split) if split else "null"
+
+
 def folders_list(wildcards):
     """Return the list of a data set that has one: a file that may change."""
     return SUITE.dataset(wildcards.dataset).list or []
@@ -178,6 +184,39 @@ def run_shards(wildcards):
     run = SUITE.run(wildcards.run)
     trains = method_registry.get_method(run.method).trains
     return shards_of(run.dataset) if trains and run.dataset else []
+
+
+def run_weights(wildcards):
+    """Return the encoder of the run that a run begins with."""
+    origin = SUITE.origins.get(wildcards.run)
+    return [] if origin is None else f"{RESULTS}/{origin}/encoder.safetensors"
+
+
+def run_validation(wildcards):
+    """Return the evaluation between a run's epochs, or none."""
+    validation = getattr(SUITE.run(wildcards.run), "validation", None)
+    return None if validation is None else validation.evaluation
+
+
+def validation_datasets(wildcards):
+    """Return the manifests of the labelled sets of that evaluation."""
+    name = run_validation(wildcards)
+    if name is None:
+        return []
+    found = SUITE.evaluation(name)
+    sets = [found.dataset, getattr(found, "train_dataset", None)]
+    return [f"{DATA}/datasets/{item}/manifest.json" for item in sets if item]
+
+
+def validation_json(wildcards):
+    """Return name, settings and labelled sets of that evaluation for the command line."""
+    name = run_validation(wildcards)
+    if name is None:
+        return "null"
+    settings = SUITE.evaluation(name).model_dump(mode="json", exclude={"runs"})
+    sets = validation_datasets(wildcards)
+    about = dict(zip(("dataset", "train_dataset"), sets))
+    return json.dumps({"name": name, "settings": settings, **about}, sort_keys=True)
 
 
 def run_gpus(wildcards):

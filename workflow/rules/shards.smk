@@ -67,5 +67,7 @@ rule folders:
         runtime=24 * 60,
     params:
         source=folders_source,
+        split=folders_split,
     shell:
         "timewalk --log {log} folders {params.source:q} {output:q} --workers {threads}"
+        " --split {params.split:q}"

@@ -2,7 +2,9 @@
 # As many processes as GPUs: --set-resources train:gpu=4. Results do not depend on their number.
 rule train:
     input:
-        run_shards,
+        shards=run_shards,
+        weights=run_weights,
+        validation=validation_datasets,
     output:
         encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
         about=f"{RESULTS}/{{run}}/encoder.json",
@@ -23,7 +25,8 @@ rule train:
     params:
         folder=output_folder,
         settings=run_json,
+        validation=validation_json,
     shell:
         "timewalk --log {log} train {wildcards.run} {params.folder:q}"
         " --settings {params.settings:q} --gpus {resources.gpu} --threads {threads}"
-        " --shards {input:q}"
+        " --validation {params.validation:q} --shards {input.shards:q}"

@@ -8,12 +8,24 @@ of them share is here. ``timewalk.suite`` puts the two together.
 
 from typing import Any
 
-from timewalk.config.base import Name, Names, Positive, Probability, Strict, lookup, package_file
+from timewalk.config.base import (
+    Name,
+    Names,
+    Positive,
+    Probability,
+    Split,
+    Strict,
+    lookup,
+    package_file,
+)
 from timewalk.config.datasets import DatasetConfig
 from timewalk.config.labelled import (
     FBMS59,
     JHMDB,
+    MOSE,
     VIP,
+    VISOR,
+    VOC2012,
     ArrayLabels,
     Davis2016,
     Davis2017,
@@ -21,19 +33,30 @@ from timewalk.config.labelled import (
     Labelled,
     MaskedImages,
     MovingShapes,
+    PublishedSet,
     PublishedVideos,
+    SegmentationFolder,
     SegTrackV2,
     ShotLabels,
     VideoLabels,
     YouTubeVOS,
 )
-from timewalk.config.runs import EncoderConfig, EvaluationConfig, RunConfig, TrainingConfig
+from timewalk.config.runs import (
+    EncoderConfig,
+    EvaluationConfig,
+    RunConfig,
+    TrainingConfig,
+    Validation,
+)
 from timewalk.config.video import BlurConfig, DownloadConfig, FramesConfig, VideoConfig
 
 __all__ = [
     "FBMS59",
     "JHMDB",
+    "MOSE",
     "VIP",
+    "VISOR",
+    "VOC2012",
     "ArrayLabels",
     "BlurConfig",
     "Config",
@@ -52,12 +75,16 @@ __all__ = [
     "Names",
     "Positive",
     "Probability",
+    "PublishedSet",
     "PublishedVideos",
     "RunConfig",
     "SegTrackV2",
+    "SegmentationFolder",
     "ShotLabels",
+    "Split",
     "Strict",
     "TrainingConfig",
+    "Validation",
     "VideoConfig",
     "VideoLabels",
     "YouTubeVOS",

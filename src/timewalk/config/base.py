@@ -1,7 +1,7 @@
 """What all configuration models share: strictness, kinds of values, and how names are looked up."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -20,6 +20,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class Split(Strict):
+    """One of two parts of a set of videos; the same names, seed and share give the same parts."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """share of the videos that are in `train`, rounded down; the others are in `val`"""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 1
+    """of the order in which the sorted names are dealt out"""
+    part: Literal["train", "val"]
+    """which part this set is"""
 
 
 def package_file(source: str, key: str) -> Path:

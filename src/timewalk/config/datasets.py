@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from timewalk.config.base import Names, Strict
+from timewalk.config.base import Names, Split, Strict
 from timewalk.config.video import FramesConfig
 
 
@@ -20,6 +20,8 @@ class DatasetConfig(Strict):
     folders: str | None = None
     """folder with folders of .jpg or .png images below it, at any depth: each is one video, its
     images are the frames"""
+    split: Split | None = None
+    """only one part of the videos of `folders`, by the folders' paths below it; null: all"""
     list: str | None = None
     """text file with a line `<directory> <number of frames>` for each video; directories relative
     to the file's own folder, or absolute"""
@@ -43,4 +45,6 @@ class DatasetConfig(Strict):
         without = sorted({"frames", "storage"} & self.model_fields_set)
         if without and given != ["videos"]:
             raise ValueError(f"`{without[0]}` means nothing for `{given[0]}`; leave it out")
+        if self.split is not None and given != ["folders"]:
+            raise ValueError(f"`split` means nothing for `{given[0]}`; leave it out")
         return self

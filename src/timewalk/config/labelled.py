@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from timewalk.config.base import Name, Positive, Strict
+from timewalk.config.base import Name, Positive, Split, Strict
 
 
 class _Labelled(Strict):
@@ -64,13 +64,11 @@ class VideoLabels(Strict):
     """Videos with annotations, the other kind of labelled set beside images."""
 
 
-class PublishedVideos(VideoLabels):
-    """A published set of videos, in the layout that its authors give it."""
+class PublishedSet(Strict):
+    """A published set, in the layout that its authors give it."""
 
     root: str
     """folder of the published layout, or the folder above it; never written to but by `url`"""
-    sequences: list[str] = []
-    """only these sequences, in the order of the set's list; empty: all"""
     url: str | None = None
     """http(s) address of a zip or tar archive that is unpacked into `root` where the set is
     missing; `official`: its authors' address; null: nothing is fetched"""
@@ -78,10 +76,17 @@ class PublishedVideos(VideoLabels):
     """digest of the archive behind `url`; null: the known one of an `official` address, if any"""
 
     @model_validator(mode="after")
-    def _digest_of_something(self) -> "PublishedVideos":
+    def _digest_of_something(self) -> "PublishedSet":
         if self.sha256 is not None and self.url is None:
             raise ValueError("has `sha256` but no `url` that it could belong to; leave it out")
         return self
+
+
+class PublishedVideos(PublishedSet, VideoLabels):
+    """A published set of videos."""
+
+    sequences: list[str] = []
+    """only these sequences, in the order of the set's list; empty: all"""
 
 
 class Davis2017(PublishedVideos):
@@ -114,6 +119,34 @@ class YouTubeVOS(PublishedVideos):
     """sub-folder; `valid` and `test` have masks of first appearances only"""
     list_file: str | None = None
     """file with one sequence a line, for a split of one's own; null: all sequences of the subset"""
+    split: Split | None = None
+    """only one part of the subset's sequences, drawn by a seed; null: all. Not with `list_file`"""
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> "YouTubeVOS":
+        if self.split is not None and self.list_file is not None:
+            raise ValueError("has both `split` and `list_file`; keep one")
+        return self
+
+
+class MOSE(PublishedVideos):
+    """MOSE: several objects a video in crowded scenes, every frame annotated; its training part,
+    since masks of the others are not given out."""
+
+    kind: Literal["mose"]
+    split: Split | None = None
+    """only one part of the sequences, drawn by a seed; null: all"""
+
+
+class VISOR(PublishedVideos):
+    """VISOR: hands and objects in kitchens, in the structure of DAVIS that its own converter, or
+    `timewalk visor`, makes."""
+
+    kind: Literal["visor"]
+    subset: Literal["train", "val", "test"] | None = None
+    """which list of `ImageSets/2022`; null: every folder of frames, whatever the lists say"""
+    level: str = "480p"
+    """name of the sub-folder of `JPEGImages` and `Annotations` that holds the sequences"""
 
 
 class SegTrackV2(PublishedVideos):
@@ -167,6 +200,41 @@ class MovingShapes(VideoLabels):
     """of shapes, textures and motion"""
 
 
+class VOC2012(PublishedSet, MaskedImages):
+    """Pascal VOC 2012's segmentation: 21 classes with the background, 255 at objects' borders."""
+
+    kind: Literal["voc2012"]
+    train: Literal["train", "trainaug"] = "trainaug"
+    """list of the training split; `trainaug` (10582 images) needs the masks of
+    `SegmentationClassAug`, which the official archive does not hold"""
+    test: Literal["val"] = "val"
+    """list of the split that is scored"""
+
+
+class SegmentationFolder(MaskedImages):
+    """Folders of images and of palette or gray masks of class ids, paired by name; the defaults are
+    those of ADE20K's scene parsing."""
+
+    kind: Literal["segmentation_folder"]
+    root: str
+    """folder that holds the images' and the masks' folder"""
+    train: str = "training"
+    """sub-folder of both that is the training split"""
+    test: str = "validation"
+    """sub-folder of both that is scored"""
+    images: str = "images"
+    """folder of the images, below `root`"""
+    masks: str = "annotations"
+    """folder of the masks, below `root`"""
+    zero_is_void: bool = True
+    """whether id 0 is no class, as in ADE20K: it becomes void, and ids from 1 on become classes
+    from 0 on. 255 is void in either case"""
+    classes: Annotated[int, Field(ge=1, le=253)] | str | None = None
+    """number of classes, or a text file with the name of one a line, in the order of their ids;
+    null: as many as the masks' greatest id needs"""
+
+
 _Images = FolderLabels | ArrayLabels | ShotLabels
-_Published = Davis2017 | Davis2016 | YouTubeVOS | SegTrackV2 | FBMS59 | JHMDB | VIP
-Labelled = Annotated[_Images | _Published | MovingShapes, Field(discriminator="kind")]
+_Masked = VOC2012 | SegmentationFolder
+_Published = Davis2017 | Davis2016 | YouTubeVOS | MOSE | VISOR | SegTrackV2 | FBMS59 | JHMDB | VIP
+Labelled = Annotated[_Images | _Masked | _Published | MovingShapes, Field(discriminator="kind")]

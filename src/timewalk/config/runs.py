@@ -29,7 +29,8 @@ class EncoderConfig(Strict):
     """what lies around the maps of `resnet18_s8` and `resnet50_s8`: their reflection, or zeros, as
     in torchvision (these names only)"""
     weights: str | None = None
-    """a path, an http(s) address, `package:<import name>/<file inside it>` or `timm:<model name>`;
+    """a path, an http(s) address, `package:<import name>/<file inside it>`, `timm:<model name>`, or
+    `run:<name>` for the encoder of another run of this configuration;
     published checkpoints of DINO, DoRA, TimeT, SMTC, CRW and torchvision's ResNets are read as they
     are; null: fresh weights"""
     weights_part: Literal["teacher", "student"] | None = None
@@ -54,8 +55,8 @@ class TrainingConfig(Strict):
     """peak learning rate; for a batch of 256 clips where `scale_learning_rate` is on"""
     scale_learning_rate: bool = True
     """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
-    schedule: Literal["cosine", "step"] = "cosine"
-    """how the learning rate falls from its peak: a cosine, or in steps at `milestones`"""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """how the learning rate falls from its peak: a cosine, in steps at `milestones`, or not at all"""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     """learning rate at the end of the cosine, not scaled"""
     milestones: list[Positive] = []
@@ -101,6 +102,17 @@ class TrainingConfig(Strict):
             return value
         switches = ("compile", "activation_checkpointing")
         return {key: "off" if key in switches and x is False else x for key, x in value.items()}
+
+
+class Validation(Strict):
+    """An evaluation between epochs; changes nothing of the training."""
+
+    evaluation: Name
+    """name of an evaluation of `evaluations:` that reads the encoder itself"""
+    every: Positive = 4
+    """epochs from one to the next; the first is before the training, the last after it"""
+    metric: str | None = None
+    """metric whose largest value decides which encoder is kept as `<run>/best`; null: none is"""
 
 
 class RunConfig(Strict):

@@ -1,10 +1,14 @@
-"""Clips of several videos: the contract ClipSource and its one implementation.
+"""Clips of several videos: the contract ClipSource and its two implementations.
 
 A clip of F frames, S frames apart, starts at any frame that leaves room as the data set of DoRA
 (ICLR 2024) counts it: a video of T frames has T - F*S clips, and clip i of a video begins at its
 frame i. Where steps shrink, as CRW (NeurIPS 2020) has it, a video with T < F*S takes the largest
 step with which a clip fits, and every video has T - F*S + 1 clips of its own step. The videos'
 ranges follow one another; a clip never crosses videos.
+
+Sampled clips, as TimeT (ICCV 2023) has them, are not numbered by their frames: each video has the
+same number of clips, and which frames a clip takes is drawn anew each time (sheet of TimeT's data
+sets, section 4).
 """
 
 import io
@@ -14,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +35,10 @@ log = logging.getLogger(__name__)
 SHOWN = 3
 """videos that a message names"""
 
+Sampling = Literal["uniform", "dense", "regular", "full"]
+"""how the frames of a sampled clip lie in their video: anywhere, in order; in a row; with a fixed
+step; all of them"""
+
 
 class ClipShape(NamedTuple):
     """Which frames make a clip, and which clips an epoch.
@@ -41,12 +49,14 @@ class ClipShape(NamedTuple):
             every frame of a video counts.
         per_video: most clips of one video in an epoch, drawn anew in each; None: all.
         shrink: whether the step is reduced, video by video, until a clip fits.
+        sampling: how a clip's frames are drawn; None: clips have numbers and their frames follow.
     """
 
     frames: int
     step: int
     per_video: int | None = None
     shrink: bool = False
+    sampling: Sampling | None = None
 
 
 @dataclass
@@ -76,8 +86,13 @@ class ClipSource(Protocol):
     def counts(self) -> list[int]:
         """Return the number of clips of each video, in the clips' order."""
 
-    def clip(self, index: int) -> Clip:
-        """Return a clip; damaged data is a :class:`UserError` with file and offset."""
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
+        """Return a clip; damaged data is a :class:`UserError` with file and offset.
+
+        Args:
+            index: its number.
+            rng: draws the frames of a sampled clip; None: frames spread evenly, for pictures.
+        """
 
 
 class VideoClips:
@@ -111,17 +126,82 @@ class VideoClips:
         video = bisect_right(self.ends, index)
         return video, index - (self.ends[video - 1] if video else 0)
 
-    def clip(self, index: int) -> Clip:
-        """Return a clip, decoded."""
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
+        """Return a clip, decoded; nothing is drawn."""
         video, start = self.locate(index)
         store, step = self.stores[video], self.steps[video]
-        numbers = [start + frame * step for frame in range(self.num_frames)]
-        return Clip(
-            frames=decode_frames(store, numbers),
-            times=torch.from_numpy(store.times[numbers]),
-            video=store.video,
-            start=start,
-        )
+        return _clip(store, [start + frame * step for frame in range(self.num_frames)])
+
+
+class SampledClips:
+    """``per_video`` clips of each video, whose frames are drawn when a clip is asked for.
+
+    Args:
+        stores: the videos, each long enough (:func:`open_clips` sees to it).
+        num_frames: F, frames of a clip; `full` takes all of a video.
+        sampling: how frames are drawn.
+        step: between frames, in frames of the data set (`regular`).
+        per_video: clips of each video.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[FrameStore],
+        num_frames: int,
+        sampling: Sampling,
+        step: int = 1,
+        per_video: int = 1,
+    ) -> None:
+        self.stores, self.num_frames = list(stores), num_frames
+        self.sampling, self.step, self.per_video = sampling, step, per_video
+
+    def __len__(self) -> int:
+        return len(self.stores) * self.per_video
+
+    def counts(self) -> list[int]:
+        """Return the number of clips of each video."""
+        return [self.per_video] * len(self.stores)
+
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
+        """Return a clip, decoded."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"clip {index} of {len(self)}")
+        store = self.stores[index // self.per_video]
+        return _clip(store, self.numbers(len(store), rng))
+
+    def numbers(self, length: int, rng: torch.Generator | None = None) -> list[int]:
+        """Return the frames of a clip, in order, of a video with ``length`` frames."""
+        if self.sampling == "full":
+            return list(range(length))
+        if self.sampling == "uniform":
+            return _anywhere(length, self.num_frames, rng)
+        step = self.step if self.sampling == "regular" else 1
+        # A video too short for the step takes the largest that fits.
+        step = min(step, length // self.num_frames)
+        # As published, the last frame is followed by a whole step too.
+        room = length - self.num_frames * step + 1
+        start = room // 2 if rng is None else int(torch.randint(room, (), generator=rng))
+        return [start + frame * step for frame in range(self.num_frames)]
+
+
+def _anywhere(length: int, count: int, rng: torch.Generator | None) -> list[int]:
+    """Return sorted frames, each at most once if there are enough."""
+    if rng is None:
+        return [(2 * place + 1) * length // (2 * count) for place in range(count)]
+    if length < count:
+        drawn = torch.randint(length, (count,), generator=rng)
+    else:
+        drawn = torch.randperm(length, generator=rng)[:count]
+    return [int(number) for number in drawn.sort().values]
+
+
+def _clip(store: FrameStore, numbers: list[int]) -> Clip:
+    return Clip(
+        frames=decode_frames(store, numbers),
+        times=torch.from_numpy(store.times[numbers]),
+        video=store.video,
+        start=numbers[0],
+    )
 
 
 def decode_frames(store: FrameStore, numbers: Sequence[int]) -> Tensor:
@@ -156,7 +236,12 @@ def _decode(store: FrameStore, number: int) -> np.ndarray:
 
 
 def open_clips(
-    manifests: Sequence[Path], num_frames: int, step: int, shrink: bool = False
+    manifests: Sequence[Path],
+    num_frames: int,
+    step: int,
+    shrink: bool = False,
+    sampling: Sampling | None = None,
+    per_video: int | None = None,
 ) -> ClipSource:
     """Open the shards of some videos as one source of clips.
 
@@ -166,6 +251,8 @@ def open_clips(
         step: S, frames between them.
         shrink: reduce S for a video of less than F*S frames; one of less than F is left out, with a
             warning.
+        sampling: draw each clip's frames so; None: number the clips by their first frame.
+        per_video: sampled clips of each video; None: one.
 
     Raises:
         UserError: no video, damaged shards, or a video shorter than a clip.
@@ -180,6 +267,9 @@ def open_clips(
             f"{num_frames} frames; choose a data set of videos, or a method that learns from "
             "images (dino)."
         )
+    if sampling is not None:
+        _refuse_short(stores, num_frames, sampling)
+        return SampledClips(stores, num_frames, sampling, step, per_video or 1)
     if shrink:
         return VideoClips(_long_enough(stores, num_frames), num_frames, step, shrink)
     short = [store for store in stores if len(store) <= num_frames * step]
@@ -191,6 +281,21 @@ def open_clips(
             "raise the data set's frames.fps, or leave the video out."
         )
     return VideoClips(stores, num_frames, step)
+
+
+def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampling) -> None:
+    """Refuse videos of which no clip can be sampled; `uniform` shows frames twice instead."""
+    needed = {"uniform": 1, "dense": num_frames, "regular": num_frames, "full": 2}[sampling]
+    short = [f"'{store.video}' ({len(store)})" for store in stores if len(store) < needed]
+    if not short:
+        return
+    remedy = "leave the video out."
+    if sampling != "full":
+        remedy = "lower the run's frames_per_clip, set sampling to uniform, or leave the video out."
+    raise UserError(
+        f"a clip with `sampling: {sampling}` needs {needed} frames, but there are less in "
+        f"{_few(short)}: {remedy}"
+    )
 
 
 def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameStore]:

@@ -20,16 +20,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from timewalk.artefacts import atomic_path, read_json, read_manifest, sha256_file, write_manifest
+from timewalk.config import Split
 from timewalk.data.folder import FrameIndex, FrameStore, verified
 from timewalk.data.images import SHOWN, Checked, check_file, image_names, walk_images
 from timewalk.data.prepare.folder import relative_to
 from timewalk.data.shards import open_store
+from timewalk.data.splits import part_of, record
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
 
 KIND = "frame_folders"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+"""files that are videos themselves, which are not read here"""
 REMEDY = "run the folders stage again"
 FRAMES_AT_ONCE = 4096
 """frames handed to the threads together: what is known of them is Python objects only that long"""
@@ -92,7 +96,9 @@ class FrameFolderStore:
         return str(self.root / self.listing[self.first + index])
 
 
-def index_frame_folders(source: Path, manifest: Path, workers: int = 1) -> dict[str, Any]:
+def index_frame_folders(
+    source: Path, manifest: Path, workers: int = 1, split: Split | None = None
+) -> dict[str, Any]:
     """Check every frame of some folders and write their manifest, list and index.
 
     Frames are in the order of the integer before the first dot of their names, or of their names
@@ -104,16 +110,23 @@ def index_frame_folders(source: Path, manifest: Path, workers: int = 1) -> dict[
             video, the directory relative to the file's own folder or absolute.
         manifest: ``…/<data set>/folders.json``.
         workers: threads that read and decode.
+        split: only one part of the folders, by their paths below the root.
 
     Returns:
         The manifest, of kind `frame_folders`.
 
     Raises:
-        UserError: no folder with frames, images beside folders with images, a line of the list
-            that does not agree with its folder, frames that cannot be read, that have no order, or
-            whose sizes differ within a video.
+        UserError: no folder with frames, images beside folders with images, video files, a line of
+            the list that does not agree with its folder, frames that cannot be read, that have no
+            order, or whose sizes differ within a video.
     """
     videos, root = _found(source), source if source.is_dir() else source.parent
+    parameters: dict[str, Any] = {}
+    if split is not None:
+        names = [video.folder for video in videos]
+        part = set(part_of(names, split, f"{source}: the data set's key 'split'"))
+        videos = [video for video in videos if video.folder in part]
+        parameters = {"split": record(names, split)}
     warnings = _warnings(videos)
     counts = np.array([video.frames for video in videos])
     listing = Listing(b"".join(video.lines for video in videos))
@@ -130,7 +143,7 @@ def index_frame_folders(source: Path, manifest: Path, workers: int = 1) -> dict[
         manifest,
         KIND,
         inputs={"frames": content},
-        parameters={},
+        parameters=parameters,
         counts={
             "videos": len(videos),
             "frames": len(listing),
@@ -178,7 +191,14 @@ def _found(source: Path) -> list[_Video]:
 
 def _below(root: Path) -> list[_Video]:
     """Return every folder below ``root`` that holds images, sorted by path."""
-    videos = [_video(folder, root / folder, names) for folder, names in walk_images(root, SUFFIXES)]
+    videos = []
+    for folder, names in walk_images(root, SUFFIXES | VIDEOS):
+        if files := [name for name in names if Path(name).suffix.lower() in VIDEOS]:
+            raise UserError(
+                f"{root / folder / min(files)} is a video file, but the key 'folders' is for "
+                "folders of images; name such files under 'videos:', or move them away."
+            )
+        videos.append(_video(folder, root / folder, names))
     if not videos:
         raise UserError(f"{root} has no folder of images ({', '.join(sorted(SUFFIXES))}) below it.")
     holding = {video.folder for video in videos}

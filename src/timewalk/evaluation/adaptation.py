@@ -212,6 +212,8 @@ class Adapter:
 
 def _head(tensors: dict[str, Tensor]) -> nn.Sequential:
     """Return the linear layers of a saved head, ReLU between; none: nodes are the features."""
+    # CRW's keys begin with the layer's number; heads of other methods are not walked on.
+    tensors = {key: x for key, x in tensors.items() if key.split(".")[0].isdigit()}
     places = sorted(int(key.split(".")[0]) for key in tensors if key.endswith(".weight"))
     layers: list[nn.Module] = []
     for place in places:

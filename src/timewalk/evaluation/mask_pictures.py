@@ -115,10 +115,15 @@ def write_gif(target: Path, frames: Sequence[Row], ms: int = 80) -> Path:
         images.append(Image.fromarray(np.concatenate(parts, axis=1), "P"))
         images[-1].putpalette(palette.ravel().tolist())
     with atomic_path(target) as temporary:
-        images[0].save(
-            *(temporary, "GIF"),
-            **{"save_all": True, "append_images": images[1:], "duration": ms, "loop": 0},
-            **{"optimize": False, "disposal": 1},
+        first, *rest = images
+        first.save(
+            temporary,
+            "GIF",
+            save_all=True,
+            append_images=rest,
+            duration=ms,
+            loop=0,
+            optimize=False,
         )
     return target
 

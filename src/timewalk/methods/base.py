@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from timewalk.config import Name, Positive, RunConfig, TrainingConfig
+from timewalk.config import Name, Positive, RunConfig, TrainingConfig, Validation
 from timewalk.data.clips import ClipShape
 from timewalk.encoders import Encoder
 
@@ -85,6 +85,8 @@ class TrainedRunConfig(RunConfig):
     """name of the training set, of `datasets:`"""
     training: TrainingConfig = TrainingConfig()
     """the training loop"""
+    validation: Validation | None = None
+    """an evaluation between epochs; null: none"""
     nodes: Positive = 1
     """machines that train together, each with the GPUs that the rule asks for (Slurm); changes
     speed, not results"""

@@ -16,6 +16,11 @@ def num_processes() -> int:
     return dist.get_world_size() if joined else 1
 
 
+def process_number() -> int:
+    """Return which of the processes that train together this is, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
 def mean_over_processes(x: Tensor) -> Tensor:
     """Return the mean of ``x`` over all processes, each holding an equal share of the batch.
 

@@ -44,7 +44,7 @@ class ViewsDataset(Dataset[Batch]):
     def __getitem__(self, sample: Sample) -> Batch:
         epoch, index = sample
         rng = generator(self.seed, epoch, index)
-        return self.views(self.source.clip(index).frames, rng)
+        return self.views(self.source.clip(index, rng).frames, rng)
 
 
 @dataclass(frozen=True)

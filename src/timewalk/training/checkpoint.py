@@ -30,6 +30,7 @@ FORMAT = 2
 
 MACHINE_KEYS: Any = {
     "nodes": True,
+    "validation": True,
     "training": {
         "micro_batch_size",
         "compile",

@@ -37,6 +37,7 @@ from timewalk.training.batches import (
     epoch_size,
     share_of,
 )
+from timewalk.training.between import BetweenEpochs, Evaluate
 from timewalk.training.checkpoint import (
     alone,
     check_same_run,
@@ -87,7 +88,11 @@ class Trainer:
         folder: Path,
         machine: Machine,
         origin: dict[str, Any],
+        evaluate: Evaluate | None = None,
     ) -> None:
+        self.between = None
+        if config.validation is not None and evaluate is not None:
+            self.between = BetweenEpochs(config.validation, folder / "validation", evaluate, origin)
         self.method, self.config, self.source = method, config, source
         self.folder, self.machine, self.origin = folder, machine, origin
         self.settings = config.training
@@ -135,7 +140,7 @@ class Trainer:
             if self.group.main:
                 drop_halves(self.folder)
             self._resume()
-            if self.first < self.total:
+            if self.first < self.total or (self.between and self.between.pending(self.total)):
                 self._train()
 
     def _train(self) -> None:
@@ -200,8 +205,9 @@ class Trainer:
         saved = time.monotonic()
         text = ""
         for index in range(self.first, self.total):
-            started = time.monotonic()
             step = self._where(index)
+            self._evaluate(metrics, step)
+            started = time.monotonic()
             record, stop = self._step(data, step)
             done = index + 1
             ends_epoch = done % self.steps_per_epoch == 0 or done == self.total
@@ -236,6 +242,18 @@ class Trainer:
                 # checkpoint is written.
                 from_main(None)
                 raise InterruptedTraining(f"stopped by a signal after step {done} of {self.total}")
+        self._evaluate(metrics, self._where(self.total))
+
+    def _evaluate(self, metrics: MetricsLog, step: Step) -> None:
+        """Evaluate the encoder if its turn has come; the other processes wait."""
+        if self.between is None or not self.between.due(step):
+            return
+        if self.group.main:
+            found = self.between(self.method.encoder, step)
+            last = min(step.index, self.total - 1)
+            where = {"step": last, "epoch": last // self.steps_per_epoch, "time": time.time()}
+            metrics.write(where | found)
+        from_main(None)
 
     def _sampler(self, first: int, total: int) -> BatchSampler:
         size, seed = self.settings.batch_size, self.config.seed

@@ -41,6 +41,8 @@ def _learning_rate(settings: TrainingConfig, step: Step) -> float:
     if settings.scale_learning_rate:
         peak *= settings.batch_size / 256
     warmup = min(round(settings.warmup_epochs * step.steps_per_epoch), step.total)
+    if settings.schedule == "constant":
+        return warmup_multistep(step.index, peak, [], 1.0, warmup_steps=warmup)
     if settings.schedule == "step":
         steps = [epoch * step.steps_per_epoch for epoch in settings.milestones]
         return warmup_multistep(step.index, peak, steps, settings.gamma, warmup_steps=warmup)

@@ -12,14 +12,21 @@ from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
 from timewalk.config import RunConfig
 from timewalk.data.clips import ClipSource, open_clips
 from timewalk.encoders import save_encoder, save_head
+from timewalk.encoders.files import weights_path
 from timewalk.methods import get_method
 from timewalk.methods.base import Method, TrainedRunConfig
 from timewalk.provenance import provenance
+from timewalk.training.between import Evaluate
 from timewalk.training.loop import Machine, Trainer
 
 
 def train(
-    name: str, config: RunConfig, manifests: Sequence[Path], output: Path, machine: Machine
+    name: str,
+    config: RunConfig,
+    manifests: Sequence[Path],
+    output: Path,
+    machine: Machine,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Train a run, or bring its given encoder, and write ``output/encoder.safetensors``,
     ``encoder.json``, ``metrics.jsonl`` and ``figures/``; of a method with heads that evaluations
@@ -34,6 +41,7 @@ def train(
         manifests: shard manifests of the videos of the run's data set; empty without training.
         output: the run's folder.
         machine: device, workers and processes.
+        evaluate: the evaluation between epochs, if the run asks for one.
     """
     method = get_method(config.method)(config).to(machine.device)
     resolved = config.model_dump(mode="json")
@@ -43,7 +51,7 @@ def train(
         config=resolved,
         config_sha256=sha256_json(resolved),
         seed=config.seed,
-        inputs={str(path): sha256_file(path) for path in manifests},
+        inputs={str(path): sha256_file(path) for path in manifests} | _weights(config),
         processes=machine.processes.size,
     )
     if not isinstance(config, TrainedRunConfig):
@@ -52,14 +60,27 @@ def train(
         _export(method, {}, output, resolved, origin)
         return
     shape = method.clip_shape()
-    source = open_clips(manifests, shape.frames, shape.step, shape.shrink)
-    trainer = Trainer(method, config, source, output / "checkpoints", machine, origin)
+    source = open_clips(
+        manifests, shape.frames, shape.step, shape.shrink, shape.sampling, shape.per_video
+    )
+    folder = output / "checkpoints"
+    trainer = Trainer(method, config, source, folder, machine, origin, evaluate)
     trainer.run()
     if machine.processes.main:
         origin |= {"steps": trainer.total, "clips": len(source)}
         with atomic_path(output / "metrics.jsonl") as temporary:
             shutil.copyfile(output / "checkpoints" / "metrics.jsonl", temporary)
+        if trainer.between is not None:
+            trainer.between.export(output)
         _export(method, _figures(method, source, machine.device), output, resolved, origin)
+
+
+def _weights(config: RunConfig) -> dict[str, str]:
+    """Return the digest of the weights that a run starts from: a resume needs the same ones."""
+    weights = config.encoder.weights
+    if weights is None or weights.startswith("timm:"):
+        return {}
+    return {weights: sha256_file(weights_path(weights))}
 
 
 def _export(

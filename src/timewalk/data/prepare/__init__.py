@@ -2,8 +2,8 @@
 
 ``manifest.json`` (kind `labelled`) names the classes, the splits with their counts, and the list
 of images beside it: ``<split>.txt`` with one `label<TAB>path` a line, or the arrays themselves.
-Nothing is copied but sets that exist only inside a package. Videos have a manifest of their own
-kind (``published.py``).
+Nothing is copied but sets that exist only inside a package. Videos and images with masks have
+manifests of their own kinds (``published.py``, ``masks.py``).
 """
 
 import logging
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from timewalk.artefacts import write_manifest
-from timewalk.config import ArrayLabels, FolderLabels, Labelled, VideoLabels
+from timewalk.config import ArrayLabels, FolderLabels, Labelled, MaskedImages, VideoLabels
 from timewalk.data.prepare.arrays import prepare_arrays
 from timewalk.data.prepare.base import Prepared
 from timewalk.data.prepare.folder import prepare_folder
+from timewalk.data.prepare.masks import prepare_masks
 from timewalk.data.prepare.published import prepare_videos
 from timewalk.data.prepare.shots import prepare_shots
 from timewalk.errors import UserError
@@ -43,6 +44,8 @@ def prepare(
     """
     if isinstance(config, VideoLabels):
         return prepare_videos(name, config, manifest)
+    if isinstance(config, MaskedImages):
+        return prepare_masks(name, config, manifest)
     if isinstance(config, FolderLabels):
         prepared = prepare_folder(name, config, manifest.parent)
     elif isinstance(config, ArrayLabels):

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from timewalk.artefacts import read_json, sha256_file, write_json
-from timewalk.config import PublishedVideos
+from timewalk.config import PublishedSet
 from timewalk.data.prepare.videos import Archive, Source, find_root
 from timewalk.errors import UserError, reason
 from timewalk.transfer import discard, fetch_http, public
@@ -31,7 +31,7 @@ TIMEOUT_S = 30.0
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
 
 
-def fetch_archives(name: str, config: PublishedVideos, source: Source) -> None:
+def fetch_archives(name: str, config: PublishedSet, source: Source) -> None:
     """Fetch and unpack a set into its root.
 
     Args:
@@ -59,7 +59,7 @@ def fetched(root: Path) -> dict[str, str]:
     return dict(read_json(note)) if note.is_file() else {}
 
 
-def unverified(source: Source, config: PublishedVideos, found: dict[str, str]) -> list[str]:
+def unverified(source: Source, config: PublishedSet, found: dict[str, str]) -> list[str]:
     """Return warnings for archives that were fetched without a digest to check them by."""
     known = {config.sha256, *(archive.sha256 for archive in source.archives)}
     return [
@@ -69,7 +69,7 @@ def unverified(source: Source, config: PublishedVideos, found: dict[str, str]) -
     ]
 
 
-def _archives(name: str, config: PublishedVideos, source: Source) -> Iterable[Archive]:
+def _archives(name: str, config: PublishedSet, source: Source) -> Iterable[Archive]:
     assert config.url is not None
     if config.url != "official":
         return [Archive(config.url, "", config.sha256)]

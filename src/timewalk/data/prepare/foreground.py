@@ -15,6 +15,7 @@ from timewalk.data.prepare.videos import (
     Source,
     by_number,
     choose,
+    folders_in,
     images_in,
     last_number,
     pair,
@@ -73,11 +74,11 @@ def find_segtrack_v2(name: str, config: SegTrackV2, root: Path) -> Layout:
     """
     faults = Faults(name, root)
     videos = []
-    found = _folders(root / "JPEGImages")
+    found = folders_in(root / "JPEGImages")
     for item in choose(name, config, found):
         frames = {path.stem: path for path in images_in(root / "JPEGImages" / item)}
         folder = root / "GroundTruth" / item
-        parts = [folder / part for part in _folders(folder)] or [folder]
+        parts = [folder / part for part in folders_in(folder)] or [folder]
         layers = []
         for part in parts:
             masks = {path.stem: path for path in images_in(part)}
@@ -98,7 +99,7 @@ def find_fbms59(name: str, config: FBMS59, root: Path) -> Layout:
     """
     faults = Faults(name, root)
     videos = []
-    found = _folders(root / config.subset)
+    found = folders_in(root / config.subset)
     for item in choose(name, config, found):
         folder = root / config.subset / item
         frames = by_number(images_in(folder, [".jpg"]), faults, last_number)
@@ -126,12 +127,6 @@ def find_fbms59(name: str, config: FBMS59, root: Path) -> Layout:
 def _second_field(path: Path) -> str:
     """Return the frame number of a name such as `camel01_0001_gt.ppm`."""
     return [*path.stem.split("_"), ""][1]
-
-
-def _folders(place: Path) -> list[str]:
-    if not place.is_dir():
-        return []
-    return sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _absent(config: PublishedVideos, found: list[str], published: list[str]) -> list[str]:

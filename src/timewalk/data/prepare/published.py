@@ -31,6 +31,7 @@ from timewalk.data.prepare.foreground import (
     source_segtrack_v2,
 )
 from timewalk.data.prepare.jhmdb import find_jhmdb, source_jhmdb
+from timewalk.data.prepare.mose import find_mose, source_mose
 from timewalk.data.prepare.videos import (
     Layout,
     Source,
@@ -41,6 +42,7 @@ from timewalk.data.prepare.videos import (
     write_index,
 )
 from timewalk.data.prepare.vip import find_vip, source_vip
+from timewalk.data.prepare.visor import find_visor, source_visor
 from timewalk.data.prepare.youtube_vos import find_youtube_vos, source_youtube_vos
 from timewalk.data.sequences import KIND, LIST
 
@@ -59,8 +61,10 @@ KINDS = {
     "davis2017": Kind(source_davis2017, find_davis2017),
     "fbms59": Kind(source_fbms59, find_fbms59),
     "jhmdb": Kind(source_jhmdb, find_jhmdb),
+    "mose": Kind(source_mose, find_mose),
     "segtrack_v2": Kind(source_segtrack_v2, find_segtrack_v2),
     "vip": Kind(source_vip, find_vip),
+    "visor": Kind(source_visor, find_visor),
     "youtube_vos": Kind(source_youtube_vos, find_youtube_vos),
 }
 
@@ -116,6 +120,7 @@ def prepare_videos(name: str, config: VideoLabels, manifest: Path) -> dict[str, 
         classes=classes or layout.classes,
         source={"root": relative_to(root, manifest.parent), "list_sha256": list_sha256},
         digest=digest,
+        **({"split": layout.split} if layout.split else {}),
     )
 
 

@@ -1,7 +1,8 @@
 """Labelled videos: what the layouts share, from a list of names to a checked index.
 
 Each layout's file finds sequences (frames and masks paired by name); here every file is checked:
-sizes and modes from the headers, masks by their bytes, the first mask of a sequence decoded.
+sizes and modes from the headers, masks by their bytes; the first mask of a sequence is decoded,
+and every one where its ids need a category.
 The digest is over names and sizes of frames and joints, and the bytes of masks.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -43,6 +44,7 @@ class Layout:
         classes: name of each class by id, from 0, where ids or categories are classes of the set.
         ids: whether masks hold ids; otherwise any gray or colour image is a foreground.
         warnings: sentences for a person.
+        split: what is recorded of a part that was drawn by a seed.
     """
 
     root: Path
@@ -52,6 +54,7 @@ class Layout:
     classes: list[str] = field(default_factory=list)
     ids: bool = True
     warnings: list[str] = field(default_factory=list)
+    split: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,21 @@ def find_root(root: Path, source: Source) -> Path | None:
     return None
 
 
-def read_names(name: str, path: Path) -> list[str]:
+def folders_in(place: Path) -> list[str]:
+    """Return the names of the visible folders in a folder, sorted; none where there is none."""
+    if not place.is_dir():
+        return []
+    return sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def read_names(name: str, path: Path, key: str = "subset", what: str = "sequence") -> list[str]:
     """Return the names of a list file, one a line.
+
+    Args:
+        name: the set's name in the configuration, for messages.
+        path: the list.
+        key: the key that chose it.
+        what: of what it is a list.
 
     Raises:
         UserError: no such file, no name in it, or a name twice.
@@ -141,13 +157,13 @@ def read_names(name: str, path: Path) -> list[str]:
         there = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))
         known = f" (there are: {', '.join(there[:5])})" if there else ""
         raise UserError(
-            f"labelled.{name}: the list {path} is missing{known}; restore it or correct 'subset'."
+            f"labelled.{name}: the list {path} is missing{known}; restore it or correct '{key}'."
         )
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     names = [line for line in names if line]
     twice = [line for line, count in Counter(names).items() if count > 1]
     if not names or twice:
-        fault = f"names '{twice[0]}' twice" if twice else "names no sequence"
+        fault = f"names '{twice[0]}' twice" if twice else f"names no {what}"
         raise UserError(f"labelled.{name}: the list {path} {fault}; restore the published file.")
     return names
 
@@ -194,9 +210,14 @@ def last_number(path: Path) -> str:
     return next(iter(re.findall(r"\d+", path.stem)[-1:]), "")
 
 
-def folder_frames(place: Path, suffixes: Iterable[str], faults: Faults) -> dict[int, Path]:
+def folder_frames(
+    place: Path,
+    suffixes: Iterable[str],
+    faults: Faults,
+    text: Callable[[Path], str] = lambda path: path.stem,
+) -> dict[int, Path]:
     """Return the frames of a folder by number; a missing or empty folder is a fault."""
-    frames = by_number(images_in(place, suffixes), faults)
+    frames = by_number(images_in(place, suffixes), faults, text)
     if not frames:
         faults.add(place, "holds no frame" if place.is_dir() else "is missing")
     return frames
@@ -223,11 +244,12 @@ def pair(
         folder: where the masks are, for messages.
     """
     for key in sorted(set(masks) - set(frames)):
-        faults.add(masks[key], "has no frame")
-    for key in sorted(set(frames) - set(masks)) if every else []:
+        place = {path.parent.relative_to(faults.root).as_posix() for path in frames.values()}
+        faults.add(masks[key], " in ".join(["has no frame", *place]))
+    if not masks and frames:
+        faults.add(folder, "holds no mask" if folder.is_dir() else "is missing")
+    for key in sorted(set(frames) - set(masks)) if every and masks else []:
         faults.add(frames[key], f"has no mask in {folder.relative_to(faults.root).as_posix()}")
-    if not masks and frames and not every:
-        faults.add(folder, "holds no mask")
     return tuple(frames.values()), tuple(masks.get(key) for key in frames)
 
 
@@ -271,7 +293,8 @@ def _check(video: Video, layout: Layout) -> Checked:
             if mask is None:
                 continue
             data = mask.read_bytes()
-            ids = _check_mask(mask, data, size, layout.ids, first, faults)
+            decode = first or bool(video.categories)
+            ids = _check_mask(mask, data, size, layout.ids, decode, faults)
             for unknown in sorted(ids - set(video.categories)) if video.categories else []:
                 faults.add(mask, f"holds the id {unknown}, which has no category")
             objects |= ids if layout.ids else {len(objects) + 1} if first else set()

@@ -16,11 +16,13 @@ from timewalk.data.prepare.videos import (
     by_number,
     choose,
     folder_frames,
+    folders_in,
     images_in,
     pair,
     read_names,
 )
 from timewalk.data.sequences import Sequence
+from timewalk.data.splits import part_of, record
 from timewalk.errors import UserError
 
 
@@ -55,8 +57,17 @@ def find_youtube_vos(name: str, config: YouTubeVOS, root: Path) -> Layout:
                 f"of {lists[0]}; correct the list or the subset."
             )
     faults = Faults(name, root)
+    split = None
+    if config.split is not None:
+        # Training draws its part from the folders: one more there, and the parts would overlap.
+        for item in sorted(set(folders_in(part / "JPEGImages")) - set(meta)):
+            faults.add(part / "JPEGImages" / item, f"is not in {config.subset}/meta.json")
+        split = record(names, config.split)
+        names = part_of(names, config.split, f"labelled.{name}.split")
     videos = []
     for item in choose(name, config, names):
+        if not meta[item]:
+            faults.add(lists[0], f"names no object of '{item}'")
         folder = part / "Annotations" / item
         frames = folder_frames(part / "JPEGImages" / item, [".jpg"], faults)
         masks = by_number(images_in(folder, [".png"]), faults)
@@ -71,7 +82,7 @@ def find_youtube_vos(name: str, config: YouTubeVOS, root: Path) -> Layout:
     # Of all videos that meta.json lists, so that every part of a subset numbers them alike.
     categories = sorted({category for objects in meta.values() for category in objects.values()})
     classes = ["background", *categories]
-    return Layout(root, config.subset, videos, lists, classes, warnings=warnings)
+    return Layout(root, config.subset, videos, lists, classes, warnings=warnings, split=split)
 
 
 def _meta(path: Path) -> dict[str, dict[int, str]]:

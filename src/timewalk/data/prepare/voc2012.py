@@ -1,0 +1,68 @@
+"""Pascal VOC 2012's segmentation, from the official archive or as "voc_data".
+
+Follows the data set sheet, section 1. Official: ``JPEGImages``, ``SegmentationClass``,
+``ImageSets/Segmentation/<list>.txt``; voc_data: ``images``, ``SegmentationClass``,
+``SegmentationClassAug``, ``sets/<list>.txt``. The training lists' masks are those of
+``SegmentationClassAug``, in the official layout only where that folder is there.
+"""
+
+from pathlib import Path
+
+from timewalk.config import VOC2012
+from timewalk.data.prepare.stills import MaskLayout
+from timewalk.data.prepare.videos import Archive, Faults, Source, find_root, read_names
+
+# fmt: off
+CLASSES = [
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+]
+# fmt: on
+OFFICIAL = Source(
+    "Pascal VOC 2012",
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    "JPEGImages, SegmentationClass and ImageSets/Segmentation (or images, SegmentationClass, "
+    "SegmentationClassAug and sets)",
+    needed=("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+    inside=("VOCdevkit/VOC2012", "VOC2012"),
+    archives=(
+        Archive("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar", ""),
+    ),
+)
+PACKAGED = Source(
+    OFFICIAL.title,
+    OFFICIAL.page,
+    OFFICIAL.tree,
+    needed=("images", "SegmentationClass", "sets"),
+    inside=("voc_data",),
+)
+
+
+def find_voc2012(name: str, config: VOC2012) -> MaskLayout | None:
+    """Return the images and masks of both splits; None where the root holds neither layout.
+
+    Raises:
+        UserError: a missing list or folder of masks.
+    """
+    place = Path(config.root)
+    if (root := find_root(place, OFFICIAL)) is not None:
+        images, lists = root / "JPEGImages", root / "ImageSets" / "Segmentation"
+    elif (root := find_root(place, PACKAGED)) is not None:
+        images, lists = root / "images", root / "sets"
+    else:
+        return None
+    plain, augmented = root / "SegmentationClass", root / "SegmentationClassAug"
+    if config.train == "train" and lists.name == "Segmentation" and not augmented.is_dir():
+        augmented = plain
+    faults = Faults(name, root)
+    if not augmented.is_dir():
+        faults.add(augmented, f"is missing, which the list '{config.train}' needs")
+        faults.stop()
+    layout = MaskLayout(root, CLASSES)
+    for key, masks in (("train", augmented), ("test", plain)):
+        listed = lists / f"{getattr(config, key)}.txt"
+        stems = read_names(name, listed, key, "image")
+        layout.pairs[key] = [(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems]
+        layout.lists.append(listed)
+    return layout

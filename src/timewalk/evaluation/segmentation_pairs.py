@@ -1,0 +1,214 @@
+"""Images with the classes of their pixels, as segmentation evaluations learn from and score them.
+
+What the linear head and the dense retrieval share: names of the classes, masks and images as
+squares, random crops of both, and the checks of a set.
+
+Shapes: N images, S side of an image in pixels, M side of a map of classes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from timewalk.data.seeds import generator
+from timewalk.data.segmented import SegmentedSet, read_classes
+from timewalk.data.sequences import VOID, read_frame
+from timewalk.data.views import Pair, random_window
+from timewalk.data.workers import plain_errors
+from timewalk.encoders import Encoder
+from timewalk.errors import UserError
+from timewalk.evaluation.segmentation_config import SegmentationConfig
+
+CROP_SCALE: Pair = (0.5, 1.0)
+"""share of the image that a random crop covers"""
+MASKS_AT_ONCE = 64
+
+Frame = tuple[Path, Path, np.ndarray | None]
+
+
+def class_names(segmented: SegmentedSet, config: SegmentationConfig) -> tuple[str, ...]:
+    """Return the names of the classes to be told apart, by id.
+
+    Raises:
+        UserError: ids that mean nothing beyond a video.
+    """
+    if config.foreground_only:
+        return ("background", "foreground")
+    if not segmented.classes:
+        raise UserError(
+            f"the ids of '{segmented.name}' only number the objects of each video, so there are "
+            "no classes to learn; set foreground_only: true, or name a set with classes."
+        )
+    return segmented.classes
+
+
+def title(config: SegmentationConfig, scored: SegmentedSet, train: SegmentedSet) -> str:
+    """Return the part of a protocol's name that sizes and sets make."""
+    parts = [f"{config.image_size}px", f"m{config.map_size}"]
+    if scored.videos or train.videos:
+        parts.append(f"f{config.frames_per_clip or 'all'}")
+    if config.foreground_only:
+        parts.append("fg")
+    if train.name != scored.name:
+        parts.append(f"from_{train.name}")
+    return "-".join(parts)
+
+
+def check_side(encoder: Encoder, image_size: int) -> None:
+    """Refuse squares that the network cannot read.
+
+    Raises:
+        UserError: names the key.
+    """
+    if rest := image_size % encoder.multiple:
+        raise UserError(
+            f"image_size is {image_size} but the encoder needs multiples of {encoder.multiple} "
+            f"pixels; set it to {max(image_size - rest, encoder.multiple)}."
+        )
+
+
+def read_target(frame: Frame, size: int | None, foreground_only: bool) -> np.ndarray:
+    """Return the classes of a frame's pixels, uint8 (M, M), or of the stored size; 255 is void."""
+    _, mask, lookup = frame
+    ids = read_classes(mask, lookup, size)
+    return merged(ids) if foreground_only else ids
+
+
+def merged(ids: np.ndarray) -> np.ndarray:
+    """Return ids with all objects as class 1; void stays void."""
+    return np.where(ids == VOID, ids, np.minimum(ids, 1))
+
+
+class Targets(Dataset[Tensor]):
+    """Classes of the pixels of images by number, uint8 (M, M)."""
+
+    def __init__(self, frames: Sequence[Frame], size: int, foreground_only: bool) -> None:
+        self.frames, self.size, self.foreground_only = list(frames), size, foreground_only
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Tensor:
+        found = read_target(self.frames[index], self.size, self.foreground_only)
+        return torch.from_numpy(found.copy())
+
+
+class RandomPairs(Dataset[tuple[Tensor, Tensor]]):
+    """Maps (pass, number) to the same random crop of image and mask, flipped half of the time.
+
+    What is drawn depends on seed, pass and number alone, whichever worker does it.
+
+    Args:
+        frames: images with masks.
+        image_size: S; images are resized bilinearly.
+        map_size: M; masks are resized by nearest neighbour.
+        foreground_only: all objects are one class.
+        seed: of all draws.
+    """
+
+    def __init__(
+        self,
+        frames: Sequence[Frame],
+        image_size: int,
+        map_size: int,
+        foreground_only: bool,
+        seed: int,
+    ) -> None:
+        self.frames, self.image_size, self.map_size = list(frames), image_size, map_size
+        self.foreground_only, self.seed = foreground_only, seed
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        number, index = sample
+        frame = self.frames[index]
+        image = Image.fromarray(read_frame(frame[0]))
+        mask = Image.fromarray(read_target(frame, None, self.foreground_only))
+        if mask.size != image.size:
+            raise UserError(
+                f"{frame[1]} is {mask.width}x{mask.height} pixels but its image is "
+                f"{image.width}x{image.height}; restore the published files."
+            )
+        rng = generator(self.seed, number, index)
+        window = random_window(image.height, image.width, CROP_SCALE, rng)
+        flip = float(torch.rand((), generator=rng)) < 0.5
+        right, bottom = window.left + window.width, window.top + window.height
+        found = []
+        for picture, size, how in (
+            (image, self.image_size, Image.Resampling.BILINEAR),
+            (mask, self.map_size, Image.Resampling.NEAREST),
+        ):
+            part = picture.crop((window.left, window.top, right, bottom)).resize((size, size), how)
+            part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else part
+            found.append(torch.from_numpy(np.array(part)))
+        return found[0].permute(2, 0, 1).contiguous(), found[1]
+
+
+def in_batches(
+    dataset: Dataset[Any], batches: Iterable[Sequence[Any]], workers: int
+) -> Iterator[Any]:
+    """Yield what a data set has, in batches of given numbers (or other keys).
+
+    Raises:
+        UserError: as the data set does, without the worker's traceback.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+    )
+    with plain_errors():
+        yield from loader
+
+
+def runs_of(start: int, stop: int, size: int) -> list[range]:
+    """Return the numbers from ``start`` to ``stop`` in runs of ``size``."""
+    return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
+
+
+def all_targets(frames: Sequence[Frame], size: int, foreground_only: bool, workers: int) -> Tensor:
+    """Return the classes of all pixels, uint8 (N, M, M)."""
+    targets = Targets(frames, size, foreground_only)
+    runs = runs_of(0, len(frames), MASKS_AT_ONCE)
+    return torch.cat(list(in_batches(targets, runs, workers)))
+
+
+def check_classes(
+    learnt: Tensor, scored: Tensor, names: Sequence[str], sets: tuple[SegmentedSet, SegmentedSet]
+) -> None:
+    """Refuse sets of which nothing can be learnt or scored.
+
+    Args:
+        learnt: pixels (or shares of cells) of each class in training.
+        scored: pixels of each class in what is scored.
+        names: of the classes.
+        sets: the one that is learnt from, and the one that is scored.
+
+    Raises:
+        UserError: only void pixels, or a class to be scored that training does not show.
+    """
+    for found, segmented in zip((learnt, scored), sets, strict=True):
+        if not bool(found.any()):
+            raise UserError(
+                f"every pixel of the {segmented.split} split of '{segmented.name}' is void; "
+                "correct the masks, or the keys that say which ids are classes."
+            )
+    absent = [names[i] for i in ((learnt == 0) & (scored > 0)).nonzero().flatten().tolist()]
+    if absent:
+        raise UserError(
+            f"'{sets[1].name}' is scored on {', '.join(absent[:5])}, of which '{sets[0].name}' "
+            "has no pixel to learn from; add training images that show them."
+        )
+
+
+def class_counts(targets: Tensor, classes: int) -> Tensor:
+    """Return the pixels of each class, int64 (C,); void does not count."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in targets.split(MASKS_AT_ONCE):
+        counts += torch.bincount(part.flatten().long(), minlength=256)
+    return counts[:classes]
