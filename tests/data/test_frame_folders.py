@@ -132,6 +132,32 @@ def test_a_tree_one_level_too_shallow_is_refused_and_nothing_is_changed(tmp_path
     assert on_disk(tmp_path) == before
 
 
+def test_a_tree_without_a_level_of_classes_is_read_as_it_is(tmp_path, manifest):
+    root = tmp_path / "videos"
+    for number in range(3):
+        frame(root / "a" / f"{number:05d}.jpg", number)
+    before = on_disk(tmp_path / "videos")
+    about = index_frame_folders(root, manifest)
+    assert (about["counts"]["videos"], about["counts"]["frames"]) == (1, 3)
+    assert on_disk(tmp_path / "videos") == before
+
+
+@pytest.mark.parametrize("place", ["clip.avi", "cat/clip.x.MP4", "deep/er/clip.mkv"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_video_files_are_refused_and_nothing_is_changed(tmp_path, manifest, place, alone):
+    path = tmp_path / "set" / place
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"a video")
+    if not alone:
+        frame(tmp_path / "set" / "cat" / "clip" / "00000.jpg")
+    before = on_disk(tmp_path)
+    with pytest.raises(
+        UserError, match=rf"set/{place} is a video file, .* name such files under 'videos:'"
+    ):
+        index_frame_folders(tmp_path / "set", manifest)
+    assert on_disk(tmp_path) == before
+
+
 def test_images_beside_folders_with_images_are_refused(root, manifest):
     frame(root / "deep" / "cover.png")
     before = on_disk(root.parent)

@@ -16,7 +16,9 @@ from timewalk.check import check
 from timewalk.config import (
     FBMS59,
     JHMDB,
+    MOSE,
     VIP,
+    VISOR,
     Davis2016,
     Davis2017,
     MovingShapes,
@@ -33,8 +35,10 @@ CONFIGS = {
     "davis2017": Davis2017,
     "fbms59": FBMS59,
     "jhmdb": JHMDB,
+    "mose": MOSE,
     "segtrack_v2": SegTrackV2,
     "vip": VIP,
+    "visor": VISOR,
     "youtube_vos": YouTubeVOS,
 }
 
@@ -225,8 +229,13 @@ def test_faults_of_davis(davis, target, fault):
 
 
 def test_many_faults_are_counted(davis, target):
-    shutil.rmtree(davis / "Annotations" / "480p" / "camel")
-    with pytest.raises(UserError, match=r"00002\.jpg has no mask in .*; and 2 faults more: rest"):
+    masks = davis / "Annotations" / "480p" / "camel"
+    for number in range(1, 5):
+        (masks / f"{number:05d}.png").unlink()
+    with pytest.raises(UserError, match=r"00003\.jpg has no mask in .*; and 1 faults more: rest"):
+        index("davis2017", davis, target)
+    shutil.rmtree(masks)
+    with pytest.raises(UserError, match=r"Annotations/480p/camel holds no mask: restore the pub"):
         index("davis2017", davis, target)
 
 
@@ -330,6 +339,36 @@ def test_faults_of_youtube_vos(tmp_path, target):
     meta.unlink()
     with pytest.raises(UserError, match=r"train/meta\.json is missing; restore"):
         index("youtube_vos", root, target)
+
+
+def test_a_later_mask_of_youtube_vos_is_decoded_too(tmp_path, target):
+    root = tmp_path / "vos"
+    video_sets.youtube_vos(root)
+    path = root / "train" / "Annotations" / "00a23ccf53" / "00010.png"
+    ids = read_ids(path)
+    ids[0, 0] = 7
+    Image.fromarray(ids).save(path)
+    with pytest.raises(
+        UserError, match=r"00a23ccf53/00010\.png holds the id 7, which has no category"
+    ):
+        index("youtube_vos", root, target)
+    meta = root / "train" / "meta.json"
+    known = json.loads(meta.read_text())
+    known["videos"]["00a23ccf53"]["objects"] = {}
+    meta.write_text(json.dumps(known))
+    with pytest.raises(UserError, match=r"train/meta\.json names no object of '00a23ccf53'"):
+        index("youtube_vos", root, target)
+
+
+def test_classes_are_those_of_the_whole_meta_file(tmp_path, target):
+    root = tmp_path / "vos"
+    video_sets.youtube_vos(root)
+    meta = root / "train" / "meta.json"
+    known = json.loads(meta.read_text())
+    known["videos"]["00a23ccf53"]["objects"]["1"]["category"] = "lion"
+    meta.write_text(json.dumps(known))
+    about = index("youtube_vos", root, target, sequences=["0043f083b5"])
+    assert about["classes"] == ["background", "ape", "lion", "zebra"]
 
 
 def test_segtrack_v2_is_the_union_of_its_objects(tmp_path, target):

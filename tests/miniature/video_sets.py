@@ -12,7 +12,14 @@ import numpy as np
 from PIL import Image
 from scipy.io import savemat
 
-from timewalk.data.generated import Moving, moving_shapes, save_ids, write_davis, write_frames
+from timewalk.data.generated import (
+    Moving,
+    moving_shapes,
+    save_ids,
+    write_davis,
+    write_frames,
+    write_masks,
+)
 
 Videos = dict[str, Moving]
 NAMES = ("blackswan", "camel")
@@ -95,6 +102,53 @@ def youtube_vos(
         }
     (root / subset / "meta.json").write_text(json.dumps(meta))
     return made
+
+
+def mose(
+    root: Path,
+    sequences: Sequence[str] = ("0a1b2c3d", "4e5f6a7b"),
+    frames: int = 3,
+    size: tuple[int, int] = (48, 64),
+    seed: int = 0,
+) -> Videos:
+    """MOSE: the training part, every frame annotated."""
+    made = videos(sequences, frames, size, 2, seed)
+    for name, video in made.items():
+        write_frames(root / "train" / "JPEGImages" / name, video.frames)
+        write_masks(root / "train" / "Annotations" / name, video.ids)
+    return made
+
+
+def visor(
+    root: Path,
+    sequences: Sequence[str] = ("P01_01", "P02_07"),
+    frames: int = 3,
+    size: tuple[int, int] = (48, 64),
+    subset: str | None = "val",
+    level: str = "480p",
+    seed: int = 0,
+) -> Videos:
+    """VISOR in the structure of DAVIS: names and numbers as in the videos, with gaps."""
+    made = videos(sequences, frames, size, 2, seed)
+    for name, video in made.items():
+        write_visor(
+            root / "JPEGImages" / level / name, root / "Annotations" / level / name, name, video
+        )
+    if subset is not None:
+        (root / "ImageSets" / "2022").mkdir(parents=True)
+        listed = root / "ImageSets" / "2022" / f"{subset}.txt"
+        listed.write_text("".join(f"{name}\n" for name in made))
+    return made
+
+
+def write_visor(images: Path, masks: Path, name: str, video: Moving) -> None:
+    """Write a video's frames and masks under VISOR's names."""
+    images.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(parents=True, exist_ok=True)
+    for i in range(len(video.frames)):
+        stem = f"{name}_frame_{140 * i + 70:010d}"
+        Image.fromarray(video.frames[i]).save(images / f"{stem}.jpg", quality=95)
+        save_ids(masks / f"{stem}.png", video.ids[i])
 
 
 def segtrack_v2(

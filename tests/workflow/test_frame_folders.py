@@ -23,6 +23,7 @@ def suite(workflow):
         "datasets": {
             "tree": {"folders": "my videos"},
             "listed": {"list": "my videos/list.txt"},
+            "part": {"folders": "my videos", "split": {"share": 0.5, "part": "val"}},
         },
         "runs": {"dora": dora | {"dataset": "tree"}, "short": dora | {"dataset": "listed"}},
     }
@@ -41,6 +42,8 @@ def test_folders_and_lists_train_dora(suite):
     assert list(about["provenance"]["inputs"]) == ["data/shards/tree/folders.json"]
     listed = json.loads((workflow.folder / "data/shards/listed/folders.json").read_text())
     assert (listed["counts"]["videos"], listed["counts"]["frames"]) == (1, 7)
+    part = json.loads((workflow.folder / "data/shards/part/folders.json").read_text())
+    assert (part["counts"]["videos"], part["parameters"]["split"]["names"]) == (1, 2)
 
     (workflow.folder / "my videos" / "list.txt").write_text("one ü 8\n", encoding="utf-8")
     outcome = workflow.run("results/short/encoder.safetensors")

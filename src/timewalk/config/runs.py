@@ -56,7 +56,8 @@ class TrainingConfig(Strict):
     scale_learning_rate: bool = True
     """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """how the learning rate falls from its peak: a cosine, in steps at `milestones`, or not at all"""
+    """how the learning rate falls from its peak: as a cosine, in steps at `milestones`, or not at
+    all (`constant`)"""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     """learning rate at the end of the cosine, not scaled"""
     milestones: list[Positive] = []

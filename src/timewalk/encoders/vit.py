@@ -172,7 +172,30 @@ class ViT(VisionTransformer, Encoder):
         x, grid = self.embed(images)
         for block in self.blocks[:-1]:
             x = block(x)
-        block = self.blocks[-1]
+        return self.last_block(
+            self.blocks[-1], x, grid, queries=queries, keys=keys, cls_attention=cls_attention
+        )
+
+    def last_block(
+        self,
+        block: Any,
+        x: Tensor,
+        grid: tuple[int, int],
+        *,
+        queries: slice | None = None,
+        keys: bool = False,
+        cls_attention: slice | None = None,
+    ) -> Tokens:
+        """Run the last block, or another's in its place (a teacher's); see :meth:`tokens`.
+
+        Args:
+            block: the block.
+            x: (B, 1 + N, D), its input.
+            grid: (h, w).
+            queries: images whose queries are returned.
+            keys: whether all images' keys are returned.
+            cls_attention: images whose class-token attention is returned.
+        """
         if queries is None and cls_attention is None and not keys:
             x = block(x)
             return Tokens(x, self.norm(x), grid)

@@ -37,10 +37,17 @@ class Entry:
 
 _ENTRIES = {
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
+    "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
     "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels=VIDEOS),
+    "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
+    "foreground": Entry("timewalk.evaluation.foreground", needs="encoder", labels=MASKS),
     "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
+    "linear_segmentation": Entry(
+        "timewalk.evaluation.linear_segmentation", needs="encoder", labels=MASKS
+    ),
+    "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
     "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS),

@@ -1,160 +1,54 @@
 """Foreground by clusters and attention, then classes without any label.
 
-Sheet: segmentation-eval section 6. Patches of a training set are clustered; clusters that mostly lie
-where the class token looks are foreground, above a threshold that the training set's masks tune.
-The scored set is clustered anew and judged by its own attention and that threshold. With what is
-not foreground set to zero, its features are clustered once more, into as many clusters as there are
-classes, and matched to these.
+Sheet: segmentation-eval section 6. Patches of a training set are clustered; clusters that mostly
+lie where the class token looks are foreground, above a threshold that the training set's masks
+tune. The scored set is clustered anew and judged by its own attention and that threshold. With what
+is not foreground set to zero, its features are clustered once more, into as many clusters as there
+are classes, and matched to these.
 
-Shapes: F images, K clusters, h and w rows and columns of patches, M side of a map in pixels.
+Shapes: F images, K clusters, M side of a map in pixels.
 """
 
 import logging
-import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
-from pydantic import Field, model_validator
-from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json, write_json
-from timewalk.config import Positive
-from timewalk.data.segmented import SegmentedSet, Squares, read_square
-from timewalk.data.sequences import VOID
-from timewalk.data.workers import plain_errors
-from timewalk.encoders import Encoder, load_encoder
+from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
+from timewalk.data.segmented import SegmentedSet, read_square
+from timewalk.encoders import load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
-from timewalk.evaluation.embed import Extractor
-from timewalk.evaluation.feature_maps import (
-    check_size,
-    cluster_maps,
-    pixels_at,
-    reduced_maps,
-    upsampled,
+from timewalk.evaluation.foreground_stages import (
+    Clustered,
+    Config,
+    Segmentation,
+    check_encoder,
+    cluster,
+    enlarged,
+    segment,
 )
-from timewalk.evaluation.mask_pictures import sheet, write_gif
+from timewalk.evaluation.mask_pictures import Row, sheet, write_gif
 from timewalk.evaluation.pictures import save_png
-from timewalk.evaluation.segmentation_config import (
-    SegmentationConfig,
-    Side,
-    WithTraining,
-    scored_set,
-    training_set,
-)
-from timewalk.evaluation.segmentation_pairs import all_targets, title
+from timewalk.evaluation.segmentation_config import scored_set, training_set
+from timewalk.evaluation.segmentation_pairs import title
 from timewalk.evaluation.segmentation_scores import PICTURE_SIDE, class_table, percent, spread
-from timewalk.metrics import foreground as metric
-from timewalk.metrics.foreground import Table, Tuning
-from timewalk.metrics.matching import MatchedScores, contingency, matched_scores, renamed
-from timewalk.ops.foreground_mask import BLUR, attention_masks
-from timewalk.ops.kmeans import KMeans, assign, kmeans, load_faiss, training_rows
+from timewalk.metrics.foreground import Tuning, boundary_f, jaccard_of_clusters, tune
+from timewalk.metrics.matching import renamed
+from timewalk.ops.kmeans import load_faiss
+
+__all__ = ["Config", "evaluate"]
 
 log = logging.getLogger(__name__)
 
-BATCH = 16
-PART = 64
-"""images whose patches are assigned to clusters at a time"""
-LIGHT = 255
-"""id that draws the foreground in a pale colour, which no class has"""
-
-Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Config(SegmentationConfig, WithTraining):
-    """Cluster-based foreground extraction, and the segmentation of what it finds."""
-
-    kind: Literal["foreground"] = "foreground"
-    image_size: Side = 448
-    """side in pixels of the square to which images are resized for the encoder"""
-    map_size: Side = 100
-    """side in pixels of the square maps on which foreground and classes are compared"""
-    clusters: Positive = 300
-    """clusters of each set, some of which are foreground"""
-    dimensions: Positive = 50
-    """principal components of the features that are clustered"""
-    keep: Share = 0.65
-    """share of the class token's attention that an image's mask holds"""
-    cuts: tuple[Share, Share] = (0.55, 0.75)
-    """shares of the clusters, sorted by precision, that are tried as background: from, to before"""
-    boundary: Literal["foreground", "background"] = "foreground"
-    """what boundary pixels (id 255) count as in `jaccard`"""
-    segmentation_clusters: Positive | None = None
-    """clusters of the second stage; null: as many as the set has classes, background included"""
-    boundary_f: bool = False
-    """also score outlines, as published: that of the true background with the foreground's"""
-    boundary_distance: Annotated[float, Field(gt=0)] = 16
-    """pixels of the map that outlines must be nearer than"""
-    iterations: Positive = 50
-    """of K-means, in each redo"""
-    redos: Positive = 5
-    """starts of K-means; the best is kept"""
-    max_points_per_centroid: Positive = 256
-    """more pixels than this times the clusters: a random part of them trains K-means"""
-    variant: Literal["published", "fast"] = "published"
-    """of K-means: faiss as published, or a faster one (another protocol)"""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
-    """seed of K-means"""
-
-    @model_validator(mode="after")
-    def _cuts_of_clusters(self) -> "Config":
-        low, high = (int(share * self.clusters) for share in self.cuts)
-        if low >= high:
-            raise ValueError(
-                f"no cut of {self.clusters} clusters lies between the shares of cuts "
-                f"{list(self.cuts)}; raise clusters or widen cuts"
-            )
-        return self
-
-    @property
-    def kmeans(self) -> KMeans:
-        """The settings of K-means."""
-        return KMeans(
-            self.iterations, self.redos, self.max_points_per_centroid, self.seed, self.variant
-        )
-
-
-@dataclass(frozen=True)
-class Clustered:
-    """A set's patches in clusters.
-
-    Attributes:
-        ids: uint16 (F, h, w).
-        truth: uint8 (F, M, M), classes; 255 is boundary.
-        table: pixels of the clusters.
-        precision: float64 (K,), of each cluster.
-    """
-
-    ids: np.ndarray
-    truth: np.ndarray
-    table: Table
-    precision: np.ndarray
-
-
-@dataclass(frozen=True)
-class Segmentation:
-    """The second stage.
-
-    Attributes:
-        classes: uint8 (F, M, M), predicted.
-        names: of the classes.
-        scores: of the matched clusters.
-    """
-
-    classes: np.ndarray
-    names: tuple[str, ...]
-    scores: MatchedScores
+PALE = 255
+"""id in whose colour the foreground is drawn: no class has it"""
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
-    """Find the foreground of a labelled set, and segment it, without its labels.
+    """Find the foreground of a labelled set, and its classes, by clusters.
 
     Args:
         inputs: the run, the scored set, and the training set where it is another.
@@ -163,43 +57,200 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             for an interrupted evaluation to go on.
 
     Raises:
-        UserError: an encoder without attention, a set without foreground, clusters without pixels,
+        UserError: an encoder without attention, a set without foreground, a cluster without pixels,
             or none of the precision that counts as foreground.
     """
+    load_faiss()
     encoder = load_encoder(inputs.run).eval().requires_grad_(False).to(inputs.device)
-    _check(encoder, config)
+    check_encoder(encoder, config)
     scored = scored_set(inputs.dataset, config)
     train = training_set(inputs.dataset, inputs.train_dataset, config)
     work = _work(output_dir / "work", inputs, config)
-
-    def clustered(segmented: SegmentedSet, part: str) -> Clustered:
-        return cluster(segmented, encoder, inputs, config, work / part)
-
-    learnt = clustered(train, "train")
+    learnt = cluster(train, encoder, inputs, config, work / "train")
     table = learnt.table
-    tuning = metric.tune(learnt.precision, table.pixels, table.foreground, config.cuts)
-    log.info("foreground: clusters of a precision of at least %.2f", tuning.threshold)
-    found = clustered(scored, "test")
+    tuning = tune(learnt.precision, table.pixels, table.foreground, config.cuts)
+    log.info("clusters of a precision of %.2f or more are foreground", tuning.threshold)
+    found = cluster(scored, encoder, inputs, config, work / "test")
     chosen = found.precision >= tuning.threshold
     if not chosen.any():
         raise UserError(
-            f"no cluster of '{scored.name}' has a precision of at least {tuning.threshold:.2f}, "
-            f"which '{train.name}' was tuned to; raise 'keep', or learn from a set like it."
+            f"no cluster of '{scored.name}' reaches the precision of {tuning.threshold:.2f} that "
+            f"was tuned on '{train.name}'; raise 'keep', or name another set as 'train_dataset'."
         )
-    segmentation = segment(scored, encoder, inputs, config, work / "classes", (found, chosen))
-    metrics, rows = _scores(found, chosen, config)
-    metrics |= {"threshold": tuning.threshold, "clusters_foreground": float(chosen.sum())}
-    names = _names(scored)
+    foreground = chosen[found.ids]
+    classes = segment(scored, encoder, inputs, config, work / "classes", foreground, found.truth)
+    scores = score(found, chosen, config)
+    metrics = summary(scores, classes) | {
+        "threshold": tuning.threshold,
+        "clusters_foreground": float(chosen.sum()),
+    }
     artefacts = [
-        write_csv(output_dir / "images.csv", [rows[0], *zip(names, *rows[1:], strict=True)]),
-        _write_clusters(output_dir / "clusters.csv", {train.split: learnt, "scored": found}, chosen),
+        _write_images(output_dir / "images.csv", scored, scores),
+        _write_clusters(output_dir / "clusters.csv", learnt, found, tuning),
         _write_cuts(output_dir / "cuts.csv", tuning),
     ]
-    metrics |= dict.fromkeys(("miou", "miou_without_background"))
-    if segmentation is not None:
-        metrics |= percent(segmentation.scores, len(segmentation.names))
-        classes = class_table(segmentation.scores, segmentation.names)
-        artefacts.append(write_csv(output_dir / "classes.csv", classes))
-    artefacts += draw(scored, found, chosen, segmentation, config, output_dir)
+    if classes is not None:
+        rows = class_table(classes.scores, classes.names)
+        artefacts.append(write_csv(output_dir / "classes.csv", rows))
+    artefacts += draw(scored, found.truth, foreground, classes, config, output_dir)
     shutil.rmtree(work)
-    return Result(protocol(config, scored, train), metrics, len(found.truth), artefacts)
+    return Result(protocol(config, scored, train), metrics, len(foreground), artefacts)
+
+
+def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
+    """Return the protocol's name: all that makes figures incomparable and is not as published."""
+    parts = ["foreground", title(config, scored, train), f"k{config.clusters}"]
+    usual = Config(dataset=config.dataset)
+    if config.dimensions != usual.dimensions:
+        parts.append(f"d{config.dimensions}")
+    if config.keep != usual.keep:
+        parts.append(f"keep{config.keep:g}")
+    if config.cuts != usual.cuts:
+        parts.append("cuts{:g}_{:g}".format(*config.cuts))
+    if config.boundary != usual.boundary:
+        parts.append(f"boundary_{config.boundary}")
+    if config.segmentation_clusters is not None:
+        parts.append(f"c{config.segmentation_clusters}")
+    if (config.iterations, config.redos) != (usual.iterations, usual.redos):
+        parts.append(f"i{config.iterations}x{config.redos}")
+    if config.points_per_centroid != usual.points_per_centroid:
+        parts.append(f"p{config.points_per_centroid}")
+    if config.variant != usual.variant:
+        parts.append(config.variant)
+    return "-".join(parts)
+
+
+def score(found: Clustered, chosen: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+    """Return each image's figures in percent, (F,) each.
+
+    Args:
+        found: the scored set.
+        chosen: bool (K,), the clusters that are foreground.
+        config: settings.
+    """
+    table = found.table
+    with_boundary, without = (
+        100 * jaccard_of_clusters(table.pixels, truth, chosen)
+        for truth in (table.foreground, table.inner)
+    )
+    if config.boundary == "background":
+        with_boundary, without = without, with_boundary
+    scores = {
+        "jaccard": with_boundary,
+        "jaccard_other_boundary": without,
+        "foreground_percent": 100 * table.pixels[:, chosen].sum(axis=1) / table.pixels.sum(axis=1),
+    }
+    if config.boundary_f:
+        each = [
+            boundary_f(truth == 0, enlarged(chosen[ids], len(truth)), config.boundary_distance)
+            for ids, truth in zip(found.ids, found.truth, strict=True)
+        ]
+        scores["boundary_f"] = 100 * np.array(each)
+    return scores
+
+
+def summary(scores: dict[str, np.ndarray], classes: Segmentation | None) -> dict[str, float | None]:
+    """Return the means over images, and the figures of the classes if there are any.
+
+    Images whose outlines are nowhere near each other do not count in `boundary_f`, as published.
+    """
+    metrics: dict[str, float | None] = {
+        name: None if np.isnan(values).all() else float(np.nanmean(values))
+        for name, values in scores.items()
+    }
+    if classes is None:
+        return metrics | dict.fromkeys(("miou", "miou_without_background"))
+    return metrics | percent(classes.scores, len(classes.names))
+
+
+def draw(
+    scored: SegmentedSet,
+    truth: np.ndarray,
+    foreground: np.ndarray,
+    classes: Segmentation | None,
+    config: Config,
+    folder: Path,
+) -> list[Path]:
+    """Draw input, truth, foreground and classes: a sheet of images, or a GIF a video.
+
+    Args:
+        scored: the set.
+        truth: classes (F, M, M).
+        foreground: bool (F, h, w).
+        classes: the second stage, if any.
+        config: how many.
+        folder: where.
+    """
+
+    def row(place: int) -> Row:
+        pixels = read_square(scored.frames[place][0], PICTURE_SIDE).transpose(1, 2, 0)
+        pale = enlarged(foreground[place], truth.shape[1]) * np.uint8(PALE)
+        if classes is None:
+            return pixels, truth[place], pale
+        return (
+            pixels,
+            truth[place],
+            pale,
+            renamed(classes.ids[place], classes.scores.cluster_to_class),
+        )
+
+    if not scored.videos:
+        rows = [row(place) for place in spread(len(truth), config.pictures)]
+        names = classes.names if classes else ()
+        return [save_png(folder / "sheet.png", sheet(rows, names))] if rows else []
+    ends = np.cumsum([len(clip.frames) for clip in scored.clips]).tolist()
+    files = []
+    for place in spread(len(scored), config.pictures):
+        clip, end = scored.clips[place], ends[place]
+        target = folder / f"{clip.name.replace('/', '_')}.gif"
+        files.append(write_gif(target, [row(i) for i in range(end - len(clip.frames), end)]))
+    return files
+
+
+def _work(folder: Path, inputs: Inputs, config: Config) -> Path:
+    """Return the folder of half-done work, emptied if it belongs to something else."""
+    sets = [path for path in (inputs.dataset, inputs.train_dataset) if path is not None]
+    key = sha256_json(
+        {
+            "settings": config.model_dump(mode="json", exclude={"runs", "pictures"}),
+            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+            "sets": [sha256_file(path) for path in sets],
+        }
+    )
+    note = folder / "key.json"
+    if folder.exists() and not (note.is_file() and read_json(note) == key):
+        log.warning("%s belongs to other settings, another encoder or other images: anew", folder)
+        shutil.rmtree(folder)
+    write_json(note, key)
+    return folder
+
+
+def _write_images(path: Path, scored: SegmentedSet, scores: dict[str, np.ndarray]) -> Path:
+    names = [
+        f"{clip.name}/{frame.stem}" if scored.videos else clip.name
+        for clip in scored.clips
+        for frame in clip.frames
+    ]
+    values = [_numbers(column) for column in scores.values()]
+    return write_csv(path, [["image", *scores], *zip(names, *values, strict=True)])
+
+
+def _write_clusters(path: Path, learnt: Clustered, found: Clustered, tuning: Tuning) -> Path:
+    rows: list[Sequence[object]] = [["set", "cluster", "pixels", "precision", "foreground"]]
+    for name, part in (("train", learnt), ("test", found)):
+        pixels = part.table.pixels.sum(axis=0).tolist()
+        chosen = (part.precision >= tuning.threshold).astype(int).tolist()
+        columns = zip(pixels, _numbers(part.precision), chosen, strict=True)
+        rows += [[name, number, *values] for number, values in enumerate(columns)]
+    return write_csv(path, rows)
+
+
+def _write_cuts(path: Path, tuning: Tuning) -> Path:
+    columns = (tuning.starts.tolist(), _numbers(tuning.precisions), _numbers(100 * tuning.jaccards))
+    return write_csv(
+        path, [["clusters_background", "precision", "jaccard"], *zip(*columns, strict=True)]
+    )
+
+
+def _numbers(values: np.ndarray) -> list[str | None]:
+    return [None if np.isnan(value) else f"{value:.6g}" for value in values.tolist()]

@@ -48,12 +48,12 @@ from timewalk.evaluation.segmentation_config import (
 from timewalk.evaluation.segmentation_heads import FCNHead, LinearHead
 from timewalk.evaluation.segmentation_pairs import (
     RandomPairs,
-    all_targets,
     check_classes,
     check_side,
     class_counts,
     class_names,
     in_batches,
+    targets_of,
     title,
 )
 from timewalk.evaluation.segmentation_scores import (
@@ -151,7 +151,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     names = class_names(scored, config)
     train = training_set(inputs.dataset, inputs.train_dataset, config)
     targets, truth = (
-        all_targets(s.frames, config.map_size, config.foreground_only, inputs.workers)
+        torch.cat([*targets_of(s.frames, config.map_size, config.foreground_only, inputs.workers)])
         for s in (train, scored)
     )
     counts = [class_counts(t, len(names)) for t in (targets, truth)]

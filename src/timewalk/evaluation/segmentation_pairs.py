@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timewalk.data.seeds import generator
-from timewalk.data.segmented import SegmentedSet, read_classes
+from timewalk.data.segmented import SegmentedSet, read_classes, read_square
 from timewalk.data.sequences import VOID, read_frame
 from timewalk.data.views import Pair, random_window
 from timewalk.data.workers import plain_errors
@@ -99,6 +99,22 @@ class Targets(Dataset[Tensor]):
         return torch.from_numpy(found.copy())
 
 
+class SquarePairs(Dataset[tuple[Tensor, Tensor]]):
+    """Maps (pass, number) to image and classes as squares, uint8 (3, S, S) and (M, M): the same in
+    every pass."""
+
+    def __init__(
+        self, frames: Sequence[Frame], image_size: int, map_size: int, foreground_only: bool
+    ) -> None:
+        self.frames, self.image_size = list(frames), image_size
+        self.targets = Targets(frames, map_size, foreground_only)
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index = sample[1]
+        pixels = torch.from_numpy(read_square(self.frames[index][0], self.image_size))
+        return pixels, self.targets[index]
+
+
 class RandomPairs(Dataset[tuple[Tensor, Tensor]]):
     """Maps (pass, number) to the same random crop of image and mask, flipped half of the time.
 
@@ -171,11 +187,20 @@ def runs_of(start: int, stop: int, size: int) -> list[range]:
     return [range(i, min(i + size, stop)) for i in range(start, stop, size)]
 
 
-def all_targets(frames: Sequence[Frame], size: int, foreground_only: bool, workers: int) -> Tensor:
-    """Return the classes of all pixels, uint8 (N, M, M)."""
-    targets = Targets(frames, size, foreground_only)
+def targets_of(
+    frames: Sequence[Frame], size: int, foreground_only: bool, workers: int
+) -> Iterator[Tensor]:
+    """Yield the classes of all pixels, uint8 (n, M, M) for some images at a time."""
     runs = runs_of(0, len(frames), MASKS_AT_ONCE)
-    return torch.cat(list(in_batches(targets, runs, workers)))
+    return in_batches(Targets(frames, size, foreground_only), runs, workers)
+
+
+def class_counts(targets: Iterable[Tensor], classes: int) -> Tensor:
+    """Return the pixels of each class, int64 (C,); void does not count."""
+    counts = torch.zeros(256, dtype=torch.int64)
+    for part in targets:
+        counts += torch.bincount(part.flatten().long(), minlength=256)
+    return counts[:classes]
 
 
 def check_classes(
@@ -204,11 +229,3 @@ def check_classes(
             f"'{sets[1].name}' is scored on {', '.join(absent[:5])}, of which '{sets[0].name}' "
             "has no pixel to learn from; add training images that show them."
         )
-
-
-def class_counts(targets: Tensor, classes: int) -> Tensor:
-    """Return the pixels of each class, int64 (C,); void does not count."""
-    counts = torch.zeros(256, dtype=torch.int64)
-    for part in targets.split(MASKS_AT_ONCE):
-        counts += torch.bincount(part.flatten().long(), minlength=256)
-    return counts[:classes]

@@ -1,7 +1,9 @@
 """Pictures of what methods see.
 
-Shapes: T frames, S side of a frame, N nodes.
+Shapes: T frames, S side of a frame, N nodes, h and w rows and columns of cells.
 """
+
+import colorsys
 
 import numpy as np
 import torch
@@ -45,6 +47,27 @@ def walks_picture(
             where_N = where_N @ forward_TNN[number - 1]
         below.append(_lit(frame, where_N))
     return np.concatenate([np.concatenate(row, axis=1) for row in (above, below)])
+
+
+def labels_picture(frames_TSSC: np.ndarray, labels_Thw: np.ndarray) -> np.ndarray:
+    """Return frames, and below them the labels of their cells in colours over the frames.
+
+    Args:
+        frames_TSSC: uint8 (T, S, S, 3).
+        labels_Thw: integers (T, h, w); equal numbers have equal colours, in any picture.
+
+    Returns:
+        uint8 (2 S, T S, 3).
+    """
+    side = frames_TSSC.shape[1]
+    # Steps of the golden ratio: neighbouring numbers are of distant hues.
+    hues = (np.arange(labels_Thw.max() + 1) * 0.6180339887) % 1
+    palette = np.array([colorsys.hsv_to_rgb(hue, 0.85, 1.0) for hue in hues]) * 255
+    rows, columns = (np.arange(side) * cells // side for cells in labels_Thw.shape[1:])
+    colours = palette[labels_Thw[:, rows][:, :, columns]]
+    grey = frames_TSSC.mean(axis=-1, keepdims=True)
+    below = (0.6 * colours + 0.4 * grey).round().astype(np.uint8)
+    return np.concatenate([np.concatenate(row, axis=1) for row in (frames_TSSC, below)])
 
 
 def _dotted(frame: np.ndarray, places: np.ndarray) -> np.ndarray:

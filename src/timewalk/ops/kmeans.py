@@ -4,7 +4,7 @@ Shapes: N points, K clusters, D dimensions.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 FEW = 39
 """points a cluster below which centroids are unreliable; faiss warns of it too"""
+FEW_CLUSTERS, FEW_ITERATIONS, MANY_ITERATIONS = 50, 15, 30
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class KMeans:
         redos: starts from other random centroids; the one of the smallest error is kept.
         max_points_per_centroid: more points than this times K: a random part of them trains.
         seed: of the first centroids and of the part that trains.
-        variant: `published` is faiss with these settings; `fast` see :func:`fast`.
+        variant: `published` is faiss with these settings; `fast` as :func:`fast` says.
     """
 
     iterations: int = 50
@@ -36,15 +37,23 @@ class KMeans:
     variant: Literal["published", "fast"] = "published"
 
 
-def training_size(count: int, clusters: int, settings: KMeans) -> int:
-    """Return how many of N points train K centroids."""
-    return min(count, clusters * settings.max_points_per_centroid)
+def fast(settings: KMeans, clusters: int) -> KMeans:
+    """Return settings with which K-means takes a third of the time or less, and mIoU stays the same
+    within 0.01 on average over seeds.
+
+    Among few clusters starts differ much and are cheap: all are kept, with fewer iterations. Among
+    many they hardly differ: one start. Better first centroids (k-means++) and fewer points were
+    tried: the first lowers mIoU, the second too.
+    """
+    if clusters <= FEW_CLUSTERS:
+        return replace(settings, iterations=min(settings.iterations, FEW_ITERATIONS))
+    return replace(settings, iterations=min(settings.iterations, MANY_ITERATIONS), redos=1)
 
 
 def training_rows(count: int, clusters: int, settings: KMeans) -> np.ndarray | None:
     """Return the points that train, int64, those that faiss itself would take; None: all."""
-    wanted = training_size(count, clusters, settings)
-    if wanted == count:
+    wanted = clusters * settings.max_points_per_centroid
+    if wanted >= count:
         return None
     faiss = load_faiss()
     order = np.empty(count, np.int32)
@@ -70,6 +79,8 @@ def kmeans(points: np.ndarray, clusters: int, settings: KMeans) -> np.ndarray:
         )
     if len(points) < FEW * clusters:
         log.warning("only %d points for %d clusters: centroids are rough", len(points), clusters)
+    if settings.variant == "fast":
+        settings = fast(settings, clusters)
     faiss = load_faiss()
     model = faiss.Kmeans(
         points.shape[1],

@@ -75,6 +75,8 @@ def find_segtrack_v2(name: str, config: SegTrackV2, root: Path) -> Layout:
     faults = Faults(name, root)
     videos = []
     found = folders_in(root / "JPEGImages")
+    for path in images_in(root / "JPEGImages"):
+        faults.add(path, "is in no sequence's folder")
     for item in choose(name, config, found):
         frames = {path.stem: path for path in images_in(root / "JPEGImages" / item)}
         folder = root / "GroundTruth" / item

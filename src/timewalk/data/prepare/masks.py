@@ -91,9 +91,8 @@ def _shared(layout: MaskLayout) -> list[str]:
 
 
 def _place(path: Path, layout: MaskLayout) -> str:
-    return (
-        path.relative_to(layout.root).as_posix() if path.is_relative_to(layout.root) else str(path)
-    )
+    inside = path.is_relative_to(layout.root)
+    return path.relative_to(layout.root).as_posix() if inside else path.name
 
 
 def _write_list(target: Path, layout: MaskLayout, split: str) -> None:

@@ -243,11 +243,11 @@ def pair(
         every: whether every frame needs a mask; otherwise one at all is enough.
         folder: where the masks are, for messages.
     """
+    places: set[str] = {path.parent.relative_to(faults.root).as_posix() for path in frames.values()}
     for key in sorted(set(masks) - set(frames)):
-        place = {path.parent.relative_to(faults.root).as_posix() for path in frames.values()}
-        faults.add(masks[key], " in ".join(["has no frame", *place]))
+        faults.add(masks[key], " in ".join(["has no frame", *sorted(places)]))
     if not masks and frames:
-        faults.add(folder, "holds no mask" if folder.is_dir() else "is missing")
+        faults.add(folder, "holds no mask")
     for key in sorted(set(frames) - set(masks)) if every and masks else []:
         faults.add(frames[key], f"has no mask in {folder.relative_to(faults.root).as_posix()}")
     return tuple(frames.values()), tuple(masks.get(key) for key in frames)

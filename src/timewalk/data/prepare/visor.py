@@ -102,30 +102,41 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
         The manifest, of kind `visor`.
 
     Raises:
-        UserError: no archive; a damaged one, one without images, or one that was changed since it
+        UserError: no archive, or none with images; a damaged one, or one that was changed since it
             was unpacked; two files of one name in a video; another file in a link's place.
     """
     packed = sorted(path for path in archives.rglob("*.zip") if path.is_file())
+    packed = [path for path in packed if output not in path.parents]
     if not packed:
         raise UserError(f"{archives} holds no zip archive; name the folder of VISOR's downloads.")
     tree = output / TREE
     subsets: dict[str, set[str]] = defaultdict(set)
     count = {".jpg": 0, ".png": 0}
-    inputs = {}
+    inputs, bare = {}, []
     for path in packed:
         place = path.relative_to(archives)
-        folder = output / "cache" / place.with_suffix("")
+        folder = output / "cache" / place
         inputs[place.as_posix()] = _unpacked(path, folder)
-        if subset := next((part for part in reversed(place.parts[:-1]) if part in SUBSETS), None):
-            subsets[subset].add(path.stem)
         found = _images(path, folder)
+        if not any(found.values()):
+            bare.append(place.as_posix())
+        subset = next((part for part in reversed(place.parts[:-1]) if part in SUBSETS), None)
+        if subset is not None and found[".jpg"]:
+            subsets[subset].add(path.stem)
         for suffix, kind in FOLDER_OF.items():
             count[suffix] += len(found[suffix])
             _link_all(found[suffix], tree / kind / level / path.stem)
+    if len(bare) == len(packed):
+        raise UserError(
+            f"the archives of {archives} hold no .jpg frame and no .png mask; name the folder of "
+            "VISOR's frames, and make masks from polygons with VISOR's own converter."
+        )
     for subset, names in subsets.items():
         listed = tree / "ImageSets" / "2022" / f"{subset}.txt"
         write_text(listed, "".join(f"{name}\n" for name in sorted(names)))
-    warnings = _without_masks(tree, level)
+    warnings = _without_partner(tree, level)
+    if bare:
+        warnings.append(f"{len(bare)} archives hold neither frames nor masks: {_shown(bare)}")
     for warning in warnings:
         log.warning("%s", warning)
     return write_manifest(
@@ -177,11 +188,6 @@ def _images(archive: Path, folder: Path) -> dict[str, dict[str, Path]]:
                 f"{path.relative_to(folder)}, so that they cannot be the frames of one video; "
                 "unpack it yourself."
             )
-    if not any(found.values()):
-        raise UserError(
-            f"{archive} holds no .jpg frame and no .png mask; move it away, and make masks from "
-            "polygons with VISOR's own converter."
-        )
     return found
 
 
@@ -211,7 +217,7 @@ def _same(one: Path, other: Path) -> bool:
     return same_size and sha256_file(one) == sha256_file(other)
 
 
-def _without_masks(tree: Path, level: str) -> list[str]:
+def _without_partner(tree: Path, level: str) -> list[str]:
     images, masks = (set(folders_in(tree / kind / level)) for kind in FOLDER_OF.values())
     warnings = []
     for names, what in ((images - masks, "masks"), (masks - images, "frames")):

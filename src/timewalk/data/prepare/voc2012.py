@@ -10,7 +10,8 @@ from pathlib import Path
 
 from timewalk.config import VOC2012
 from timewalk.data.prepare.stills import MaskLayout
-from timewalk.data.prepare.videos import Archive, Faults, Source, find_root, read_names
+from timewalk.data.prepare.videos import Archive, Source, find_root, read_names
+from timewalk.errors import UserError
 
 # fmt: off
 CLASSES = [
@@ -55,10 +56,12 @@ def find_voc2012(name: str, config: VOC2012) -> MaskLayout | None:
     plain, augmented = root / "SegmentationClass", root / "SegmentationClassAug"
     if config.train == "train" and lists.name == "Segmentation" and not augmented.is_dir():
         augmented = plain
-    faults = Faults(name, root)
     if not augmented.is_dir():
-        faults.add(augmented, f"is missing, which the list '{config.train}' needs")
-        faults.stop()
+        raise UserError(
+            f"labelled.{name}: {augmented} is missing, which the list '{config.train}' needs and "
+            "the official archive does not hold; add the augmented masks, or set the key 'train' "
+            "to 'train' for the official layout."
+        )
     layout = MaskLayout(root, CLASSES)
     for key, masks in (("train", augmented), ("test", plain)):
         listed = lists / f"{getattr(config, key)}.txt"

@@ -1,0 +1,156 @@
+"""Matching, mIoU and the clusters of features against what Timetuning's own code gave."""
+
+import numpy as np
+import pytest
+
+from timewalk.evaluation.feature_maps import Moments, cluster_maps, upsampled
+from timewalk.metrics.matching import contingency, matched_scores, renamed, with_classes
+from timewalk.ops.kmeans import KMeans
+
+VOID = 255
+TAGS = {
+    "hungarian": ("pred", "hungarian"),
+    "hungarian_30": ("pred_over", "hungarian"),
+    "hungarian_3": ("pred_3", "hungarian"),
+    "m2o_precision_6": ("pred", "many_to_one"),
+    "m2o_precision_30": ("pred_over", "many_to_one"),
+    "m2o_iou_6": ("pred", "many_to_one_iou"),
+    "m2o_iou_30": ("pred_over", "many_to_one_iou"),
+    "linear": ("pred_linear", "none"),
+}
+SCOPES = {"frame": 1, "sample": 5, "dataset": 10}
+PROTOCOLS = {"hungarian": ("pred", "hungarian"), "m2o_precision": ("pred_over", "many_to_one")}
+FIXED = {"hungarian": ("pred", "hungarian"), "m2o_precision_30": ("pred_over", "many_to_one")}
+GROUPS = {
+    "frame-wise": [[0], [1], [2], [3], [4], [5]],
+    "sample-wise": [[0, 1], [2, 3], [4, 5]],
+    "dataset-wise": [[0, 1, 2, 3, 4, 5]],
+}
+CLUSTERS, SIDE, DIMENSIONS = 5, 28, 50
+
+
+@pytest.fixture(scope="module")
+def matching(golden):
+    return golden("segmentation", "matching.npz")
+
+
+@pytest.fixture(scope="module")
+def clustered(golden):
+    pytest.importorskip("faiss")
+    return golden("segmentation", "kmeans.npz")
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_scores(matching, tag):
+    predicted, criterion = TAGS[tag]
+    predicted = matching[predicted]
+    scores = matched_scores(contingency(matching["gt"], predicted, void=VOID), criterion)
+    assert scores.miou == pytest.approx(matching[f"{tag}_miou"], abs=1e-12)
+    without = matching[f"{tag}_miou_without_background"]
+    assert scores.miou_without_background == pytest.approx(without, abs=1e-12)
+    for name in ("classes", "tp", "fp", "fn"):
+        np.testing.assert_array_equal(getattr(scores, name), matching[f"{tag}_{name}"])
+    np.testing.assert_allclose(scores.iou, matching[f"{tag}_iou"], rtol=0, atol=1e-12)
+    kept = matching["gt"] != VOID
+    named = renamed(predicted, scores.cluster_to_class)[kept]
+    np.testing.assert_array_equal(named, matching[f"{tag}_reordered"])
+    if criterion == "none":
+        return
+    expected = matching[f"{tag}_score_matrix"]
+    np.testing.assert_allclose(scores.score_matrix, expected, rtol=0, atol=1e-7)
+    assert scores.background_fraction == pytest.approx(matching[f"{tag}_bg_fraction"], abs=1e-12)
+    layout = "match" if criterion == "hungarian" else "cluster_to_class"
+    pairs = dict(matching[f"{tag}_{layout}"].T.tolist())
+    assert scores.cluster_to_class == dict.fromkeys(scores.cluster_to_class, 0) | pairs
+
+
+def mean_miou(truth, predicted, frames, criterion, void=None):
+    """Return the mean of the mIoU over groups of so many frames."""
+    starts = range(0, len(truth), frames)
+    tables = [
+        contingency(truth[n : n + frames], predicted[n : n + frames], void=void) for n in starts
+    ]
+    return np.mean([matched_scores(table, criterion).miou for table in tables])
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_scopes(matching, scope, name):
+    predicted, criterion = PROTOCOLS[name]
+    truth = matching["gt_void_as_background"]
+    found = mean_miou(truth, matching[predicted], SCOPES[scope], criterion)
+    assert found == pytest.approx(matching[f"protocol_{scope}-wise_{name}"], abs=1e-12)
+
+
+def test_void_as_a_class_as_published_frame_by_frame(matching):
+    """Ours drops void everywhere; the table without ``void`` is the published one."""
+    found = mean_miou(matching["gt"], matching["pred"], 1, "hungarian")
+    expected = matching["protocol_frame-wise_hungarian_void_as_class"]
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_classes(matching, name):
+    predicted, criterion = FIXED[name]
+    table = contingency(matching["gt"], matching[predicted], void=VOID)
+    found = matched_scores(with_classes(table, 7), criterion).miou
+    assert found == pytest.approx(matching[f"fixed7_{name}_miou"], abs=1e-12)
+
+
+@pytest.fixture(scope="module")
+def reduced(clustered):
+    """Return the maps (6, 50, 7, 7), from rows that come in parts."""
+    rows = clustered["features"].reshape(-1, clustered["features"].shape[-1])
+    moments = Moments()
+    for part in np.array_split(rows, 4):
+        moments.add(part)
+    projection = moments.projection(DIMENSIONS)
+    np.testing.assert_allclose(projection.variance, clustered["pca_variance"], rtol=2e-5)
+    return projection(rows).reshape(6, 7, 7, DIMENSIONS).transpose(0, 3, 1, 2)
+
+
+def test_scaler_and_components(clustered, reduced):
+    rows = reduced.transpose(0, 2, 3, 1).reshape(-1, DIMENSIONS)
+    np.testing.assert_allclose(rows.var(axis=0), clustered["pca_variance"], rtol=2e-5)
+    gram = clustered["pca_gram"]
+    np.testing.assert_allclose(rows[: len(gram)] @ rows[: len(gram)].T, gram, atol=2e-4)
+
+
+@pytest.mark.parametrize("variant", ["published", "fast"])
+@pytest.mark.parametrize("scope", GROUPS)
+def test_clusters(clustered, reduced, scope, variant):
+    truth = clustered["gt"].reshape(6, SIDE, SIDE)
+    published = clustered[f"{scope}_clusters"].reshape(6, SIDE, SIDE)
+    mious, inertias = [], []
+    for frames in GROUPS[scope]:
+        points = upsampled(reduced[frames], SIDE)
+        found = cluster_maps(reduced[frames], CLUSTERS, SIDE, KMeans(variant=variant))
+        mious.append(matched_scores(contingency(truth[frames], found), "hungarian").miou)
+        inertias.append(inertia(points, found.ravel()))
+        expected = clustered[f"{scope}_inertia"][len(inertias) - 1]
+        assert inertia(points, published[frames].ravel()) == pytest.approx(expected, rel=1e-4)
+    assert np.mean(mious) == pytest.approx(clustered[f"{scope}_miou"], abs=0.03)
+    # Lower is better.
+    assert (np.array(inertias) <= 1.02 * clustered[f"{scope}_inertia"]).all()
+
+
+def inertia(points, labels):
+    """Return the sum of squared distances to the means of the clusters."""
+    each = (points[labels == k].astype(np.float64) for k in np.unique(labels))
+    return sum(((own - own.mean(axis=0)) ** 2).sum() for own in each)
+
+
+def test_nothing_of_the_set_is_left_out(matching, clustered):
+    known = {"gt", "gt_void_as_background", "pred", "pred_over", "pred_3", "pred_linear"}
+    each = ("miou", "miou_without_background", "classes", "tp", "fp", "fn", "iou", "reordered")
+    known |= {f"{tag}_{name}" for tag in TAGS for name in each}
+    for tag, (_, criterion) in TAGS.items():
+        if criterion != "none":
+            layout = "match" if criterion == "hungarian" else "cluster_to_class"
+            known |= {f"{tag}_{name}" for name in ("score_matrix", "bg_fraction", layout)}
+    known |= {f"protocol_{scope}-wise_{name}" for scope in SCOPES for name in PROTOCOLS}
+    known |= {"protocol_frame-wise_hungarian_void_as_class"}
+    assert set(matching) == known | {f"fixed7_{name}_miou" for name in FIXED}
+    known = {"features", "gt", "pca_gram", "pca_variance"}
+    known |= {f"{scope}_{what}" for scope in GROUPS for what in ("clusters", "miou", "inertia")}
+    assert set(clustered) == known
