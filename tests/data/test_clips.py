@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from tests.data.conftest import read_number
-from timewalk.data.clips import VideoClips, decode_frames, open_clips
+from timewalk.data.clips import SampledClips, VideoClips, decode_frames, open_clips
 from timewalk.data.shards import write_shards
 from timewalk.errors import UserError
 
@@ -130,6 +130,104 @@ def test_pickle(videos):
     source = open_clips(videos, 3, 4)
     before = source.clip(20).frames
     assert pickle.loads(pickle.dumps(source)).clip(20).frames.equal(before)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class TestSampled:
+    """Frames drawn when a clip is asked for: sheet of TimeT's data sets, section 4."""
+
+    @pytest.mark.parametrize("sampling", ["uniform", "dense", "regular"])
+    @pytest.mark.parametrize("seed", [None, 0, 1])
+    def test_each_clip_shows_its_frames(self, videos, sampling, seed):
+        source = open_clips(videos, 4, 3, sampling=sampling, per_video=2)
+        assert len(source) == 4
+        assert source.counts() == [2, 2]
+        for index in range(4):
+            clip = source.clip(index, None if seed is None else rng(seed))
+            first, length = (500, 25) if index >= 2 else (0, 30)
+            assert clip.video == ("run" if index >= 2 else "walk")
+            numbers = source.numbers(length, None if seed is None else rng(seed))
+            assert [read_number(frame) for frame in clip.frames] == [first + n for n in numbers]
+            assert clip.times.tolist() == [n / 25 for n in numbers]
+            assert clip.start == numbers[0]
+
+    def test_all_frames(self, videos):
+        source = open_clips(videos, 4, 3, sampling="full")
+        assert len(source) == 2
+        assert [read_number(f) for f in source.clip(0, rng()).frames] == list(range(30))
+        assert len(source.clip(1).frames) == 25
+
+    @settings(max_examples=60)
+    @given(st.integers(1, 40), st.integers(1, 8), st.integers(0, 99))
+    def test_uniform(self, length, count, seed):
+        found = SampledClips([], count, "uniform").numbers(length, rng(seed))
+        assert len(found) == count
+        assert found == sorted(found)
+        assert all(0 <= number < length for number in found)
+        # Frames occur twice only where there are not enough of them.
+        assert length < count or len(set(found)) == count
+
+    @settings(max_examples=60)
+    @given(st.integers(2, 40), st.integers(2, 8), st.integers(1, 6), st.integers(0, 99))
+    def test_dense_and_regular(self, length, count, step, seed):
+        length = max(length, count)
+        for sampling in ("dense", "regular"):
+            found = SampledClips([], count, sampling, step).numbers(length, rng(seed))
+            expected = step if length >= count * step else length // count
+            apart = 1 if sampling == "dense" else expected
+            assert found == [found[0] + apart * n for n in range(count)]
+            assert 0 <= found[0] <= length - count * apart
+
+    def test_every_start_is_drawn_and_no_other(self):
+        for sampling, starts in (("dense", 7), ("regular", 4)):
+            clips = SampledClips([], 4, sampling, 3)
+            length = 10 if sampling == "dense" else 15
+            found = {clips.numbers(length, rng(seed))[0] for seed in range(200)}
+            assert found == set(range(starts))
+
+    def test_every_frame_is_drawn_equally_often(self):
+        clips = SampledClips([], 3, "uniform")
+        drawn = [n for seed in range(2000) for n in clips.numbers(10, rng(seed))]
+        assert all(500 < drawn.count(number) < 700 for number in range(10))
+
+    def test_without_a_generator_frames_are_spread_evenly(self):
+        assert SampledClips([], 4, "uniform").numbers(16) == [2, 6, 10, 14]
+        assert SampledClips([], 4, "uniform").numbers(2) == [0, 0, 1, 1]
+        assert SampledClips([], 4, "dense").numbers(10) == [3, 4, 5, 6]
+        assert SampledClips([], 4, "regular", 2).numbers(10) == [1, 3, 5, 7]
+
+    def test_the_generator_decides(self, videos):
+        source = open_clips(videos, 4, 1, sampling="uniform")
+        one, same, other = (source.clip(0, rng(seed)).frames for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert not torch.equal(one, other)
+
+    @pytest.mark.parametrize("sampling", ["dense", "regular"])
+    def test_too_short_a_video_is_named(self, videos, sampling):
+        message = rf"`sampling: {sampling}` needs 26 frames, .* in 'run' \(25\): lower .* uniform"
+        with pytest.raises(UserError, match=message):
+            open_clips(videos, 26, 1, sampling=sampling)
+        assert len(open_clips(videos, 26, 1, sampling="uniform")) == 2
+
+    def test_all_of_a_single_frame_is_no_clip(self, make_frames, tmp_path):
+        target = tmp_path / "shards" / "set" / "short.json"
+        write_shards(make_frames("short", 1, (96, 48), 0), target, "folder")
+        with pytest.raises(UserError, match=r"full` needs 2 frames, .* 'short' \(1\): leave"):
+            open_clips([target], 4, 1, sampling="full")
+
+    @pytest.mark.parametrize("index", [-1, 2])
+    def test_numbers_outside(self, videos, index):
+        with pytest.raises(IndexError):
+            open_clips(videos, 3, 4, sampling="dense").clip(index, rng())
+
+
+def test_numbered_clips_draw_nothing(videos):
+    source, generator = open_clips(videos, 3, 4), rng()
+    assert torch.equal(source.clip(5, generator).frames, source.clip(5).frames)
+    assert torch.equal(torch.rand(1, generator=generator), torch.rand(1, generator=rng()))
 
 
 class NoPicture:

@@ -55,6 +55,19 @@ def test_adam_by_hand():
     assert weight.tolist() == pytest.approx([0.99, -1.99])
 
 
+def test_a_constant_rate_after_its_warm_up():
+    parts = groups()
+    settings = TrainingConfig(
+        schedule="constant", batch_size=256, learning_rate=0.1, warmup_epochs=0.6
+    )
+    optimizer = make_optimizer(parts, settings)
+    found = [set_rates(optimizer, parts, settings, Step(i, i // 5, 10, 5, 2)) for i in range(10)]
+    expected = [0.0, 0.05, *[0.1] * 8]
+    assert [rates["learning_rate"] for rates in found] == pytest.approx(expected)
+    # The weight decay still follows its own cosine.
+    assert found[9]["weight_decay"] > found[0]["weight_decay"]
+
+
 def test_rates_in_steps():
     parts = groups()
     settings = TrainingConfig(

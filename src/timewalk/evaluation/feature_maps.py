@@ -108,9 +108,8 @@ def check_size(encoder: Encoder, image_size: int) -> None:
 
 def upsampled(maps: np.ndarray, size: int, mode: Mode = "bilinear") -> np.ndarray:
     """Return the pixels of maps (n, C, h, w) enlarged to squares, float32 (n * S * S, C)."""
-    tensor = torch.from_numpy(np.ascontiguousarray(maps, np.float32))
     # With channels last in memory the pixels need not be turned round afterwards.
-    tensor = tensor.contiguous(memory_format=torch.channels_last)
+    tensor = torch.from_numpy(np.array(maps.transpose(0, 2, 3, 1), np.float32)).permute(0, 3, 1, 2)
     corners = False if mode == "bilinear" else None
     enlarged = F.interpolate(tensor, (size, size), mode=mode, align_corners=corners)
     pixels: np.ndarray = enlarged.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).numpy()
@@ -305,6 +304,8 @@ def _key(
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    if missing := [path for path in paths if not path.is_file()]:
+        raise UserError(f"{missing[0]} is missing; restore it, or prepare the set again.")
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return sha256_json(
         {

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from tqdm import tqdm
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
+from timewalk.data.segmented import SegmentedClip
 from timewalk.data.sequences import LabelledVideos
 from timewalk.data.sequences import Sequence as Video
 from timewalk.encoders import Encoder, load_encoder
@@ -27,6 +28,7 @@ from timewalk.evaluation.protocols import PropagationConfig, Protocol
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+Clip = TypeVar("Clip", Video, SegmentedClip)
 Notes = dict[str, dict[str, Any]]
 
 SHOWN = 3
@@ -160,10 +162,10 @@ def compared(
 
 
 def each_video(
-    videos: Iterable[Video],
+    videos: Iterable[Clip],
     work: Path,
     key: dict[str, Any],
-    do: Callable[[Video], dict[str, Any]],
+    do: Callable[[Clip], dict[str, Any]],
     *,
     kept: Set[str],
 ) -> Notes:

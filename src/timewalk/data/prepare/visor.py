@@ -105,10 +105,7 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
         UserError: no archive, or none with images; a damaged one, or one that was changed since it
             was unpacked; two files of one name in a video; another file in a link's place.
     """
-    packed = sorted(path for path in archives.rglob("*.zip") if path.is_file())
-    packed = [path for path in packed if output not in path.parents]
-    if not packed:
-        raise UserError(f"{archives} holds no zip archive; name the folder of VISOR's downloads.")
+    packed = _packed(archives, output)
     tree = output / TREE
     subsets: dict[str, set[str]] = defaultdict(set)
     count = {".jpg": 0, ".png": 0}
@@ -120,8 +117,7 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
         found = _images(path, folder)
         if not any(found.values()):
             bare.append(place.as_posix())
-        subset = next((part for part in reversed(place.parts[:-1]) if part in SUBSETS), None)
-        if subset is not None and found[".jpg"]:
+        for subset in [part for part in place.parts[:-1] if part in SUBSETS and found[".jpg"]]:
             subsets[subset].add(path.stem)
         for suffix, kind in FOLDER_OF.items():
             count[suffix] += len(found[suffix])
@@ -147,6 +143,15 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
         counts={"archives": len(packed), "frames": count[".jpg"], "masks": count[".png"]},
         warnings=warnings,
     )
+
+
+def _packed(archives: Path, output: Path) -> list[Path]:
+    """Return the archives, but none that came out of another."""
+    found = sorted(path for path in archives.rglob("*.zip") if path.is_file())
+    found = [path for path in found if output.resolve() not in path.resolve().parents]
+    if not found:
+        raise UserError(f"{archives} holds no zip archive; name the folder of VISOR's downloads.")
+    return found
 
 
 def _unpacked(archive: Path, folder: Path) -> str:

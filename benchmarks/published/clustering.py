@@ -1,0 +1,57 @@
+"""Clusters and their matching as Timetuning has them, transcribed from the sheet segmentation-eval.
+
+What costs time there is kept (sections 1 and 2): maps are enlarged as a whole in float64, faiss'
+Kmeans gets every pixel, and each pair of a class and a cluster is counted over all pixels anew.
+
+Shapes: F maps, d dimensions, h and w cells, S side of the enlarged maps.
+"""
+
+import faiss
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch.nn import functional as F
+
+FLOOR = 1e-8
+
+
+def cluster_maps(maps, clusters, size, seed=1):
+    """Return the cluster of every pixel (F, S, S) of maps (F, d, h, w)."""
+    tensor = torch.from_numpy(np.array(maps)).double()
+    enlarged = F.interpolate(tensor, (size, size), mode="bilinear", align_corners=False)
+    points = enlarged.float().permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous().numpy()
+    model = faiss.Kmeans(points.shape[1], clusters, niter=50, nredo=5, seed=seed)
+    model.train(points)
+    _, nearest = model.index.search(points, 1)
+    return nearest.reshape(len(maps), size, size)
+
+
+def matched_miou(truth, predicted, criterion):
+    """Return the mIoU and the predictions as classes (n,) of flat ids (n,)."""
+    classes, clusters = np.unique(truth), np.unique(predicted)
+    matrix = np.zeros((len(classes), len(clusters)))
+    for row, number in enumerate(classes):
+        for column, cluster in enumerate(clusters):
+            matrix[row, column] = _score(truth == number, predicted == cluster, criterion)
+    if criterion == "hungarian":
+        rows, columns = linear_sum_assignment(1 - matrix)
+        pairs = dict(zip(clusters[columns], classes[rows], strict=True))
+    else:
+        pairs = dict(zip(clusters, classes[matrix.argmax(axis=0)], strict=True))
+    named = np.zeros(len(predicted), np.int64)
+    for cluster in clusters:
+        named[predicted == cluster] = pairs.get(cluster, 0)
+    each = []
+    for number in classes:
+        tp, fp, fn = _counts(truth == number, named == number)
+        each.append(tp / max(tp + fp + fn, FLOOR))
+    return float(np.mean(each)), named
+
+
+def _score(true, found, criterion):
+    tp, fp, fn = _counts(true, found)
+    return tp / max(tp + fp + (fn if criterion == "hungarian" else 0), FLOOR)
+
+
+def _counts(true, found):
+    return (true & found).sum(), (~true & found).sum(), (true & ~found).sum()
