@@ -134,6 +134,13 @@ def test_weights_change_and_are_reset(manifest, runs):
     assert adapter.spent() == {"seconds": 0, "updates": 0}
 
 
+def test_a_head_that_is_not_crws_is_left_alone(manifest, runs, tmp_path):
+    save_encoder(build_encoder(ENCODERS["vit"], 0), tmp_path, {})
+    save_head({"prototypes": torch.ones(5, 8), "head.0.weight": torch.ones(8, 24)}, tmp_path)
+    adapter = adapter_of(tmp_path)
+    assert not list(adapter.head.parameters())
+
+
 @pytest.mark.parametrize("reset", [True, False])
 def test_a_video_alone_or_after_another(manifest, runs, reset):
     alone, after = (adapter_of(runs / "vit", reset=reset) for _ in range(2))

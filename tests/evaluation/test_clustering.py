@@ -1,6 +1,7 @@
 """Clusters of patch features: what they score on colours, how they go on, what they refuse."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -284,6 +285,13 @@ def test_protocols_name_what_makes_them_incomparable(run, tmp_path):
     keys = {"iterations": 9, "redos": 2, "points_per_centroid": 40, "variant": "fast"}
     result = run(manifest, matching="many_to_one_iou", clusters=6, **keys)
     assert result.protocol == ("voc2012-val-per_frame-many_to_one_iou-k6-m8-s64-d3-i9x2-p40-fast")
+
+
+def test_faiss_is_asked_for_before_the_work(run, tmp_path, encoder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(UserError, match=r"^faiss is missing"):
+        run(colours(tmp_path, class_maps(2, 1)))
+    assert encoder.images == 0
 
 
 def test_the_keys_are_checked():

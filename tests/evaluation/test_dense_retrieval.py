@@ -214,3 +214,17 @@ def test_bad_numbers(run, shared, encoder, monkeypatch):
     )
     with pytest.raises(UserError, match=r"not finite for images of 'colours'; train it again"):
         run(shared)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_real_encoders(run_of, shared, tmp_path, name):
+    result = evaluate(Inputs(run_of(name), shared, CPU), Config(**KEYS), tmp_path / "out")
+    cells = {"vit": 64, "resnet": 16}[name]
+    assert result.metrics["memory_patches"] == 9 * cells
+    assert 0 < result.metrics["miou"] <= 100
+
+
+def test_another_training_set(run, shared, tmp_path):
+    maps = class_maps(5, 7)
+    other = write_set(tmp_path / "other", maps, maps, name="more")
+    assert "-m8-from_more-" in run(shared, train=other).protocol

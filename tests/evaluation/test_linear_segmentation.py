@@ -361,3 +361,11 @@ def test_a_full_disk(run, shared, monkeypatch):
     monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda path: Full)
     with pytest.raises(UserError, match=r"GB for the features of 3 images but 0.0 GB are free; se"):
         run(shared)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_real_encoders(run_of, shared, tmp_path, name):
+    inputs = Inputs(run_of(name), shared, CPU)
+    config = Config(**(KEYS | {"epochs": 2, "precision": "bf16"}))
+    result = evaluate(inputs, config, tmp_path / "out")
+    assert 0 <= result.metrics["miou"] <= 100

@@ -225,3 +225,9 @@ def test_bad_input(run, shared, tmp_path):
 
     with pytest.raises(UserError, match=r"not finite for the frames of 'blackswan'; train it agai"):
         run(shared, encoder=Broken())
+
+
+def test_real_encoders(run_of, shared, tmp_path):
+    result = evaluate(Inputs(run_of("vit"), shared, CPU), Config(**KEYS), tmp_path / "out")
+    assert result.metrics["objects"] == 4
+    assert 0 < result.metrics["miou"] < 100

@@ -286,6 +286,13 @@ class TestLoss:
             losses.total, method.loss(data, step()).total, rtol=0.1, atol=0.05
         )
 
+    def test_prototypes_used(self):
+        method = plain(prototypes=20)
+        maps = torch.randn(2, 3, 24, 4, 4, generator=generator())
+        features = F.normalize(method.prototypes.detach())[[0, 3, 7] * 5 + [7]].expand(2, 1, 16, 16)
+        losses = method.objective(features[:, 0], features, maps, step())
+        assert 0 < losses.terms["prototypes_used"] <= 3 / 20
+
     def test_loss_changes_nothing(self):
         method = TimeT(config(queue_size=10))
         before = {key: x.clone() for key, x in method.state_dict().items()}

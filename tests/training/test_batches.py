@@ -2,8 +2,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from timewalk.data.clips import Clip
 from timewalk.data.seeds import generator
-from timewalk.training.batches import BatchSampler, SomeOfEach, epoch_size
+from timewalk.training.batches import BatchSampler, SomeOfEach, ViewsDataset, epoch_size
 
 
 @given(
@@ -67,3 +68,20 @@ def test_generators_of_different_keys_differ_and_equal_keys_agree():
     }
     assert len(set(draws.values())) == 3
     assert torch.rand(1, generator=generator(0, 1)).item() == draws[0, 1]
+
+
+class Drawn:
+    """Clips whose frames are drawn when asked for."""
+
+    def clip(self, index, rng=None):
+        return Clip(torch.rand(3, generator=rng), torch.zeros(3), "drawn", 0)
+
+
+def test_frames_and_views_come_from_one_generator_of_the_sample():
+    dataset = ViewsDataset(
+        Drawn(), lambda clip, rng: {"clip": clip, "draw": torch.rand((), generator=rng)}, seed=4
+    )
+    for sample in ((0, 0), (0, 1), (1, 0)):
+        expected = torch.rand(4, generator=generator(4, *sample))
+        found = dataset[sample]
+        assert torch.equal(torch.cat([found["clip"], found["draw"][None]]), expected)

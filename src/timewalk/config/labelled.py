@@ -196,6 +196,8 @@ class MovingShapes(VideoLabels):
     """pixels"""
     objects: Annotated[int, Field(ge=1, le=4)] = 2
     """moving objects a video"""
+    clutter: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """contrast of the background, as a share of the objects'"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of shapes, textures and motion"""
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from timewalk.artefacts import atomic_path
 
+GREY = np.float32(128)
 SMALLEST_CELL = 4
 """pixels between the values that a texture is interpolated from, at least"""
 
@@ -78,7 +79,11 @@ class Moving:
 
 
 def moving_shapes(
-    frames: int, size: tuple[int, int], objects: int, rng: np.random.Generator
+    frames: int,
+    size: tuple[int, int],
+    objects: int,
+    rng: np.random.Generator,
+    clutter: float = 1.0,
 ) -> Moving:
     """Draw a video.
 
@@ -88,12 +93,15 @@ def moving_shapes(
         objects: how many shapes, at most 4; all are within the image in every frame, and all are
             seen in the first.
         rng: of textures, shapes and motion.
+        clutter: contrast of the background, as a share of the shapes'.
     """
     height, width = size
     half = np.array([width, height]) // 6
     radii = np.stack([rng.integers(half * 2 // 3, half + 1) for _ in range(objects)])
     centres = _paths(frames, np.array([width, height]), radii, rng)
     background = _texture(size, rng)
+    if clutter < 1:
+        background = (GREY + clutter * (background - GREY)).astype(np.uint8)
     video = np.repeat(background[None], frames, axis=0)
     ids = np.zeros((frames, height, width), np.uint8)
     rows, columns = np.mgrid[:height, :width]

@@ -49,6 +49,7 @@ _ENTRIES = {
     ),
     "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
+    "propagation_iou": Entry("timewalk.evaluation.propagation_iou", needs="encoder", labels=VIDEOS),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
     "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS),
 }

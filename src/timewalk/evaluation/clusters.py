@@ -36,7 +36,7 @@ from timewalk.evaluation.cluster_tables import (
 from timewalk.evaluation.feature_maps import check_size, cluster_maps, reduced_maps
 from timewalk.evaluation.segmentation_config import SegmentationConfig, scored_set
 from timewalk.metrics.matching import contingency, matched_scores, with_classes
-from timewalk.ops.kmeans import KMeans
+from timewalk.ops.kmeans import KMeans, load_faiss
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +102,10 @@ def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -
             evaluation to go on.
 
     Raises:
-        UserError: an unreadable image or mask, ids beyond the classes, nothing but void, or fewer
-            pixels than clusters.
+        UserError: an unreadable image or mask, ids beyond the classes, nothing but void, fewer
+            pixels than clusters, or no faiss.
     """
+    load_faiss()  # said before the work, not after it
     segmented = scored_set(inputs.dataset, config)
     names = class_names(segmented, config)
     encoder = load_encoder(inputs.run).eval().to(inputs.device)

@@ -175,7 +175,20 @@ def propagated(
     background."""
     channels = ids_of(first)
     first = np.where(first == VOID, 0, first).astype(np.uint8)
-    settings = Propagation(
+    propagator = None
+    for features in frame_features(clip, extractor, config.image_size, workers):
+        if propagator is None:
+            labels = first_labels(first, channels.tolist(), tuple(features.shape[1:]), config)
+            propagator = Propagator(settings_of(config), features, labels.to(features.device))
+            yield first
+            continue
+        soft = propagator.step(features)
+        yield channels.astype(np.uint8)[winners(soft, config)]
+
+
+def settings_of(config: Config) -> Propagation:
+    """Return how labels are propagated: as the feature-forwarder does."""
+    return Propagation(
         context=config.context,
         top_k=config.top_k,
         temperature=config.temperature,
@@ -184,15 +197,6 @@ def propagated(
         fill=False,
         keep_ties=True,
     )
-    propagator = None
-    for features in frame_features(clip, extractor, config.image_size, workers):
-        if propagator is None:
-            labels = first_labels(first, channels.tolist(), tuple(features.shape[1:]), config)
-            propagator = Propagator(settings, features, labels.to(features.device))
-            yield first
-            continue
-        soft = propagator.step(features)
-        yield channels.astype(np.uint8)[winners(soft, config)]
 
 
 def first_labels(

@@ -193,7 +193,7 @@ class TimeT(Method):
             {
                 "agreement": (scores_BNK.argmax(dim=-1) == target_BN).float().mean(),
                 "label_weight": weight_BN.float().mean(),
-                "prototypes_used": len(joint_RK.argmax(dim=-1).unique()) / config.prototypes,
+                "prototypes_used": _share_used(joint_RK),
             },
             rows=rows,
         )
@@ -285,6 +285,12 @@ def _head(width: int, widths: list[int]) -> nn.Sequential:
     for inputs, outputs in zip([width, *widths], widths, strict=False):
         layers += [nn.Linear(inputs, outputs), nn.GELU()]
     return nn.Sequential(*layers[:-1])
+
+
+def _share_used(assignment_RK: Tensor) -> Tensor:
+    """Return the share of prototypes that are the most probable one of some row."""
+    used_K = torch.zeros_like(assignment_RK[0])
+    return used_K.scatter_(0, assignment_RK.argmax(dim=-1), 1.0).float().mean()
 
 
 def _rows(maps: Tensor) -> Tensor:

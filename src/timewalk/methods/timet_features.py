@@ -85,7 +85,8 @@ def run_end(encoder: Encoder, end: Any, x: Tensor, *, attention: bool = False) -
         side = math.isqrt(x.shape[1] - 1)
         tokens = vit.last_block(end[-1], x, (side, side), cls_attention=rows)
     elif attention:
-        tokens = vit.tokens(x, cls_attention=rows)
+        whole: Any = end
+        tokens = whole.tokens(x, cls_attention=rows)
     else:
         return Seen(end.dense(x), None)
     maps = tokens.patches.mT.unflatten(-1, tokens.grid)

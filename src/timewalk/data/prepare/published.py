@@ -131,7 +131,7 @@ def _generate(config: MovingShapes, root: Path) -> Davis2017:
     write_davis(
         root,
         {
-            f"shapes_{i:02d}": moving_shapes(config.frames, size, config.objects, rng)
+            f"shapes_{i:02d}": moving_shapes(config.frames, size, config.objects, rng, config.clutter)
             for i, rng in enumerate(rngs)
         },
     )
