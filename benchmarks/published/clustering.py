@@ -15,15 +15,23 @@ from torch.nn import functional as F
 FLOOR = 1e-8
 
 
-def cluster_maps(maps, clusters, size, seed=1):
-    """Return the cluster of every pixel (F, S, S) of maps (F, d, h, w)."""
+def enlarged(maps, size):
+    """Return all pixels (F * S * S, d) of maps (F, d, h, w)."""
     tensor = torch.from_numpy(np.array(maps)).double()
-    enlarged = F.interpolate(tensor, (size, size), mode="bilinear", align_corners=False)
-    points = enlarged.float().permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous().numpy()
+    tensor = F.interpolate(tensor, (size, size), mode="bilinear", align_corners=False)
+    return tensor.float().permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).contiguous().numpy()
+
+
+def train(points, clusters, seed=1):
+    """Return faiss' trained model."""
     model = faiss.Kmeans(points.shape[1], clusters, niter=50, nredo=5, seed=seed)
     model.train(points)
-    _, nearest = model.index.search(points, 1)
-    return nearest.reshape(len(maps), size, size)
+    return model
+
+
+def assign(model, points):
+    """Return the cluster of every pixel."""
+    return model.index.search(points, 1)[1][:, 0]
 
 
 def matched_miou(truth, predicted, criterion):

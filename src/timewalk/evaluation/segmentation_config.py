@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
-from timewalk.config import EvaluationConfig, Name, Positive
+from timewalk.config import EvaluationConfig, Name, Positive, Strict
 from timewalk.data.segmented import SegmentedSet, open_segmented, picked
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Precision
@@ -31,7 +31,7 @@ class SegmentationConfig(EvaluationConfig):
     """images, or videos, in the pictures of input, truth and prediction"""
 
 
-class WithTraining(BaseModel):
+class WithTraining(Strict):
     """Keys of an evaluation that learns from a training split."""
 
     train_dataset: Name | None = None

@@ -16,8 +16,8 @@ Criterion = Literal["hungarian", "many_to_one", "many_to_one_iou", "none"]
 
 BACKGROUND = 0
 FLOOR = 1e-8
-LOOKUP_SPAN = 1 << 20
-"""ids further apart than this are sorted instead of looked up"""
+SMALL = 4096
+"""ids below this are counted as they are; others are sorted first"""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ def contingency(
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth {truth.shape} and prediction {predicted.shape} differ in shape")
-    classes, rows = _places(truth.ravel())
-    clusters, columns = _places(predicted.ravel())
-    counts = np.bincount(
-        rows * len(clusters) + columns, minlength=len(classes) * len(clusters)
-    ).reshape(len(classes), len(clusters))
+    (classes, rows), (clusters, columns) = _places(truth.ravel()), _places(predicted.ravel())
+    pairs = np.multiply(rows, len(clusters), dtype=np.int64)
+    pairs += columns
+    counts = np.bincount(pairs, minlength=len(classes) * len(clusters))
+    counts = counts.reshape(len(classes), len(clusters))
     if void is not None:
         classes, counts = classes[classes != void], counts[classes != void]
     return _without_empty(Contingency(classes, clusters, counts))
@@ -191,7 +191,7 @@ def renamed(predicted: np.ndarray, cluster_to_class: Mapping[int, int]) -> np.nd
 
     A cluster that has no class (it occurs at void pixels only) becomes background.
     """
-    clusters, places = _places(predicted.ravel())
+    clusters, places = _places(predicted)
     classes = [cluster_to_class.get(cluster, BACKGROUND) for cluster in clusters.tolist()]
     return np.array(classes, np.int64)[places].reshape(predicted.shape)
 
@@ -207,18 +207,13 @@ def _background_fraction(
 
 
 def _places(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct ids, ascending, and the place of each entry's id among them, int64."""
-    if not ids.size:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    low, high = int(ids.min()), int(ids.max())
-    if high - low >= LOOKUP_SPAN:
-        distinct, places = np.unique(ids.astype(np.int64), return_inverse=True)
-        return distinct, places
-    shifted = ids.astype(np.int64) - low
-    present = np.bincount(shifted) > 0
-    return np.flatnonzero(present) + low, (np.cumsum(present) - 1)[shifted]
+    """Return ids, ascending, and the place of each entry's id among them; small ids are their own
+    places, so that some may not occur."""
+    if ids.size and 0 <= ids.min() <= ids.max() < SMALL:
+        return np.arange(int(ids.max()) + 1), ids
+    return np.unique(ids.astype(np.int64), return_inverse=True)
 
 
 def _without_empty(table: Contingency) -> Contingency:
-    used = table.counts.sum(axis=0) > 0
-    return Contingency(table.classes, table.clusters[used], table.counts[:, used])
+    rows, columns = (table.counts.sum(axis=axis) > 0 for axis in (1, 0))
+    return Contingency(table.classes[rows], table.clusters[columns], table.counts[rows][:, columns])

@@ -127,6 +127,8 @@ def load_faiss() -> Any:
     Raises:
         UserError: it is not installed.
     """
+    # It tells which builds for the processor it has not found.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         import faiss
     except ModuleNotFoundError:

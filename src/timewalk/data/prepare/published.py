@@ -127,11 +127,11 @@ def prepare_videos(name: str, config: VideoLabels, manifest: Path) -> dict[str, 
 def _generate(config: MovingShapes, root: Path) -> Davis2017:
     """Write the generated videos anew and return how to read them."""
     rngs = np.random.default_rng(config.seed).spawn(config.sequences)
-    size = (config.height, config.width)
+    shape = (config.frames, (config.height, config.width), config.objects)
     write_davis(
         root,
         {
-            f"shapes_{i:02d}": moving_shapes(config.frames, size, config.objects, rng, config.clutter)
+            f"shapes_{i:02d}": moving_shapes(*shape, rng, config.clutter)
             for i, rng in enumerate(rngs)
         },
     )
