@@ -125,6 +125,7 @@ def test_white_is_the_object_of_davis_2016(tmp_path):
     prepare("davis", Davis2016(kind="davis2016", root=str(tmp_path / "DAVIS")), manifest)
     found = open_segmented(manifest)
     assert not found.void
+    assert found.classes == ("background", "foreground")
     _, mask, lookup = found.frames[0]
     np.testing.assert_array_equal(read_classes(mask, lookup), made["blackswan"].ids[0] > 0)
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import linear_sum_assignment
 
+from timewalk.metrics import matching
 from timewalk.metrics.matching import (
     Contingency,
     add,
@@ -131,6 +132,16 @@ def test_void_pixels_and_what_occurs_only_there_do_not_count():
     assert renamed(predicted, scores.cluster_to_class).tolist() == [[0, 0, 1, 0]]
     with_void = contingency(truth, predicted)
     np.testing.assert_array_equal(with_void.classes, [0, 1, VOID])
+
+
+def test_many_pixels_are_counted_in_pieces(monkeypatch):
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 3, 1000), rng.integers(0, 5, 1000)
+    whole = contingency(truth, predicted)
+    monkeypatch.setattr(matching, "CHUNK", 7)
+    np.testing.assert_array_equal(contingency(truth, predicted).counts, whole.counts)
+    assert whole.counts.sum() == 1000
+    assert whole.counts[1, 2] == ((truth == 1) & (predicted == 2)).sum()
 
 
 def test_numbers_by_hand():

@@ -158,6 +158,8 @@ def _videos(manifest: Path, split: str) -> SegmentedSet:
             "another labelled set under the evaluation's key 'train_dataset'."
         )
     classes = tuple(videos.about.get("classes", ()))
+    if videos.kind == "davis2016":
+        classes = ("background", "foreground")
     clips = [_clip(video, videos.kind, classes) for video in videos]
     clips = [clip for clip in clips if clip.frames]
     if not clips:

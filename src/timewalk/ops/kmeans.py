@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 FEW = 39
 """points a cluster below which centroids are unreliable; faiss warns of it too"""
-FEW_CLUSTERS, FEW_ITERATIONS = 50, 15
+FEW_CLUSTERS, FEW_ITERATIONS = 50, 14
 MANY_STARTS, COARSE_ITERATIONS, FINE_ITERATIONS, COARSE_SHARE = 3, 16, 20, 4
 
 

@@ -175,8 +175,9 @@ class Trainer:
         log.info("going on from step %d of %d", self.first, self.total)
 
     def _inputs(self) -> list[str]:
-        """Shards count by content: their manifests hold digests, not the folder they lie in."""
-        return sorted(self.origin["inputs"].values())
+        """Shards count by content: their manifests hold digests, not the folder they lie in. So do
+        the weights that training begins with."""
+        return sorted({**self.origin["inputs"], **self.origin.get("weights", {})}.values())
 
     def _save(self, step: int) -> None:
         if not self.group.main:

@@ -51,7 +51,8 @@ def train(
         config=resolved,
         config_sha256=sha256_json(resolved),
         seed=config.seed,
-        inputs={str(path): sha256_file(path) for path in manifests} | _weights(config),
+        inputs={str(path): sha256_file(path) for path in manifests},
+        weights=_weights(config),
         processes=machine.processes.size,
     )
     if not isinstance(config, TrainedRunConfig):
