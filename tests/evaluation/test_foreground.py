@@ -301,7 +301,7 @@ def test_a_protocol_names_what_is_not_as_published(shared):
     assert protocol(Config(dataset="x"), scored, scored) == "foreground-448px-m100-k300"
     keys = {"segmentation_clusters": 27, "variant": "fast", "dimensions": 20, "pictures": 1}
     found = protocol(Config(dataset="x", seed=5, **keys), scored, scored)
-    assert found == "foreground-448px-m100-k300-d20-c27-fast"
+    assert found == "foreground-448px-m100-k300-c27-d20-fast"
 
 
 def test_a_vit(run_of, shared, tmp_path):

@@ -17,7 +17,6 @@ from pydantic import Field, model_validator
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, sha256_file, sha256_json
-from timewalk.config import Positive
 from timewalk.data.segmented import SegmentedSet, read_classes
 from timewalk.data.sequences import VOID
 from timewalk.encoders import load_encoder
@@ -34,23 +33,21 @@ from timewalk.evaluation.cluster_tables import (
     summary,
 )
 from timewalk.evaluation.feature_maps import check_size, cluster_maps, reduced_maps
-from timewalk.evaluation.segmentation_config import SegmentationConfig, scored_set
+from timewalk.evaluation.segmentation_config import SegmentationConfig, WithClusters, scored_set
 from timewalk.metrics.matching import contingency, matched_scores, with_classes
-from timewalk.ops.kmeans import KMeans, load_faiss
+from timewalk.ops.kmeans import load_faiss
 
 log = logging.getLogger(__name__)
 
 Scope = Literal["per_frame", "per_clip", "per_dataset"]
 Matching = Literal["hungarian", "many_to_one", "many_to_one_iou"]
-Variant = Literal["published", "fast"]
 
 NOT_FOR_CLUSTERS = {"runs", "matching", "fixed_classes", "pictures"}
 """keys that change no cluster"""
 MAP_SIZES = {"per_frame": 224, "per_clip": 224, "per_dataset": 112}
-DIMENSIONS = 50
 
 
-class ClusterConfig(SegmentationConfig):
+class ClusterConfig(SegmentationConfig, WithClusters):
     """Keys of an evaluation that clusters patch features."""
 
     scope: Scope = "per_frame"
@@ -62,18 +59,6 @@ class ClusterConfig(SegmentationConfig):
     the class of most of its pixels; `many_to_one_iou`: that of largest IoU"""
     fixed_classes: bool = False
     """a class that the truth lacks scores 0, as in Leopart's code; else it does not count"""
-    dimensions: Positive = DIMENSIONS
-    """principal components of the features that are clustered"""
-    iterations: Positive = KMeans.iterations
-    """of K-means, in each redo"""
-    redos: Positive = KMeans.redos
-    """starts of K-means from other centroids; the best is kept"""
-    points_per_centroid: Positive = KMeans.max_points_per_centroid
-    """of more pixels than this times K, a random part makes the centroids"""
-    variant: Variant = "published"
-    """`published`: faiss with the settings above; `fast`: fewer iterations"""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = KMeans.seed
-    """of K-means"""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,12 +68,6 @@ class ClusterConfig(SegmentationConfig):
             return values
         scope = values.get("scope", cls.model_fields["scope"].default)
         return {"map_size": MAP_SIZES.get(scope, 112), **values}
-
-    def kmeans(self) -> KMeans:
-        """Return the settings of K-means."""
-        return KMeans(
-            self.iterations, self.redos, self.points_per_centroid, self.seed, self.variant
-        )
 
 
 def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -> Result:
@@ -260,15 +239,7 @@ def protocol(segmented: SegmentedSet, config: ClusterConfig, dimensions: int) ->
         parts.append("fg")
     if config.fixed_classes:
         parts.append("fixed")
-    if dimensions != DIMENSIONS:
-        parts.append(f"d{dimensions}")
-    usual, own = KMeans(), config.kmeans()
-    if (own.iterations, own.redos) != (usual.iterations, usual.redos):
-        parts.append(f"i{own.iterations}x{own.redos}")
-    if own.max_points_per_centroid != usual.max_points_per_centroid:
-        parts.append(f"p{own.max_points_per_centroid}")
-    if config.variant != "published":
-        parts.append(config.variant)
+    parts += config.cluster_title(dimensions)
     return "-".join(parts)
 
 

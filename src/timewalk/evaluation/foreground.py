@@ -101,8 +101,6 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
     """Return the protocol's name: all that makes figures incomparable and is not as published."""
     parts = ["foreground", title(config, scored, train), f"k{config.clusters}"]
     usual = Config(dataset=config.dataset)
-    if config.dimensions != usual.dimensions:
-        parts.append(f"d{config.dimensions}")
     if config.keep != usual.keep:
         parts.append(f"keep{config.keep:g}")
     if config.cuts != usual.cuts:
@@ -111,12 +109,7 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
         parts.append(f"boundary_{config.boundary}")
     if config.segmentation_clusters is not None:
         parts.append(f"c{config.segmentation_clusters}")
-    if (config.iterations, config.redos) != (usual.iterations, usual.redos):
-        parts.append(f"i{config.iterations}x{config.redos}")
-    if config.points_per_centroid != usual.points_per_centroid:
-        parts.append(f"p{config.points_per_centroid}")
-    if config.variant != usual.variant:
-        parts.append(config.variant)
+    parts += config.cluster_title(config.dimensions)
     return "-".join(parts)
 
 

@@ -27,7 +27,6 @@ from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs
-from timewalk.evaluation.clusters import Variant
 from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.feature_maps import (
     check_size,
@@ -36,12 +35,17 @@ from timewalk.evaluation.feature_maps import (
     reduced_maps,
     upsampled,
 )
-from timewalk.evaluation.segmentation_config import SegmentationConfig, Side, WithTraining
+from timewalk.evaluation.segmentation_config import (
+    SegmentationConfig,
+    Side,
+    WithClusters,
+    WithTraining,
+)
 from timewalk.evaluation.segmentation_pairs import class_names, targets_of
 from timewalk.metrics.foreground import Table, cluster_counts, cluster_precision
 from timewalk.metrics.matching import MatchedScores, add, contingency, matched_scores
 from timewalk.ops.foreground_mask import BLUR, attention_masks
-from timewalk.ops.kmeans import KMeans, assign, kmeans, training_rows
+from timewalk.ops.kmeans import assign, kmeans, training_rows
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ PART = 64
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Config(SegmentationConfig, WithTraining):
+class Config(SegmentationConfig, WithClusters, WithTraining):
     """Cluster-based foreground extraction, and the segmentation of what it finds."""
 
     kind: Literal["foreground"] = "foreground"
@@ -62,8 +66,6 @@ class Config(SegmentationConfig, WithTraining):
     """side in pixels of the square maps on which foreground and classes are compared"""
     clusters: Annotated[int, Field(gt=0, le=65535)] = 300
     """clusters of each set, some of which are foreground"""
-    dimensions: Positive = 50
-    """principal components of the features that are clustered"""
     keep: Share = 0.65
     """share of the class token's attention that an image's mask holds"""
     cuts: tuple[Share, Share] = (0.55, 0.75)
@@ -76,16 +78,6 @@ class Config(SegmentationConfig, WithTraining):
     """also score outlines, as published: that of the true background with the foreground's"""
     boundary_distance: Annotated[float, Field(gt=0)] = 16
     """pixels of the map that outlines must be nearer than to agree"""
-    iterations: Positive = KMeans.iterations
-    """of K-means, in each redo"""
-    redos: Positive = KMeans.redos
-    """starts of K-means from other centroids; the best is kept"""
-    points_per_centroid: Positive = KMeans.max_points_per_centroid
-    """of more pixels than this times the clusters, a random part makes the centroids"""
-    variant: Variant = "published"
-    """`published`: faiss with the settings above; `fast`: fewer iterations and points"""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = KMeans.seed
-    """of K-means"""
 
     @model_validator(mode="after")
     def _cuts_of_clusters(self) -> "Config":
@@ -96,12 +88,6 @@ class Config(SegmentationConfig, WithTraining):
                 f"{self.cuts[0]:g} and {self.cuts[1]:g}; raise clusters or widen cuts"
             )
         return self
-
-    def kmeans(self) -> KMeans:
-        """Return the settings of K-means."""
-        return KMeans(
-            self.iterations, self.redos, self.points_per_centroid, self.seed, self.variant
-        )
 
 
 @dataclass(frozen=True)

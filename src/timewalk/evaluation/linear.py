@@ -9,14 +9,12 @@ Shapes: B images of a batch, M test images, C classes, D width of the features.
 """
 
 import logging
-import pickle
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -34,9 +32,10 @@ from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder, load_encoder, seeded
 from timewalk.encoders.files import read_checkpoint
 from timewalk.encoders.weights.dino import linear_to_ours
-from timewalk.errors import UserError, reason
-from timewalk.evaluation.base import Inputs, Result, write_csv
+from timewalk.errors import UserError
+from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.embed import Extractor, Precision, compute_features
+from timewalk.evaluation.probe import Probe, Row
 from timewalk.metrics.classification import top_percent
 from timewalk.ops.schedules import warmup_cosine
 
@@ -49,7 +48,6 @@ PART = 256
 CHECKPOINT_SECONDS = 20.0
 COLUMNS = ("epoch", "learning_rate", "train_loss", "test_loss", "top1", "top5")
 
-Row = dict[str, float | None]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -88,29 +86,6 @@ class Config(EvaluationConfig):
                 f"avgpool goes with n_last_blocks 1, not {self.n_last_blocks}; change one of them"
             )
         return self
-
-
-@dataclass
-class Probe:
-    """The classifier, its optimiser and the curve so far: what a checkpoint holds."""
-
-    head: nn.Linear
-    optimizer: torch.optim.SGD
-    rows: list[Row] = field(default_factory=list)
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that training needs to go on."""
-        return {
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rows": self.rows,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rows = state["rows"]
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -157,14 +132,14 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         shutil.rmtree(work)
         metrics: Row = {"top1_final": top1, "top5_final": top5}
         return Result(f"linear-{blocks}-weights", metrics, len(test))
-    _resume(probe, work, key)
+    probe.resume(work, key)
     if config.cached:
         stream = cached_batches(*cache(train), config, first=len(probe.rows))
     else:
         stream = crop_batches(train, extractor, config, len(probe.rows), inputs.workers)
     with plain_errors():
         fit(probe, stream, -(-len(train) // config.batch_size), scored, config, work, key)
-    artefacts = _write(probe, output_dir)
+    artefacts = probe.write(output_dir, COLUMNS)
     shutil.rmtree(work, ignore_errors=True)
     return Result(protocol(blocks, config), summary(probe.rows), len(test), artefacts)
 
@@ -196,7 +171,7 @@ def protocol(blocks: str, config: Config) -> str:
     return f"linear-{blocks}-{'cached' if config.cached else 'aug'}{length}"
 
 
-def new_probe(width: int, classes: int, seed: int, device: torch.device) -> Probe:
+def new_probe(width: int, classes: int, seed: int, device: torch.device) -> Probe[nn.Linear]:
     """Return a fresh classifier, weights normal(0, 0.01) and bias 0, with its optimiser."""
     head = nn.Linear(width, classes)
     with seeded(seed):
@@ -252,7 +227,7 @@ def cached_batches(features: Tensor, labels: Tensor, config: Config, first: int)
 
 
 def fit(
-    probe: Probe,
+    probe: Probe[nn.Linear],
     stream: Iterator[Batch],
     steps: int,
     scored: Batch,
@@ -287,12 +262,11 @@ def fit(
             )
         probe.rows.append(row)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS and epoch + 1 < config.epochs:
-            with atomic_path(work / "checkpoint.pt") as temporary:
-                torch.save({"key": key, **probe.state()}, temporary)
+            probe.save(work, key)
             saved = time.monotonic()
 
 
-def train_epoch(probe: Probe, batches: Iterator[Batch], rate: float) -> float:
+def train_epoch(probe: Probe[nn.Linear], batches: Iterator[Batch], rate: float) -> float:
     """Train on some batches at one learning rate; return the mean loss of an image.
 
     Raises:
@@ -388,33 +362,6 @@ def _kept(path: Path, key: str, compute: Callable[[], Tensor]) -> Tensor:
     with atomic_path(path) as temporary:
         save_file({"features": features}, temporary, metadata={"key": key})
     return features
-
-
-def _resume(probe: Probe, work: Path, key: str) -> None:
-    path = work / "checkpoint.pt"
-    if not path.is_file():
-        return
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read ({reason(error)}); delete it to start anew."
-        ) from None
-    if state["key"] != key:
-        log.warning("%s belongs to other settings, another encoder or other images: anew", path)
-        return
-    probe.load_state(state)
-    log.info("going on after epoch %d", len(probe.rows))
-
-
-def _write(probe: Probe, folder: Path) -> list[Path]:
-    values = [[row[name] for name in COLUMNS] for row in probe.rows]
-    curve = write_csv(folder / "curve.csv", [COLUMNS, *values])
-    classifier = folder / "classifier.safetensors"
-    tensors = {key: value.cpu().contiguous() for key, value in probe.head.state_dict().items()}
-    with atomic_path(classifier) as temporary:
-        save_file(tensors, temporary)
-    return [curve, classifier]
 
 
 def _three(percent: float | None) -> str:

@@ -14,21 +14,18 @@ Shapes: B images of a batch, N images, C classes, D width, h and w cells, M side
 import logging
 import shutil
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timewalk.artefacts import atomic_path, sha256_file, sha256_json
+from timewalk.artefacts import sha256_file, sha256_json
 from timewalk.config import Positive
 from timewalk.data.seeds import generator, seed_of
 from timewalk.data.segmented import SegmentedSet, Squares
@@ -38,6 +35,7 @@ from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.feature_file import PART, FeatureFile, check_finite, feature_file
+from timewalk.evaluation.probe import Probe, Row
 from timewalk.evaluation.segmentation_config import (
     SegmentationConfig,
     Side,
@@ -71,7 +69,6 @@ COLUMNS = ("epoch", "learning_rate", "train_loss", "miou", "pixel_accuracy")
 ORDER, DROPS, CROPS = 0, 1, 2
 """what is drawn from the seed: the order of images, dropout, crops"""
 
-Row = dict[str, float | None]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -105,29 +102,6 @@ class Config(SegmentationConfig, WithTraining):
     """epochs from one test to the next; the last epoch is always tested"""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """seed of the first weights, dropout, order and crops"""
-
-
-@dataclass
-class Training:
-    """The head, its optimiser and the curve so far: what a checkpoint holds."""
-
-    head: nn.Module
-    optimizer: torch.optim.SGD
-    rows: list[Row] = field(default_factory=list)
-
-    def state(self) -> dict[str, Any]:
-        """Return everything that training needs to go on."""
-        return {
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "rows": self.rows,
-        }
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state` returned."""
-        self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.rows = state["rows"]
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -175,29 +149,29 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         return found.on(inputs.device)
 
     tests = features(scored, "test")
-    training = new_training(tests.shape[1], len(names), config, inputs.device)
+    probe = new_probe(tests.shape[1], len(names), config, inputs.device)
     digests = [train.digest, scored.digest]
     key = sha256_json(about | {"settings": config.model_dump(mode="json"), "sets": digests})
-    resume(training, work / "checkpoint.pt", key)
+    probe.resume(work, key)
     if config.augment:
-        stream = crop_batches(train, extractor, config, len(training.rows), inputs.workers)
+        stream = crop_batches(train, extractor, config, len(probe.rows), inputs.workers)
     else:
         trains = features(train, "train")
-        stream = cached_batches(trains, targets, config, len(training.rows))
+        stream = cached_batches(trains, targets, config, len(probe.rows))
     steps = -(-len(targets) // config.batch_size)
 
     def score() -> MatchedScores:
-        return matched_scores(tabled(training.head, tests, truth, inputs.device), "none")
+        return matched_scores(tabled(probe.head, tests, truth, inputs.device), "none")
 
-    fit(training, stream, steps, score, config, work / "checkpoint.pt", key)
+    fit(probe, stream, steps, score, config, work, key)
     found = score()
-    files = [_curve(training.rows, output_dir), _classifier(training.head, output_dir)]
+    files = probe.write(output_dir, COLUMNS)
     files.append(write_csv(output_dir / "classes.csv", class_table(found, names)))
     if places := spread(len(truth), config.pictures):
-        maps = predicted(training.head, tests, places, config.map_size, inputs.device)
+        maps = predicted(probe.head, tests, places, config.map_size, inputs.device)
         files.append(save_sheet(output_dir, scored, places, truth[places].numpy(), maps, names))
     shutil.rmtree(work, ignore_errors=True)
-    metrics = percent(found, len(names)) | best(training.rows)
+    metrics = percent(found, len(names)) | best(probe.rows)
     return Result(protocol(config, scored, train), metrics, len(truth), files)
 
 
@@ -217,7 +191,7 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
     return "-".join([name, *own])
 
 
-def new_training(width: int, classes: int, config: Config, device: torch.device) -> Training:
+def new_probe(width: int, classes: int, config: Config, device: torch.device) -> Probe[nn.Module]:
     """Return a fresh head with its optimiser."""
     with seeded(config.seed):
         head: nn.Module = (LinearHead if config.head == "linear" else FCNHead)(width, classes)
@@ -225,7 +199,7 @@ def new_training(width: int, classes: int, config: Config, device: torch.device)
     optimizer = torch.optim.SGD(
         head.parameters(), lr=config.learning_rate, momentum=0.9, weight_decay=1e-4
     )
-    return Training(head, optimizer)
+    return Probe(head, optimizer)
 
 
 def order(count: int, config: Config, epoch: int) -> Tensor:
@@ -266,32 +240,32 @@ def cached_batches(
 
 
 def fit(
-    training: Training,
+    probe: Probe[nn.Module],
     stream: Iterator[Batch],
     steps: int,
     score: Callable[[], MatchedScores],
     config: Config,
-    checkpoint: Path,
+    work: Path,
     key: str,
 ) -> None:
     """Train to the last epoch, testing and keeping a checkpoint now and then.
 
     Args:
-        training: goes on in place, from the epoch that its rows have reached.
+        probe: goes on in place, from the epoch that its rows have reached.
         stream: batches of the epochs that are left.
         steps: batches in an epoch.
         score: returns the scores of the head as it is.
         config: settings.
-        checkpoint: the file.
+        work: folder of the checkpoint.
         key: digest of what the checkpoint belongs to.
     """
     saved = time.monotonic()
-    for epoch in range(len(training.rows), config.epochs):
+    for epoch in range(len(probe.rows), config.epochs):
         rate = config.learning_rate * 0.1 ** (epoch // config.decay_epochs)
         row: Row = dict.fromkeys(COLUMNS)
         row |= {"epoch": epoch + 1, "learning_rate": rate}
         with seeded(seed_of(config.seed, DROPS, epoch)):
-            row["train_loss"] = train_epoch(training, islice(stream, steps), rate)
+            row["train_loss"] = train_epoch(probe, islice(stream, steps), rate)
         if epoch % config.val_freq == 0 or epoch == config.epochs - 1:
             found = score()
             row |= {"miou": 100 * found.miou, "pixel_accuracy": 100 * found.accuracy}
@@ -299,32 +273,31 @@ def fit(
                 "epoch %d of %d: mIoU %.2f, pixel accuracy %.2f (loss %.4f)",
                 *(epoch + 1, config.epochs, row["miou"], row["pixel_accuracy"], row["train_loss"]),
             )
-        training.rows.append(row)
+        probe.rows.append(row)
         if time.monotonic() - saved >= CHECKPOINT_SECONDS and epoch + 1 < config.epochs:
-            with atomic_path(checkpoint) as temporary:
-                torch.save({"key": key, **training.state()}, temporary)
+            probe.save(work, key)
             saved = time.monotonic()
 
 
-def train_epoch(training: Training, batches: Iterator[Batch], rate: float) -> float:
+def train_epoch(probe: Probe[nn.Module], batches: Iterator[Batch], rate: float) -> float:
     """Train on some batches at one learning rate; return the mean loss of a pixel that counts.
 
     Raises:
         UserError: the loss is not finite.
     """
-    for group in training.optimizer.param_groups:
+    for group in probe.optimizer.param_groups:
         group["lr"] = rate
-    training.head.train()
+    probe.head.train()
     total, pixels = 0.0, 0
     for features, classes in batches:
-        summed, count = pixel_loss(training.head(features, classes.shape[-1]), classes)
-        training.optimizer.zero_grad()
+        summed, count = pixel_loss(probe.head(features, classes.shape[-1]), classes)
+        probe.optimizer.zero_grad()
         (summed / max(count, 1)).backward()
-        training.optimizer.step()
+        probe.optimizer.step()
         total, pixels = total + float(summed.detach()), pixels + count
     if not np.isfinite(total):
         raise UserError(
-            f"the segmentation head's loss is not finite in epoch {len(training.rows) + 1}; lower "
+            f"the segmentation head's loss is not finite in epoch {len(probe.rows) + 1}; lower "
             "its learning_rate."
         )
     return total / max(pixels, 1)
@@ -362,35 +335,3 @@ def best(rows: Sequence[Row]) -> Row:
     tested = [row for row in rows if row["miou"] is not None]
     found = max(tested, key=lambda row: row["miou"] or 0.0)
     return {"miou_best": found["miou"], "best_epoch": found["epoch"]}
-
-
-def resume(training: Training, path: Path, key: str) -> None:
-    """Go on from a checkpoint of this key, if there is one.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not path.is_file():
-        return
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is damaged; delete it to start anew.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["key"] != key:
-        log.warning("%s belongs to other settings, another encoder or other images: anew", path)
-        return
-    training.load_state(state)
-    log.info("going on after epoch %d", len(training.rows))
-
-
-def _curve(rows: Sequence[Row], folder: Path) -> Path:
-    return write_csv(
-        folder / "curve.csv", [COLUMNS, *([row[name] for name in COLUMNS] for row in rows)]
-    )
-
-
-def _classifier(head: nn.Module, folder: Path) -> Path:
-    path = folder / "classifier.safetensors"
-    tensors = {name: value.cpu().contiguous() for name, value in head.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary)
-    return path

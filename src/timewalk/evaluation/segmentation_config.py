@@ -1,7 +1,7 @@
 """Keys that the segmentation evaluations share, and the sets that they read."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -9,7 +9,9 @@ from timewalk.config import EvaluationConfig, Name, Positive, Strict
 from timewalk.data.segmented import SegmentedSet, open_segmented, picked
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Precision
+from timewalk.ops.kmeans import KMeans
 
+DIMENSIONS = 50
 Side = Annotated[int, Field(ge=8)]
 
 
@@ -29,6 +31,46 @@ class SegmentationConfig(EvaluationConfig):
     """arithmetic of the encoder"""
     pictures: Annotated[int, Field(ge=0)] = 8
     """images, or videos, in the pictures of input, truth and prediction"""
+
+
+class WithClusters(Strict):
+    """Keys of an evaluation that clusters features by K-means."""
+
+    dimensions: Positive = DIMENSIONS
+    """principal components of the features that are clustered"""
+    iterations: Positive = KMeans.iterations
+    """of K-means, in each redo"""
+    redos: Positive = KMeans.redos
+    """starts of K-means from other centroids; the best is kept"""
+    points_per_centroid: Positive = KMeans.max_points_per_centroid
+    """of more pixels than this times the clusters, a random part makes the centroids"""
+    variant: Literal["published", "fast"] = "published"
+    """`published`: faiss with the settings above; `fast`: fewer iterations and starts"""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = KMeans.seed
+    """of K-means"""
+
+    def kmeans(self) -> KMeans:
+        """Return the settings of K-means."""
+        return KMeans(
+            self.iterations, self.redos, self.points_per_centroid, self.seed, self.variant
+        )
+
+    def cluster_title(self, dimensions: int) -> list[str]:
+        """Return what of these settings is not as published, for the protocol's name.
+
+        Args:
+            dimensions: components that there were.
+        """
+        parts, usual, own = [], KMeans(), self.kmeans()
+        if dimensions != DIMENSIONS:
+            parts.append(f"d{dimensions}")
+        if (own.iterations, own.redos) != (usual.iterations, usual.redos):
+            parts.append(f"i{own.iterations}x{own.redos}")
+        if own.max_points_per_centroid != usual.max_points_per_centroid:
+            parts.append(f"p{own.max_points_per_centroid}")
+        if own.variant != usual.variant:
+            parts.append(own.variant)
+        return parts
 
 
 class WithTraining(Strict):
