@@ -1,6 +1,7 @@
 """Clusters of patch features: what they score on colours, how they go on, what they refuse."""
 
 import csv
+import json
 import sys
 
 import numpy as np
@@ -298,3 +299,18 @@ def test_the_keys_are_checked():
     for keys in ({"clusters": 0}, {"matching": "none"}, {"scope": "per_video"}, {"redos": 0}):
         with pytest.raises(ValueError, match=next(iter(keys))):
             Config(dataset="a", **keys)
+
+
+def test_a_set_without_background(run, tmp_path):
+    # Ids from 1 on are the classes from 0 on, 0 is void.
+    manifest = colours(tmp_path, class_maps(3, 1))
+    about = json.loads(manifest.read_text())
+    about["parameters"]["zero_is_void"] = True
+    manifest.write_text(json.dumps(about))
+    result = run(manifest, scope="per_dataset")
+    assert result.metrics["miou"] > 0
+    assert result.metrics["miou_without_background"] is None
+    rows = rows_of(tmp_path / "out" / "classes.csv")
+    assert [row["class"] for row in rows] == ["0", "1", "2"]
+    with pytest.raises(UserError, match=r"every pixel of 'colours' has a class .* foreground_only"):
+        run(manifest, foreground_only=True)

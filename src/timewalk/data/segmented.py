@@ -59,12 +59,13 @@ class SegmentedSet:
         kind: its layout, such as `voc2012`.
         split: which part, as the set itself calls it.
         videos: whether clips are videos; else each is one still image.
-        classes: name of each class by id, from 0, the background; empty where ids only tell the
-            objects of one video apart.
+        classes: name of each class by id, from 0; empty where ids only tell the objects of one
+            video apart.
         clips: all clips.
         digest: of the set's content.
         about: the manifest.
         void: whether pixels of id 255 are not scored.
+        background: whether class 0 is the background, and not a class like the others.
     """
 
     name: str
@@ -76,6 +77,7 @@ class SegmentedSet:
     digest: str
     about: dict[str, Any] = field(repr=False)
     void: bool = True
+    background: bool = True
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -116,7 +118,8 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
     if len(rows) != about["counts"][split]:
         raise UserError(f"{listed} is not the one of {manifest}; run the prepare stage again.")
     classes = tuple(about["classes"])
-    lookup = _class_table(len(classes), bool(about["parameters"].get("zero_is_void")))
+    zero_is_void = bool(about["parameters"].get("zero_is_void"))
+    lookup = _class_table(len(classes), zero_is_void)
     clips = [
         SegmentedClip(Path(image).stem, (root / image,), (root / mask,), lookup)
         for image, mask in rows
@@ -136,6 +139,7 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
         tuple(clips),
         str(about["digest"]),
         about,
+        background=not zero_is_void,
     )
 
 

@@ -51,17 +51,20 @@ class Scored:
     scores: MatchedScores
 
 
-def summary(found: Sequence[Scored], matching: Criterion) -> dict[str, float | None]:
+def summary(
+    found: Sequence[Scored], matching: Criterion, background: bool = True
+) -> dict[str, float | None]:
     """Return the means over all groups, in percent.
 
-    Groups that have background only do not count in `miou_without_background`. The share of the
+    Groups that have background only do not count in `miou_without_background`, which has no meaning
+    for a set without a background class. The share of the
     clusters that become background says nothing where each class has one cluster: None.
     """
     foreground = [e.scores.miou_without_background for e in found if e.scores.classes[-1] > 0]
     shares = [entry.scores.background_fraction or 0.0 for entry in found]
     return {
         "miou": _percent([entry.scores.miou for entry in found]),
-        "miou_without_background": _percent(foreground),
+        "miou_without_background": _percent(foreground) if background else None,
         "pixel_accuracy": _percent([entry.scores.accuracy for entry in found]),
         "background_clusters": None if matching == "hungarian" else _percent(shares),
         "clusters": float(np.mean([entry.clusters for entry in found])),

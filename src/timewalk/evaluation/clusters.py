@@ -128,7 +128,7 @@ def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -
     shutil.rmtree(work)
     return Result(
         protocol(segmented, config, maps.shape[1]),
-        summary(found, config.matching),
+        summary(found, config.matching, segmented.background),
         len(groups),
         artefacts,
     )

@@ -32,7 +32,7 @@ from timewalk.evaluation.foreground_stages import (
 )
 from timewalk.evaluation.mask_pictures import Row, sheet, write_gif
 from timewalk.evaluation.pictures import save_png
-from timewalk.evaluation.segmentation_config import scored_set, training_set
+from timewalk.evaluation.segmentation_config import check_background, scored_set, training_set
 from timewalk.evaluation.segmentation_pairs import title
 from timewalk.evaluation.segmentation_scores import PICTURE_SIDE, class_table, percent, spread
 from timewalk.metrics.foreground import Tuning, boundary_f, jaccard_of_clusters, tune
@@ -64,6 +64,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     encoder = load_encoder(inputs.run).eval().requires_grad_(False).to(inputs.device)
     check_encoder(encoder, config)
     scored = scored_set(inputs.dataset, config)
+    check_background(scored, "foreground extraction")
     train = training_set(inputs.dataset, inputs.train_dataset, config)
     work = _work(output_dir / "work", inputs, config)
     learnt = cluster(train, encoder, inputs, config, work / "train")
@@ -153,7 +154,7 @@ def summary(scores: dict[str, np.ndarray], classes: Segmentation | None) -> dict
     }
     if classes is None:
         return metrics | dict.fromkeys(("miou", "miou_without_background"))
-    return metrics | percent(classes.scores, len(classes.names))
+    return metrics | percent(classes.scores, len(classes.names), background=True)
 
 
 def draw(

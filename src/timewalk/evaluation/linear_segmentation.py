@@ -171,7 +171,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         maps = predicted(probe.head, tests, places, config.map_size, inputs.device)
         files.append(save_sheet(output_dir, scored, places, truth[places].numpy(), maps, names))
     shutil.rmtree(work, ignore_errors=True)
-    metrics = percent(found, len(names)) | best(probe.rows)
+    metrics = percent(found, len(names), scored.background) | best(probe.rows)
     return Result(protocol(config, scored, train), metrics, len(truth), files)
 
 

@@ -81,8 +81,28 @@ class WithTraining(Strict):
 
 
 def scored_set(manifest: Path, config: SegmentationConfig) -> SegmentedSet:
-    """Open the set that is scored, with the frames that the configuration picks."""
-    return picked(open_segmented(manifest, "test"), config.frames_per_clip)
+    """Open the set that is scored, with the frames that the configuration picks.
+
+    Raises:
+        UserError: only the foreground counts, and the set has no background.
+    """
+    found = open_segmented(manifest, "test")
+    if config.foreground_only:
+        check_background(found, "foreground_only: true")
+    return picked(found, config.frames_per_clip)
+
+
+def check_background(segmented: SegmentedSet, what: str) -> None:
+    """Refuse a set whose class 0 is a class like the others.
+
+    Raises:
+        UserError: names the set and what needs a background.
+    """
+    if not segmented.background:
+        raise UserError(
+            f"every pixel of '{segmented.name}' has a class and none is background, which {what} "
+            "needs; name another labelled set."
+        )
 
 
 def training_set(

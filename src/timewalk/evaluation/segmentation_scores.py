@@ -14,14 +14,15 @@ PICTURE_SIDE = 224
 """pixels of an image in the sheet"""
 
 
-def percent(found: MatchedScores, classes: int) -> dict[str, float | None]:
-    """Return the figures of a set of so many classes in percent.
+def percent(found: MatchedScores, classes: int, background: bool) -> dict[str, float | None]:
+    """Return the figures of a set of so many classes in percent; without a background class
+    `miou_without_background` has no meaning.
 
     `miou` is over the classes that occur in the truth, `miou_fixed` over all: absent ones score 0.
     """
     return {
         "miou": 100 * found.miou,
-        "miou_without_background": 100 * found.miou_without_background,
+        "miou_without_background": 100 * found.miou_without_background if background else None,
         "miou_fixed": 100 * float(found.iou.sum()) / classes,
         "pixel_accuracy": 100 * found.accuracy,
     }
