@@ -228,11 +228,21 @@ def _check_references(suite: Suite) -> None:
         _reference(
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
-        _labels(name, item, suite.config.labelled[item.dataset])
+        key = f"evaluations.{name}.dataset"
+        _labels(key, item, suite.config.labelled[item.dataset], item.dataset)
         learnt_from = getattr(item, "train_dataset", None)
         if learnt_from is not None:
             key = f"evaluations.{name}.train_dataset"
             _reference("labelled set", key, learnt_from, suite.config.labelled)
+            _labels(key, item, suite.config.labelled[learnt_from], learnt_from)
+        elif (
+            hasattr(item, "train_dataset")
+            and _made_of(suite.config.labelled[item.dataset]) == "videos"
+        ):
+            raise UserError(
+                f"evaluations.{name}.train_dataset: '{item.dataset}' is a set of videos and has no "
+                "training split of its own; name another labelled set."
+            )
         for only in item.runs or ():
             _reference("run", f"evaluations.{name}.runs", only, suite.runs)
         frames = getattr(item, "frames", None)
@@ -246,15 +256,15 @@ def _check_references(suite: Suite) -> None:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
 
 
-def _labels(name: str, item: EvaluationConfig, labelled: BaseModel) -> None:
+def _labels(key: str, item: EvaluationConfig, labelled: BaseModel, name: str) -> None:
     """Refuse an evaluation on a labelled set that it cannot read."""
     wanted = evaluation.get_evaluation(item.kind).labels
     found = _made_of(labelled)
     if found not in wanted:
         needs = " or ".join(NEEDED[kind] for kind in wanted)
         raise UserError(
-            f"evaluations.{name}.dataset: '{item.kind}' needs {needs}, but "
-            f"'{item.dataset}' holds {NEEDED[found]}; name another labelled set."
+            f"{key}: '{item.kind}' needs {needs}, but "
+            f"'{name}' holds {NEEDED[found]}; name another labelled set."
         )
 
 

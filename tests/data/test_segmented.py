@@ -124,7 +124,6 @@ def test_white_is_the_object_of_davis_2016(tmp_path):
     manifest = tmp_path / "set" / "manifest.json"
     prepare("davis", Davis2016(kind="davis2016", root=str(tmp_path / "DAVIS")), manifest)
     found = open_segmented(manifest)
-    assert not found.void
     assert found.classes == ("background", "foreground")
     _, mask, lookup = found.frames[0]
     np.testing.assert_array_equal(read_classes(mask, lookup), made["blackswan"].ids[0] > 0)
@@ -149,7 +148,7 @@ def test_sets_without_ids_and_without_a_training_split_are_refused(tmp_path):
 def test_still_images(tmp_path):
     manifest = images(tmp_path, [[[0, 1]], [[2, 255]], [[1, 1]]])
     found = open_segmented(manifest)
-    assert (found.videos, found.split, found.void) == (False, "val", True)
+    assert (found.videos, found.split, found.title) == (False, "val", "voc2012-val")
     assert found.classes == ("background", "cat", "dog")
     assert [clip.name for clip in found.clips] == ["1", "2"]
     assert [read_classes(mask, table).tolist() for _, mask, table in found.frames] == [

@@ -20,13 +20,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from timewalk.artefacts import read_json, read_manifest
+from timewalk.artefacts import read_json, read_manifest, sha256_file
 from timewalk.data.sequences import KIND, VOID, LabelledVideos, read_frame, read_ids
 from timewalk.data.sequences import Sequence as Video
 from timewalk.errors import UserError
 
 MASKS = "labelled_masks"
 """kind of the manifest of still images with masks"""
+USUAL_RESOLUTION = "480p"
 UNKNOWN = 254
 """class of ids that a set does not know; never a class of its own"""
 BY_INSTANCE = frozenset({"davis2017", "mose", "visor"})
@@ -62,9 +63,8 @@ class SegmentedSet:
         classes: name of each class by id, from 0; empty where ids only tell the objects of one
             video apart.
         clips: all clips.
-        digest: of the set's content.
+        digest: of the manifest: of the set's content, and of how ids become classes.
         about: the manifest.
-        void: whether pixels of id 255 are not scored.
         background: whether class 0 is the background, and not a class like the others.
     """
 
@@ -76,11 +76,27 @@ class SegmentedSet:
     clips: tuple[SegmentedClip, ...]
     digest: str
     about: dict[str, Any] = field(repr=False)
-    void: bool = True
     background: bool = True
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def title(self) -> str:
+        """Layout and part, such as `voc2012-val`, with all that makes it another set."""
+        settings = self.about["parameters"]
+        parts = [settings.get("kind", self.kind), self.split]
+        if split := settings.get("split"):
+            parts.append(f"{split['part']}{100 * split['share']:g}s{split['seed']}")
+        if settings.get("list_file"):
+            parts.append("list")
+        if isinstance(chosen := settings.get("sequences"), list) and chosen:
+            parts.append(f"{len(chosen)}of")
+        if settings.get("task") == "unsupervised":
+            parts.append("unsupervised")
+        if settings.get("resolution", USUAL_RESOLUTION) != USUAL_RESOLUTION:
+            parts.append(settings["resolution"].lower())
+        return "-".join(parts)
 
     @property
     def frames(self) -> list[tuple[Path, Path, np.ndarray | None]]:
@@ -137,9 +153,9 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
         False,
         classes,
         tuple(clips),
-        str(about["digest"]),
+        sha256_file(manifest),
         about,
-        background=not zero_is_void,
+        background=bool(about.get("background", not zero_is_void)),
     )
 
 
@@ -178,9 +194,8 @@ def _videos(manifest: Path, split: str) -> SegmentedSet:
         True,
         classes,
         tuple(clips),
-        str(videos.about["digest"]),
+        sha256_file(manifest),
         videos.about,
-        void=videos.kind != "davis2016",
     )
 
 

@@ -3,6 +3,7 @@
 from timewalk.encoders.base import Encoder, Features
 from timewalk.encoders.files import (
     build_encoder,
+    encoder_digest,
     from_spec,
     load_encoder,
     load_head,
@@ -15,6 +16,7 @@ __all__ = [
     "Encoder",
     "Features",
     "build_encoder",
+    "encoder_digest",
     "from_spec",
     "load_encoder",
     "load_head",

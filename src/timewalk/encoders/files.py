@@ -19,7 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from timewalk.artefacts import FORMAT, atomic_path, read_json, sha256_file, write_json
+from timewalk.artefacts import (
+    FORMAT,
+    atomic_path,
+    read_json,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from timewalk.config import EncoderConfig, package_file
 from timewalk.encoders import weights
 from timewalk.encoders.base import RESNETS, Encoder, is_vit, vit_shape
@@ -166,6 +173,18 @@ def load_encoder(folder: Path | str) -> Encoder:
         ) from None
     _load_exactly(encoder, tensors, str(folder / TENSORS))
     return encoder.eval()
+
+
+def encoder_digest(folder: Path) -> str:
+    """Return the digest of a saved encoder: of its tensors and of how they are used (heads,
+    interpolation of positions, padding, mean and standard deviation are in no tensor).
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    card = read_json(folder / CARD)
+    about = [card.get(key) for key in ("architecture", "mean", "std")]
+    return sha256_json([sha256_file(folder / TENSORS), *about])
 
 
 def weights_path(source: str) -> Path:

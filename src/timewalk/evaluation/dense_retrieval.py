@@ -140,7 +140,9 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         matched = renamed(np.stack(maps), found.cluster_to_class)
         files.append(save_sheet(output_dir, scored, places, truth, matched, names))
     shutil.rmtree(work, ignore_errors=True)
-    metrics = percent(found, len(names), scored.background) | {"memory_patches": float(len(memory.features))}
+    metrics = percent(found, len(names), scored.background) | {
+        "memory_patches": float(len(memory.features))
+    }
     return Result(protocol(config, scored, train), metrics, len(scored.frames), files)
 
 

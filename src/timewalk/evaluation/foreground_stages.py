@@ -287,9 +287,8 @@ def segment(
     ids = kept(
         work / "ids.npy", lambda: cluster_maps(maps, clusters, config.map_size, config.kmeans())
     )
-    void = VOID if segmented.void else None
     table = add(
-        contingency(truth[start : start + PART], ids[start : start + PART], void=void)
+        contingency(truth[start : start + PART], ids[start : start + PART], void=VOID)
         for start in range(0, len(ids), PART)
     )
     return Segmentation(ids, names, matched_scores(table, "hungarian"))

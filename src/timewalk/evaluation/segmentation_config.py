@@ -117,17 +117,27 @@ def training_set(
         config: settings.
 
     Raises:
-        UserError: a set of videos without `train_dataset`, or sets of different classes.
+        UserError: a set of videos without `train_dataset`, sets of different classes, or images
+            that are scored too.
     """
-    if train_manifest is None:
-        return picked(open_segmented(manifest, "train"), config.frames_per_clip)
-    found = open_segmented(train_manifest, "test")
-    if not found.videos:
-        found = open_segmented(train_manifest, "train")
     scored = open_segmented(manifest, "test")
-    if found.classes != scored.classes:
+    if train_manifest is None:
+        found = open_segmented(manifest, "train")
+    else:
+        found = open_segmented(train_manifest, "test")
+        if not found.videos:
+            found = open_segmented(train_manifest, "train")
+    if config.foreground_only:
+        check_background(found, "foreground_only: true")
+    elif found.classes != scored.classes:
         raise UserError(
             f"'{found.name}', which is learnt from, and '{scored.name}', which is scored, have "
-            "different classes; correct the key 'train_dataset'."
+            "different classes; correct the key 'train_dataset', or set foreground_only: true."
+        )
+    both = {frame for frame, _, _ in found.frames} & {frame for frame, _, _ in scored.frames}
+    if both:
+        raise UserError(
+            f"{min(both)} and {len(both) - 1} other images of '{scored.name}' are learnt from and "
+            "scored; name a set without them under 'train_dataset'."
         )
     return picked(found, config.frames_per_clip)
