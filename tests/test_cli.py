@@ -54,8 +54,10 @@ def test_the_log_takes_both_streams_and_the_terminal_the_sentence(tmp_path):
 def test_settings_from_json_and_from_a_file(tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("fps: 2\n")
-    assert cli._settings('{"fps": 2}') == cli._settings(str(file)) == {"fps": 2}
-    assert cli._settings("null") is None
+    assert (
+        cli.common.read_settings('{"fps": 2}') == cli.common.read_settings(str(file)) == {"fps": 2}
+    )
+    assert cli.common.read_settings("null") is None
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path, capsys):

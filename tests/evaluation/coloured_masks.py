@@ -72,8 +72,17 @@ def write_set(folder: Path, train, test, *, classes=CLASSES, name="colours", lay
     return manifest
 
 
-def a_run(folder: Path):
-    """Return a run's folder whose encoder file is only looked at for its digest."""
+def a_run(folder: Path, **card):
+    """Return a run's folder whose encoder files are only looked at for their digest."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "encoder.safetensors").write_bytes(b"colours")
+    (folder / "encoder.json").write_text(json.dumps({"architecture": {}} | card))
     return folder
+
+
+def change(manifest: Path, **about):
+    """Change keys of a manifest, or of its `parameters`, and leave the images as they are."""
+    known = json.loads(manifest.read_text())
+    for key, value in about.items():
+        known[key] = known[key] | value if isinstance(value, dict) else value
+    manifest.write_text(json.dumps(known))

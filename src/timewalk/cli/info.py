@@ -1,0 +1,69 @@
+"""Verbs that say what is there, and whether a configuration is right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from timewalk.cli.common import Arguments, add_verb
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add these verbs to the command line."""
+    verb = add_verb(verbs, "validate", validate)
+    verb.add_argument(
+        "config", type=Path, nargs="+", help="configuration files, later over earlier"
+    )
+    verb = add_verb(verbs, "schema", schema)
+    verb.add_argument("--output", type=Path, default=None, help="file instead of the terminal")
+    verb.add_argument("--markdown", action="store_true", help="as a page of all keys")
+    add_verb(verbs, "videos", videos)
+    add_verb(verbs, "methods", list_methods)
+    add_verb(verbs, "evaluations", list_evaluations)
+
+
+def validate(arguments: Arguments) -> None:
+    """Check configuration files, merged in order, as the workflow does before its first job."""
+    from timewalk.suite import load_suite, merge, read_config
+
+    merged: dict[str, Any] = {}
+    for path in arguments.config:
+        merged = merge(merged, read_config(path))
+    suite = load_suite(merged)
+    print(f"{len(suite.runs)} runs, {len(suite.evaluations)} evaluations: no fault found")
+
+
+def schema(arguments: Arguments) -> None:
+    """Print the JSON schema of the configuration."""
+    from timewalk.artefacts import write_text
+    from timewalk.suite import config_markdown, json_schema
+
+    if arguments.markdown:
+        text = config_markdown()
+    else:
+        text = json.dumps(json_schema(), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if arguments.output:
+        write_text(arguments.output, text)
+    else:
+        print(text, end="")
+
+
+def videos(arguments: Arguments) -> None:
+    """List the built-in table of videos."""
+    from timewalk.video.sources import load_sources
+
+    for name, video in load_sources().items():
+        print(f"{name:16} {video.source}  {video.licence}")
+
+
+def list_methods(arguments: Arguments) -> None:
+    """List the methods."""
+    from timewalk.methods import method_names
+
+    print("\n".join(method_names()))
+
+
+def list_evaluations(arguments: Arguments) -> None:
+    """List the evaluations."""
+    from timewalk.evaluation import evaluation_names
+
+    print("\n".join(evaluation_names()))
