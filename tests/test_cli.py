@@ -1,6 +1,7 @@
 """The command line: a user's mistake is one sentence and exit code 1, no traceback."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -98,3 +99,18 @@ def test_version(capsys):
     with pytest.raises(SystemExit):
         cli.main(["--version"])
     assert capsys.readouterr().out.strip() == version()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "--validation.name"),
+        ('{"name": "a", "settings": {}, "dataset": "x", "datset": "y"}', "--validation.datset"),
+        ('{"name": "a", "settings": {"kind": "knnn"}, "dataset": "x"}', r"evaluations\.a\.kind"),
+    ],
+)
+def test_a_wrong_validation_is_one_sentence(tmp_path, capsys, text, message):
+    run = {"method": "dino", "dataset": "x"}
+    words = ["train", "a", str(tmp_path), "--settings", json.dumps(run), "--validation", text]
+    assert cli.main([*words, "--gpus", "0", "--threads", "1"]) == 1
+    assert re.search(message, capsys.readouterr().err)

@@ -173,6 +173,16 @@ def test_a_run_may_begin_with_another_runs_encoder():
         suite.load_suite(changed("runs.dora.encoder", {"weights": "run:dora"}))
 
 
+def test_a_run_that_begins_with_another_has_its_architecture():
+    weights = {"weights": "run:random"}
+    with pytest.raises(
+        UserError, match=r"encoder\.name: vit_tiny, but the run 'random'.*vit_small"
+    ):
+        suite.load_suite(changed("runs.dora.encoder", {**weights, "name": "vit_tiny"}))
+    with pytest.raises(UserError, match=r"encoder\.weights_part means nothing for the encoder of"):
+        suite.load_suite(changed("runs.dora.encoder", {**weights, "weights_part": "student"}))
+
+
 def test_a_validation_names_an_evaluation_of_encoders():
     with pytest.raises(UserError, match=r"runs\.dora\.validation\.evaluation: 'knn' reads embedd"):
         suite.load_suite(changed("runs.dora.validation", {"evaluation": "knn"}))

@@ -189,7 +189,18 @@ def _origins(runs: Mapping[str, RunConfig]) -> dict[str, str]:
         if (run.encoder.weights or "").startswith("run:") and run.encoder.weights
     }
     for name, origin in origins.items():
-        _reference("run", f"runs.{name}.encoder.weights", origin, runs)
+        key = f"runs.{name}.encoder"
+        _reference("run", f"{key}.weights", origin, runs)
+        own, other = (runs[x].encoder.model_dump() for x in (name, origin))
+        for field in ("name", "patch_size", "width", "depth", "heads"):
+            if own[field] != other[field]:
+                raise UserError(
+                    f"{key}.{field}: {own[field]}, but the run '{origin}', whose encoder it begins "
+                    f"with, has {other[field]}; make them equal."
+                )
+        for field in ("sha256", "weights_part"):
+            if own[field] is not None:
+                raise UserError(f"{key}.{field} means nothing for the encoder of a run; remove it.")
     for name in origins:
         seen, last = [name], origins[name]
         while last in origins and last not in seen:
@@ -214,6 +225,11 @@ def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
         raise UserError(
             f"{key}: '{validation.evaluation}' reads embeddings, which belong to a finished run; "
             "name an evaluation that reads the encoder itself."
+        )
+    if getattr(suite.evaluations[validation.evaluation], "frames", None) is not None:
+        raise UserError(
+            f"{key}: '{validation.evaluation}' draws the frames of a data set (its key 'frames'), "
+            "which is for a finished run; name one without it."
         )
 
 

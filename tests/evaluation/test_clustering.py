@@ -1,7 +1,6 @@
 """Clusters of patch features: what they score on colours, how they go on, what they refuse."""
 
 import csv
-import json
 import sys
 
 import numpy as np
@@ -15,6 +14,7 @@ from tests.evaluation.coloured_masks import (
     VOID,
     MeanColours,
     a_run,
+    change,
     class_maps,
     write_set,
 )
@@ -22,10 +22,12 @@ from tests.miniature import video_sets
 from timewalk.config import Davis2017, YouTubeVOS
 from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
+from timewalk.data.segmented import open_segmented
 from timewalk.errors import UserError
 from timewalk.evaluation import clusters
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.clustering import Config, evaluate
+from timewalk.evaluation.clusters import protocol
 
 pytest.importorskip("faiss")
 
@@ -115,8 +117,8 @@ def test_a_frame_of_void_does_not_count(run, tmp_path, caplog):
     rows = rows_of(tmp_path / "out" / "frames.csv")
     assert [row["scored"] for row in rows] == ["true", "false", "true"]
     assert [row["name"] for row in rows_of(tmp_path / "out" / "scores.csv")] == [
-        "test0/test0",
-        "test2/test2",
+        "test0",
+        "test2",
     ]
 
 
@@ -153,7 +155,7 @@ def test_fewer_clusters_than_classes(run, tmp_path, caplog):
     ious = [float(row["iou"]) for row in rows_of(tmp_path / "out" / "classes.csv")]
     assert sum(iou == 0 for iou in ious) >= 1
     assert (
-        "2 of 2 clusterings have fewer clusters than classes (the first: test0/test0, 2 clusters); "
+        "2 of 2 clusterings have fewer clusters than classes (the first: test0, 2 clusters); "
         "some classes must score 0"
     ) in caplog.messages
 
@@ -166,6 +168,16 @@ def test_an_absent_class_counts_only_where_classes_are_fixed(run, tmp_path):
     assert result.protocol == "voc2012-val-per_frame-hungarian-kgt-m8-s64-fixed-d3"
     rows = rows_of(tmp_path / "fixed" / "classes.csv")
     assert [(row["name"], row["iou"]) for row in rows][-1] == ("sky", "0")
+
+
+def test_a_frame_of_background_has_no_mean_without_it(run, tmp_path):
+    maps = class_maps(2, 1)
+    maps[1] = 0
+    result = run(colours(tmp_path, maps), fixed_classes=True)
+    assert result.metrics["miou"] == pytest.approx((100 + 25) / 2)
+    assert result.metrics["miou_without_background"] == 100
+    rows = rows_of(tmp_path / "out" / "scores.csv")
+    assert [row["miou_without_background"] for row in rows] == ["100", ""]
 
 
 def test_foreground_only(run, tmp_path):
@@ -204,6 +216,75 @@ def test_it_goes_on_with_what_is_done(run, tmp_path, encoder, monkeypatch):
     assert result.metrics == whole.metrics
     for name in TABLES:
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """Return a function that evaluates until the last frame's clusters are to be made."""
+
+    def go(manifest, **keys):
+        real, calls = clusters.cluster_maps, []
+
+        def all_but_one(*args):
+            calls.append(args)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return real(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(clusters, "cluster_maps", all_but_one)
+            with pytest.raises(KeyboardInterrupt):
+                run(manifest, **keys)
+
+    return go
+
+
+def same(tmp_path, *folders):
+    return len({tuple((tmp_path / f / name).read_bytes() for name in TABLES) for f in folders}) == 1
+
+
+@pytest.mark.parametrize(
+    "about", [{"parameters": {"zero_is_void": True}}, {"classes": ["earth", *"abcd"]}]
+)
+def test_other_classes_start_anew(run, interrupted, tmp_path, about):
+    manifest = colours(tmp_path, class_maps(3, 1))
+    interrupted(manifest)
+    change(manifest, **about)
+    result = run(manifest)
+    assert result.metrics == run(manifest, "whole").metrics
+    assert same(tmp_path, "out", "whole")
+
+
+def test_tensors_that_are_used_differently_start_anew(run, interrupted, tmp_path, encoder):
+    manifest = colours(tmp_path, class_maps(3, 1))
+    interrupted(manifest)
+    encoder.spec = {"heads": 3}
+    encoder.forward = lambda images: MeanColours.forward(encoder, images.flip(-1))
+    run(manifest)
+    assert encoder.images == 6
+    run(manifest, "whole")
+    assert same(tmp_path, "out", "whole")
+
+
+def test_clusters_of_an_image_that_changed_are_made_anew(run, interrupted, tmp_path):
+    manifest = colours(tmp_path, class_maps(3, 1))
+    interrupted(manifest)
+    image = manifest.parent / "test0.png"
+    image.write_bytes((manifest.parent / "test1.png").read_bytes())
+    assert run(manifest).metrics["miou"] < 90
+    run(manifest, "whole")
+    assert same(tmp_path, "out", "whole")
+
+
+def test_clusters_of_a_mask_that_changed_are_made_anew(run, interrupted, tmp_path):
+    """Their number is that of the classes in the mask."""
+    manifest = colours(tmp_path, class_maps(3, 1))
+    interrupted(manifest)
+    mask = manifest.parent / "test0_mask.png"
+    save_ids(mask, np.minimum(np.asarray(Image.open(mask)), 1))
+    run(manifest)
+    run(manifest, "whole")
+    assert same(tmp_path, "out", "whole")
 
 
 def test_other_settings_do_not_take_what_is_kept(run, tmp_path, monkeypatch):
@@ -272,13 +353,14 @@ def test_a_mask_with_void_in_a_video(run, tmp_path):
     ("keys", "size"),
     [
         ({}, 224),
+        ({"map_size": None}, 224),
         ({"scope": "per_clip"}, 224),
         ({"scope": "per_dataset"}, 112),
         ({"scope": "per_dataset", "map_size": 100}, 100),
     ],
 )
 def test_maps_of_a_whole_set_are_smaller(keys, size):
-    assert Config(dataset="a", **keys).map_size == size
+    assert Config(dataset="a", **keys).side == size
 
 
 def test_protocols_name_what_makes_them_incomparable(run, tmp_path):
@@ -286,6 +368,32 @@ def test_protocols_name_what_makes_them_incomparable(run, tmp_path):
     keys = {"iterations": 9, "redos": 2, "points_per_centroid": 40, "variant": "fast"}
     result = run(manifest, matching="many_to_one_iou", clusters=6, **keys)
     assert result.protocol == ("voc2012-val-per_frame-many_to_one_iou-k6-m8-s64-d3-i9x2-p40-fast")
+
+
+def test_what_no_figure_shows_is_in_the_name(tmp_path):
+    manifest = colours(tmp_path, class_maps(2, 1))
+    config = Config(dataset="a", precision="bf16", seed=3)
+    found = protocol(open_segmented(manifest), config, 50)
+    assert found == "voc2012-val-per_frame-hungarian-kgt-m224-s224-bf16-seed3"
+    change(manifest, parameters={"list_file": "some.txt"})
+    found = protocol(open_segmented(manifest), Config(dataset="a"), 50)
+    assert found == "voc2012-val-list-per_frame-hungarian-kgt-m224-s224"
+
+
+def test_images_of_one_name_in_two_folders(run, tmp_path):
+    manifest = colours(tmp_path, class_maps(2, 1))
+    rows = []
+    for number in range(2):
+        folder = manifest.parent / f"part{number}"
+        folder.mkdir()
+        for name in ("", "_mask"):
+            source = manifest.parent / f"test{number}{name}.png"
+            source.rename(folder / f"image{name}.png")
+        rows.append(f"part{number}/image.png\tpart{number}/image_mask.png\n")
+    (manifest.parent / "test.txt").write_text("".join(rows))
+    run(manifest)
+    names = [row["name"] for row in rows_of(tmp_path / "out" / "scores.csv")]
+    assert names == ["part0/image", "part1/image"]
 
 
 def test_faiss_is_asked_for_before_the_work(run, tmp_path, encoder, monkeypatch):
@@ -304,9 +412,7 @@ def test_the_keys_are_checked():
 def test_a_set_without_background(run, tmp_path):
     # Ids from 1 on are the classes from 0 on, 0 is void.
     manifest = colours(tmp_path, class_maps(3, 1))
-    about = json.loads(manifest.read_text())
-    about["parameters"]["zero_is_void"] = True
-    manifest.write_text(json.dumps(about))
+    change(manifest, parameters={"zero_is_void": True})
     result = run(manifest, scope="per_dataset")
     assert result.metrics["miou"] > 0
     assert result.metrics["miou_without_background"] is None

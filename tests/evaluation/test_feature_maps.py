@@ -1,5 +1,7 @@
 """Reduced maps against plain formulas on all rows at once, in parts and after an interruption."""
 
+from collections import namedtuple
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,9 @@ def test_what_is_done_is_kept_until_something_differs(maps_of):
     encoder.kernel += 1
     maps_of(encoder, dimensions=3, weights=np.ones((5, 4, 4), bool))
     assert encoder.images == 20
+    encoder.spec = {"heads": 3}
+    maps_of(encoder, dimensions=3, weights=np.ones((5, 4, 4), bool))
+    assert encoder.images == 25
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_finished(maps_of, monkeypatch, tmp_path):
@@ -154,6 +159,20 @@ def test_fewer_rows_than_dimensions(tmp_path, paths):
 def test_features_that_are_not_finite_name_an_image(maps_of, paths):
     with pytest.raises(UserError, match=rf"not finite for {paths[0]} or the 1 images after it"):
         maps_of(Mixing(bad=True))
+
+
+def test_a_disk_that_is_too_small(maps_of, monkeypatch, tmp_path):
+    encoder = Mixing()
+    # 5 images of 16 patches, 20 channels and 6 reduced ones.
+    needed = 4 * 5 * 16 * 26
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(feature_maps.shutil, "disk_usage", lambda _: usage(needed - 1))
+    with pytest.raises(UserError, match=r"work needs 0\.0 GB for the features of 5 images but 0"):
+        maps_of(encoder, dimensions=6)
+    assert encoder.images == 2
+    assert list((tmp_path / "work").iterdir()) == []
+    monkeypatch.setattr(feature_maps.shutil, "disk_usage", lambda _: usage(needed))
+    assert maps_of(encoder, dimensions=6).shape == (5, 6, 4, 4)
 
 
 def test_a_size_that_does_not_fit_the_encoder(maps_of):

@@ -15,11 +15,13 @@ from tests.evaluation.coloured_masks import (
     VOID,
     MeanColours,
     a_run,
+    change,
     write_set,
 )
 from tests.miniature import video_sets
 from timewalk.config import Davis2017
 from timewalk.data.prepare import prepare
+from timewalk.data.segmented import open_segmented
 from timewalk.encoders import Features, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation import foreground, foreground_stages
@@ -106,7 +108,9 @@ def table(result, name):
 
 def test_objects_are_found_and_told_apart(run, shared, tmp_path):
     result = run(shared)
-    assert result.protocol == "foreground-64px-m8-k12-keep0.95-cuts0.2_0.8-i50x2"
+    assert result.protocol == (
+        "foreground-voc2012-val-from_train-64px-m8-k12-keep0.95-cuts0.2_0.8-d3-i50x2"
+    )
     assert result.samples == 5
     assert result.metrics["jaccard"] == pytest.approx(100)
     assert result.metrics["jaccard_other_boundary"] == result.metrics["jaccard"]
@@ -162,7 +166,7 @@ def test_a_boundary_counts_as_foreground_or_not(run, tmp_path):
     manifest = write_set(tmp_path / "set", object_maps(9, 0), maps)
     with_boundary = run(manifest)
     without = run(manifest, folder="other", boundary="background")
-    expected = with_boundary.protocol.replace("-i50", "-boundary_background-i50")
+    expected = with_boundary.protocol.replace("-d3", "-boundary_background-d3")
     assert without.protocol == expected
     assert without.metrics["jaccard"] == pytest.approx(100)
     expected = 100 * np.mean([(m % VOID > 0).sum() / (m > 0).sum() for m in maps])
@@ -240,6 +244,88 @@ def test_it_goes_on_where_it_was_stopped(run, encoder, shared, tmp_path, monkeyp
     assert "belongs to other settings" in caplog.text
 
 
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """Return a function that evaluates until the classes' clusters are made."""
+
+    def go(manifest, **keys):
+        def stop(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(foreground_stages, "matched_scores", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(manifest, **keys)
+
+    return go
+
+
+def as_afresh(run, manifest, **keys):
+    """Return what an evaluation gives that goes on, once it is sure to be that of a fresh one."""
+    found, fresh = run(manifest, **keys), run(manifest, "fresh", **keys)
+    assert found.metrics == fresh.metrics
+    for one, two in zip(found.artefacts, fresh.artefacts, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+    return found
+
+
+def a_set(tmp_path, name="a", **keys):
+    return write_set(tmp_path / name, object_maps(9, 0), object_maps(5, 1), **keys)
+
+
+def test_other_classes_start_anew(run, interrupted, tmp_path):
+    manifest = a_set(tmp_path)
+    interrupted(manifest)
+    change(manifest, classes=[*CLASSES, "sea"])
+    found = as_afresh(run, manifest)
+    assert len(table(found, "classes.csv")) == 5
+
+
+def test_other_classes_of_the_training_set_start_anew(run, interrupted, tmp_path, caplog):
+    manifest, train = a_set(tmp_path), a_set(tmp_path, "b", name="learnt")
+    keys = {"train": train, "train_dataset": "learnt"}
+    interrupted(manifest, **keys)
+    change(train, classes=[*CLASSES, "sea"])
+    as_afresh(run, manifest, **keys)
+    assert "belongs to other settings, another encoder or other images" in caplog.text
+
+
+def test_tensors_that_are_used_differently_start_anew(run, interrupted, encoder, tmp_path):
+    manifest = a_set(tmp_path)
+    interrupted(manifest)
+    seen, encoder.images = encoder.images, 0
+    inputs = Inputs(a_run(tmp_path / "run", architecture={"heads": 3}), manifest, CPU)
+    evaluate(inputs, Config(**KEYS), tmp_path / "out")
+    assert encoder.images == seen
+
+
+def test_clusters_of_an_image_that_changed_are_made_anew(run, interrupted, tmp_path):
+    manifest = a_set(tmp_path)
+    interrupted(manifest)
+    for one, two in (("test0", "test1"), ("train0", "train1")):
+        (manifest.parent / f"{one}.png").write_bytes((manifest.parent / f"{two}.png").read_bytes())
+    assert as_afresh(run, manifest).metrics["jaccard"] < 99
+
+
+def test_only_the_foreground_of_what_is_learnt_from_counts(run, tmp_path):
+    """Videos without classes are scored, and learnt from what has others."""
+    manifest = a_video_set(tmp_path, "test")
+    train = a_set(tmp_path, name="learnt")
+    keys = {"train": train, "train_dataset": "learnt", "frames_per_clip": 2, "keep": 0.6}
+    result = run(manifest, **keys)
+    assert result.protocol.startswith("foreground-davis2017-val-from_voc2012-train-64px-m8-f2-k12")
+    assert result.samples == 4
+    classes = run(a_set(tmp_path, "b"), "classes", train=a_video_set(tmp_path, "video"), **KEYS)
+    assert len(table(classes, "classes.csv")) == len(CLASSES)
+
+
+def test_what_is_learnt_from_has_a_background(run, tmp_path):
+    train = a_set(tmp_path, name="learnt")
+    change(train, parameters={"zero_is_void": True})
+    with pytest.raises(UserError, match=r"every pixel of 'learnt' has a class and none is backgr"):
+        run(a_set(tmp_path, "b"), train=train)
+
+
 def test_the_sheet_shows_input_truth_foreground_and_classes(run, shared):
     result = run(shared, pictures=3)
     with Image.open(result.artefacts[-1]) as picture:
@@ -273,10 +359,10 @@ def test_videos_without_classes_have_a_foreground_only(run, tmp_path, caplog):
         *(manifest, "out", train),
         **{"dataset": "test", "train_dataset": "train", "keep": 0.6, "frames_per_clip": 3},
     )
-    assert result.protocol.startswith("foreground-64px-m8-f3-from_train-k12-")
+    assert result.protocol.startswith("foreground-davis2017-val-from_val-64px-m8-f3-k12-")
     assert result.samples == 6
-    assert result.metrics["miou"] is None
-    assert result.metrics["miou_without_background"] is None
+    second = ("miou", "miou_without_background", "miou_fixed", "pixel_accuracy")
+    assert [result.metrics[name] for name in second] == [None] * 4
     assert 0 <= result.metrics["jaccard"] <= 100
     assert "the ids of 'test' are no classes: foreground only" in caplog.text
     images = table(result, "images.csv")
@@ -295,13 +381,17 @@ def test_a_foreground_of_one_class_is_segmented_into_two(run, shared):
 
 
 def test_a_protocol_names_what_is_not_as_published(shared):
-    from timewalk.data.segmented import open_segmented
-
-    scored = open_segmented(shared)
-    assert protocol(Config(dataset="x"), scored, scored) == "foreground-448px-m100-k300"
-    keys = {"segmentation_clusters": 27, "variant": "fast", "dimensions": 20, "pictures": 1}
-    found = protocol(Config(dataset="x", seed=5, **keys), scored, scored)
-    assert found == "foreground-448px-m100-k300-c27-d20-fast"
+    scored, train = open_segmented(shared), open_segmented(shared, "train")
+    usual = "foreground-voc2012-val-from_train-448px-m100"
+    assert protocol(Config(dataset="x"), scored, train, 50) == f"{usual}-k300"
+    keys = {"segmentation_clusters": 27, "variant": "fast", "dimensions": 40, "pictures": 1}
+    keys |= {"precision": "bf16", "seed": 5}
+    found = protocol(Config(dataset="x", **keys), scored, train, 20)
+    assert found == f"{usual}-bf16-seed5-k300-c27-d20-fast"
+    # The distance has a meaning where outlines are scored.
+    for scores, name in ((True, f"{usual}-k300-bf2.5"), (False, f"{usual}-k300")):
+        config = Config(dataset="x", boundary_f=scores, boundary_distance=2.5)
+        assert protocol(config, scored, train, 50) == name
 
 
 def test_a_vit(run_of, shared, tmp_path):

@@ -141,14 +141,18 @@ def test_scaler_and_components(clustered, reduced):
 def test_clusters(clustered, reduced, scope, variant):
     truth = clustered["gt"].reshape(6, SIDE, SIDE)
     published = clustered[f"{scope}_clusters"].reshape(6, SIDE, SIDE)
-    mious, inertias = [], []
+    mious, inertias, tables = [], [], []
     for frames in GROUPS[scope]:
         points = upsampled(reduced[frames], SIDE)
         found = cluster_maps(reduced[frames], CLUSTERS, SIDE, KMeans(variant=variant))
         mious.append(matched_scores(contingency(truth[frames], found), "hungarian").miou)
         inertias.append(inertia(points, found.ravel()))
+        tables.append(contingency(published[frames], found).counts)
         expected = clustered[f"{scope}_inertia"][len(inertias) - 1]
         assert inertia(points, published[frames].ravel()) == pytest.approx(expected, rel=1e-4)
+    if variant == "published":
+        for counts in tables:
+            print(scope, counts.tolist(), counts.max(axis=0).sum() / counts.sum())
     assert np.mean(mious) == pytest.approx(clustered[f"{scope}_miou"], abs=0.03)
     # Lower is better.
     assert (np.array(inertias) <= 1.02 * clustered[f"{scope}_inertia"]).all()

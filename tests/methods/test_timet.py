@@ -108,16 +108,24 @@ class TestConfig:
                 "trainable_blocks is 2, but 'resnet18_s8' is no ViT .* set it to all or 0",
             ),
             (
-                {"encoder": {"name": "resnet18"}, "trainable_blocks": 0, "attention_mask": True},
+                {
+                    "encoder": {"name": "resnet18"},
+                    "trainable_blocks": 0,
+                    "attention_mask": True,
+                    "queue": False,
+                },
                 "attention_mask needs a class token, and 'resnet18' has none",
             ),
             (
-                {"image_size": 24, "attention_mask": True},
+                {"image_size": 24, "attention_mask": True, "queue": False},
                 "attention_mask needs 4 x 4 patches; raise image_size to 32",
             ),
             ({"encoder": encoder(drop_path=0.1)}, "encoder.drop_path is 0.1, .*; leave it out"),
             ({"sampling": "full"}, "make no batch; set training.batch_size to 1"),
             ({"head_widths": []}, "at least 1"),
+            ({"prototypes": 1}, "greater than or equal to 2"),
+            ({"trainable_blocks": True}, "valid integer"),
+            ({"queue": True, "attention_mask": True}, "queue and attention_mask do not go toget"),
             ({"queue": "False "}, "boolean"),
             ({"training": {"augment": "device"}}, "worker"),
         ],
@@ -251,9 +259,6 @@ class TestLoss:
         "keys",
         [
             {"image_size": 40},
-            {"prototypes": 13},
-            {"use_head": False},
-            {"head_widths": [32, 32, 16]},
             {"context": 0},
             {"radius": 1},
             {"radius": 0},
@@ -265,7 +270,6 @@ class TestLoss:
             {"score_temperature": 0.2},
             {"attention_mask": True},
             {"compat": "published"},
-            {"seed": 3},
         ],
     )
     def test_every_option_changes_the_loss(self, keys):
@@ -274,6 +278,16 @@ class TestLoss:
         before = one.loss(data, step())
         after = other.loss(batch(other, 4, 4) if "image_size" in keys else data, step())
         assert before.total != after.total
+
+    def test_options_of_shape(self):
+        found = plain(prototypes=13, head_widths=[32, 32, 8])
+        assert found.prototypes.shape == (13, 8)
+        layers = [tuple(layer.weight.shape) for layer in found.head if hasattr(layer, "weight")]
+        assert layers == [(32, 24), (32, 32), (8, 32)]
+        bare = plain(use_head=False)
+        assert bare.prototypes.shape == (12, 24)
+        assert [name for name, _ in bare.trainable()] == ["prototypes"]
+        assert not torch.equal(plain(seed=3).prototypes, plain().prototypes)
 
     def test_autocast_leaves_no_parameter_without_a_gradient(self):
         method = plain()

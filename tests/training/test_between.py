@@ -30,8 +30,8 @@ def step(index, total=10, steps_per_epoch=2):
 class Scores:
     """Returns the given scores one after the other and counts."""
 
-    def __init__(self, *scores):
-        self.scores, self.calls = list(scores), 0
+    def __init__(self, *scores, key="a"):
+        self.scores, self.calls, self.key = list(scores), 0, key
 
     def __call__(self, folder):
         load_encoder(folder)
@@ -84,6 +84,46 @@ def test_no_metric_no_best(tmp_path):
     assert not (tmp_path / "best").exists()
 
 
+def test_what_another_evaluation_found_does_not_count(tmp_path):
+    between(tmp_path, Scores(1.0))(encoder(), step(0))
+    other = Scores(0.5, key="b")
+    assert between(tmp_path, other)(encoder(), step(0))["validation_miou"] == 0.5
+    assert [x["metrics"]["miou"] for x in read_json(tmp_path / "history.json")] == [0.5]
+    assert between(tmp_path, Scores(key="c")).pending(10)
+
+
+def test_the_same_weights_used_otherwise_are_another_encoder(tmp_path):
+    scores = Scores(1.0, 2.0)
+    one = build_encoder(EncoderConfig(**TINY), 0)
+    between(tmp_path, scores)(one, step(0))
+    two = build_encoder(EncoderConfig(**{**TINY, "heads": 2}), 0)
+    two.load_state_dict(one.state_dict())
+    assert between(tmp_path, scores)(two, step(0))["validation_miou"] == 2.0
+
+
+def test_what_is_not_finite_is_no_best(tmp_path):
+    one = between(tmp_path, Scores(0.4, float("nan"), 0.2))
+    assert one(encoder(0), step(0))["validation_miou"] == 0.4
+    assert one(encoder(1), step(4))["validation_miou"] is None
+    one(encoder(2), step(8))
+    kept = load_encoder(tmp_path / "best").state_dict()
+    assert torch.equal(kept["cls_token"], encoder(0).state_dict()["cls_token"])
+    json.loads((tmp_path / "history.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_best_of_a_lost_part_of_the_training_is_dropped(tmp_path):
+    one = between(tmp_path, Scores(0.1, 0.4, 0.3, 0.05, 0.2))
+    one(encoder(0), step(0))
+    one(encoder(1), step(4))
+    # Resumed before step 4 on a machine that rounds otherwise: other weights, another score.
+    one(encoder(2), step(4))
+    kept = load_encoder(tmp_path / "best").state_dict()
+    assert torch.equal(kept["cls_token"], encoder(2).state_dict()["cls_token"])
+    # The same, and now the best is an encoder that is no longer kept.
+    one(encoder(3), step(4))
+    assert not (tmp_path / "best").exists()
+
+
 def test_an_unknown_metric_is_said_before_the_training(tmp_path):
     one = between(tmp_path, Scores(1.0), Validation(evaluation="clusters", metric="miuo"))
     with pytest.raises(UserError, match=r"validation\.metric: 'clusters' has no metric 'miuo'.*"):
@@ -115,6 +155,50 @@ def trainer(folder, scores):
     config = toy_config().model_copy(update={"validation": Validation(evaluation="c", every=1)})
     origin = {"inputs": {"a": "b"}}
     return Trainer(WithEncoder(config), config, Clips(), folder, Machine(CPU), origin, scores)
+
+
+def test_an_evaluation_leaves_the_training_as_it_is(tmp_path):
+    class Draws(Scores):
+        def __call__(self, folder):
+            torch.rand(3)
+            return super().__call__(folder)
+
+    plain = trainer(tmp_path / "plain", None)
+    plain.run()
+    watched = trainer(tmp_path / "watched", Draws(*range(9)))
+    watched.run()
+    assert all(
+        torch.equal(value, watched.method.state_dict()[key])
+        for key, value in plain.method.state_dict().items()
+    )
+
+
+def test_a_signal_during_an_evaluation_is_an_interruption(tmp_path):
+    class Ends(Scores):
+        """A signal to the whole job ends the evaluation's workers."""
+
+        def __call__(self, folder):
+            if self.calls == 1:
+                run.stop = True
+                raise RuntimeError("DataLoader worker exited unexpectedly")
+            return super().__call__(folder)
+
+    run = trainer(tmp_path, Ends(*range(9)))
+    with pytest.raises(InterruptedTraining, match="before step 6"):
+        run.run()
+    again = trainer(tmp_path, scores := Scores(*range(9)))
+    again.run()
+    assert again.first == 5
+    assert scores.calls == 3
+
+
+def test_a_fault_of_an_evaluation_is_one(tmp_path):
+    class Fails(Scores):
+        def __call__(self, folder):
+            raise UserError("no masks.")
+
+    with pytest.raises(UserError, match=r"no masks\."):
+        trainer(tmp_path, Fails()).run()
 
 
 def lines(folder):

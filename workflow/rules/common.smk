@@ -219,6 +219,16 @@ def validation_json(wildcards):
     return json.dumps({"name": name, "settings": settings, **about}, sort_keys=True)
 
 
+def run_threads(wildcards):
+    """Return the cores of a training: more where it evaluates between epochs."""
+    return 8 if run_validation(wildcards) is None else 16
+
+
+def run_memory(wildcards):
+    """Return the memory of a training in MB: as an evaluation's, where there is one in it."""
+    return 32000 if run_validation(wildcards) is None else 64000
+
+
 def run_gpus(wildcards):
     """Return the GPUs that a run asks for: none without training."""
     return int(method_registry.get_method(SUITE.run(wildcards.run).method).trains)

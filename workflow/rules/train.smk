@@ -16,11 +16,11 @@ rule train:
     retries: 2
     conda:
         "../../envs/training.yaml"
-    threads: 8
+    threads: run_threads
     resources:
         gpu=run_gpus,
         nodes=run_nodes,
-        mem_mb=32000,
+        mem_mb=run_memory,
         runtime=7 * 24 * 60,
     params:
         folder=output_folder,

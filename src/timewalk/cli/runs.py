@@ -94,6 +94,7 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
     from timewalk.training.distributed import joined
     from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
     from timewalk.training.run import train as call
+    from timewalk.validation import validator
 
     logging.getLogger().setLevel(logging.INFO if group.main else logging.ERROR)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
@@ -104,6 +105,9 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
         device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
     torch.set_num_threads(arguments.threads)
     machine = Machine(device, workers_of(arguments), group)
+    evaluate = None
+    if arguments.validation is not None:
+        evaluate = validator(arguments.validation, device, machine.workers)
     try:
         with joined(group, device):
             call(
@@ -112,30 +116,12 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
                 arguments.shards,
                 arguments.output,
                 machine,
-                _validator(arguments, machine),
+                evaluate,
             )
     except InterruptedTraining as stopped:
         logging.getLogger(__name__).warning("%s", stopped)
         return INTERRUPTED
     return None
-
-
-def _validator(arguments: Arguments, machine: Any) -> Any:
-    """Return the evaluation between epochs, or None."""
-    from timewalk.validation import Validator
-
-    about = arguments.validation
-    if about is None:
-        return None
-    train_dataset = about.get("train_dataset")
-    return Validator(
-        name=about["name"],
-        settings=about["settings"],
-        dataset=Path(about["dataset"]),
-        train_dataset=Path(train_dataset) if train_dataset else None,
-        device=machine.device,
-        workers=machine.workers,
-    )
 
 
 def embed(arguments: Arguments) -> None:

@@ -137,7 +137,7 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
     zero_is_void = bool(about["parameters"].get("zero_is_void"))
     lookup = _class_table(len(classes), zero_is_void)
     clips = [
-        SegmentedClip(Path(image).stem, (root / image,), (root / mask,), lookup)
+        SegmentedClip(str(Path(image).with_suffix("")), (root / image,), (root / mask,), lookup)
         for image, mask in rows
     ]
     if not clips:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from timewalk.data.segmented import SegmentedSet, read_square
+from timewalk.data.segmented import SegmentedClip, SegmentedSet, read_square
 from timewalk.data.sequences import VOID
 from timewalk.evaluation.mask_pictures import sheet, write_gif
 from timewalk.evaluation.pictures import save_png
@@ -57,10 +57,11 @@ def summary(
     """Return the means over all groups, in percent.
 
     Groups that have background only do not count in `miou_without_background`, which has no meaning
-    for a set without a background class. The share of the
-    clusters that become background says nothing where each class has one cluster: None.
+    for a set without a background class. The share of the clusters that become background says
+    nothing where each class has one cluster: None.
     """
-    foreground = [e.scores.miou_without_background for e in found if e.scores.classes[-1] > 0]
+    each = [_without_background(entry.scores) for entry in found]
+    foreground = [share for share in each if share is not None]
     shares = [entry.scores.background_fraction or 0.0 for entry in found]
     return {
         "miou": _percent([entry.scores.miou for entry in found]),
@@ -71,13 +72,20 @@ def summary(
     }
 
 
+def frame_names(segmented: SegmentedSet, clip: SegmentedClip) -> list[str]:
+    """Return the names of a clip's frames in tables: the image's, or video and frame."""
+    if not segmented.videos:
+        return [clip.name]
+    return [f"{clip.name}/{frame.stem}" for frame in clip.frames]
+
+
 def score_rows(found: Sequence[Scored]) -> Rows:
     """Return a row for every group, in percent."""
     header = ["name", "frames", "clusters", "classes", "miou", "miou_without_background"]
     rows: Rows = [[*header, "pixel_accuracy"]]
     for entry in found:
         scores = entry.scores
-        shares = (scores.miou, scores.miou_without_background, scores.accuracy)
+        shares = (scores.miou, _without_background(scores), scores.accuracy)
         frames = entry.group.frames.stop - entry.group.frames.start
         rows.append(
             [entry.group.name, frames, entry.clusters, len(scores.classes), *map(_cell, shares)]
@@ -173,6 +181,13 @@ class Pictures:
         ]
 
 
+def _without_background(scores: MatchedScores) -> float | None:
+    """Return the mean IoU without background; None where the truth has nothing else."""
+    # Fixed classes are listed even where they have no pixel.
+    objects = (scores.tp + scores.fn)[scores.classes > 0].any()
+    return scores.miou_without_background if objects else None
+
+
 def _name(number: int, names: Sequence[str]) -> str:
     return names[number] if number < len(names) else str(number)
 
@@ -181,5 +196,5 @@ def _percent(shares: Sequence[float]) -> float | None:
     return 100 * float(np.mean(shares)) if shares else None
 
 
-def _cell(share: float) -> str:
-    return f"{100 * share:.6g}"
+def _cell(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.6g}"

@@ -10,13 +10,13 @@ import logging
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from tqdm import tqdm
 
-from timewalk.artefacts import atomic_path, sha256_file, sha256_json
+from timewalk.artefacts import atomic_path, sha256_json
 from timewalk.data.segmented import SegmentedSet, read_classes
 from timewalk.data.sequences import VOID
 from timewalk.encoders import load_encoder
@@ -28,14 +28,20 @@ from timewalk.evaluation.cluster_tables import (
     Scored,
     class_rows,
     cluster_rows,
+    frame_names,
     frame_rows,
     score_rows,
     summary,
 )
-from timewalk.evaluation.feature_maps import check_size, cluster_maps, reduced_maps
-from timewalk.evaluation.segmentation_config import SegmentationConfig, WithClusters, scored_set
+from timewalk.evaluation.feature_maps import check_size, cluster_maps, maps_key, reduced_maps
+from timewalk.evaluation.segmentation_config import (
+    SegmentationConfig,
+    Side,
+    WithClusters,
+    scored_set,
+)
 from timewalk.metrics.matching import contingency, matched_scores, with_classes
-from timewalk.ops.kmeans import load_faiss
+from timewalk.ops.kmeans import KMeans, load_faiss
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +58,9 @@ class ClusterConfig(SegmentationConfig, WithClusters):
 
     scope: Scope = "per_frame"
     """one K-means and one matching for each frame, for each clip, or for the whole data set"""
+    map_size: Side | None = None  # type: ignore[assignment]  # read as `side` alone
+    """side in pixels of the square maps that are clustered and compared; null: 224, or 112 for
+    `per_dataset`"""
     clusters: Annotated[int, Field(gt=0, le=65535)] | None = None
     """K; null: the number of classes in the truth of that frame, clip or data set"""
     matching: Matching = "hungarian"
@@ -60,14 +69,10 @@ class ClusterConfig(SegmentationConfig, WithClusters):
     fixed_classes: bool = False
     """a class that the truth lacks scores 0, as in Leopart's code; else it does not count"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _map_size(cls, values: Any) -> Any:
-        """Maps are smaller where all of them are clustered at once."""
-        if not isinstance(values, dict):
-            return values
-        scope = values.get("scope", cls.model_fields["scope"].default)
-        return {"map_size": MAP_SIZES.get(scope, 112), **values}
+    @property
+    def side(self) -> int:
+        """Side of the maps in pixels; they are smaller where all of them are clustered at once."""
+        return self.map_size or MAP_SIZES[self.scope]
 
 
 def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -> Result:
@@ -103,14 +108,13 @@ def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -
         precision=config.precision,
     )
     settings = config.model_dump(mode="json", exclude=NOT_FOR_CLUSTERS)
-    encoder_sha256 = sha256_file(inputs.run / "encoder.safetensors")
-    kept = work / sha256_json([settings, encoder_sha256, segmented.digest])[:16]
+    kept = work / sha256_json([settings, maps_key(work), segmented.digest])[:16]
     found: list[Scored] = []
     shown = Pictures(segmented, config.pictures)
     for group in tqdm(groups, unit="K-means", disable=not sys.stderr.isatty()):
         own = truth[group.frames]
         count = config.clusters or len(present(own))
-        path = kept / f"{group.frames.start}.npz"
+        path = kept / f"{group.frames.start}_{count}.npz"
         predicted = _clusters(path, maps[group.frames], count, config)
         table = contingency(own, predicted, void=VOID)
         if config.fixed_classes:
@@ -156,7 +160,7 @@ def read_truth(segmented: SegmentedSet, config: ClusterConfig, file: Path) -> np
         UserError: an unreadable mask, or an id beyond the classes.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    frames, side = segmented.frames, config.map_size
+    frames, side = segmented.frames, config.side
     truth = np.lib.format.open_memmap(file, "w+", np.uint8, (len(frames), side, side))
     for number, (_, mask, lookup) in enumerate(frames):
         truth[number] = read_classes(mask, lookup, side)
@@ -193,8 +197,8 @@ def groups_of(segmented: SegmentedSet, scope: Scope) -> list[Group]:
             groups.append(Group(clip.name, slice(start, start + count)))
         else:
             groups += [
-                Group(f"{clip.name}/{frame.stem}", slice(start + place, start + place + 1))
-                for place, frame in enumerate(clip.frames)
+                Group(name, slice(start + place, start + place + 1))
+                for place, name in enumerate(frame_names(segmented, clip))
             ]
         start += count
     return groups
@@ -230,8 +234,8 @@ def protocol(segmented: SegmentedSet, config: ClusterConfig, dimensions: int) ->
     """Return the protocol's name: all that makes scores incomparable is part of it."""
     clusters = "gt" if config.clusters is None else str(config.clusters)
     parts = [
-        f"{segmented.kind}-{segmented.split}-{config.scope}-{config.matching}-k{clusters}",
-        f"m{config.map_size}-s{config.image_size}",
+        f"{segmented.title}-{config.scope}-{config.matching}-k{clusters}",
+        f"m{config.side}-s{config.image_size}",
     ]
     if segmented.videos:
         parts.append(f"f{config.frames_per_clip or 'all'}")
@@ -239,7 +243,11 @@ def protocol(segmented: SegmentedSet, config: ClusterConfig, dimensions: int) ->
         parts.append("fg")
     if config.fixed_classes:
         parts.append("fixed")
+    if config.precision != "fp32":
+        parts.append(config.precision)
     parts += config.cluster_title(dimensions)
+    if config.seed != KMeans.seed:
+        parts.append(f"seed{config.seed}")
     return "-".join(parts)
 
 
@@ -249,7 +257,7 @@ def _clusters(path: Path, maps: np.ndarray, count: int, config: ClusterConfig) -
         with np.load(path) as file:
             kept: np.ndarray = file["clusters"]
         return kept
-    clusters = cluster_maps(maps, count, config.map_size, config.kmeans())
+    clusters = cluster_maps(maps, count, config.side, config.kmeans())
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, clusters=clusters)
     return clusters

@@ -27,12 +27,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json, write_json
+from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
 from timewalk.config import Positive
 from timewalk.data.seeds import generator, seed_of
 from timewalk.data.segmented import SegmentedSet
 from timewalk.data.sequences import VOID
-from timewalk.encoders import load_encoder
+from timewalk.encoders import encoder_digest, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor
@@ -66,6 +66,12 @@ log = logging.getLogger(__name__)
 
 CROPS, SAMPLES = 0, 1
 """what is drawn from the seed: crops, and the patches that stay"""
+FOR_SCORES = ("map_size", "neighbours", "temperature")
+"""keys that change the scores and not the memory"""
+NOT_FOR_RESULTS = {"runs", "pictures", "matching"}
+"""keys that change neither; matching is done anew on the counts"""
+ENLARGED = 1 << 26
+"""numbers that the enlarged shares of some images may be at a time: 268 MB"""
 
 
 class Config(SegmentationConfig, WithTraining):
@@ -116,29 +122,27 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     names = class_names(scored, config)
     train = training_set(inputs.dataset, inputs.train_dataset, config)
     extractor = Extractor(encoder, inputs.device, config.precision, encoder.dense)
-    key = sha256_json(
-        {
-            "settings": config.model_dump(mode="json"),
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
-            "sets": [train.digest, scored.digest],
-        }
-    )
+    settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
+    own = [settings.pop(name) for name in FOR_SCORES]
+    key = sha256_json([settings, encoder_digest(inputs.run), train.digest])
     work = output_dir / "work"
     parts = write_memory(train, len(names), extractor, config, work, key, inputs.workers)
     memory = placed(read_memory(parts, getattr(torch, config.features)), inputs.device)
     size, merge = config.map_size, config.foreground_only
     pixels = class_counts(targets_of(scored.frames, size, merge, inputs.workers), len(names))
     check_classes(memory.shares.sum(0).cpu(), pixels, names, (train, scored))
+    key = sha256_json([key, own, scored.digest])
     table = add(scored_parts(scored.frames, memory, extractor, config, work, key, inputs.workers))
     found = matched_scores(table, config.matching)
     files = [write_csv(output_dir / "classes.csv", class_table(found, names))]
     if places := spread(len(scored.frames), config.pictures):
         pairs = SquarePairs(scored.frames, config.image_size, size, merge)
         shown = [pairs[0, place] for place in places]
-        maps = [segmented(image[None], memory, extractor, config)[0] for image, _ in shown]
+        maps = np.concatenate([segmented(x[None], memory, extractor, config) for x, _ in shown])
+        if config.matching == "hungarian":
+            maps = renamed(maps, found.cluster_to_class)
         truth = np.stack([classes.numpy() for _, classes in shown])
-        matched = renamed(np.stack(maps), found.cluster_to_class)
-        files.append(save_sheet(output_dir, scored, places, truth, matched, names))
+        files.append(save_sheet(output_dir, scored, places, truth, maps, names))
     shutil.rmtree(work, ignore_errors=True)
     metrics = percent(found, len(names), scored.background) | {
         "memory_patches": float(len(memory.features))
@@ -153,6 +157,8 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
         "augmentation_passes": f"aug{config.augmentation_passes}",
         "neighbours": f"k{config.neighbours}",
         "temperature": f"t{config.temperature:g}",
+        "features": config.features,
+        "seed": f"seed{config.seed}",
     }
     fields = type(config).model_fields
     own = [mark for key, mark in marks.items() if getattr(config, key) != fields[key].default]
@@ -238,7 +244,8 @@ def read_memory(parts: Sequence[Path], numbers: torch.dtype) -> Memory:
         with safe_open(path, "pt") as file:
             features.copy_(file.get_tensor("features"))
             shares.copy_(file.get_tensor("shares"))
-    log.info("memory of %d patches: %.2f GB", sum(rows), memory.features.nbytes / 1e9)
+    size = memory.features.nbytes + memory.shares.nbytes
+    log.info("memory of %d patches: %.2f GB", sum(rows), size / 1e9)
     return memory
 
 
@@ -258,7 +265,9 @@ def segmented(images: Tensor, memory: Memory, extractor: Extractor, config: Conf
     queries = cells.flatten(0, 2)
     shares = looked_up(queries, memory, config.neighbours, config.temperature)
     maps = shares.reshape(*cells.shape[:3], -1).permute(0, 3, 1, 2)
-    return enlarged(maps, config.map_size).argmax(1).to(torch.uint8).cpu().numpy()
+    few = max(1, ENLARGED // (maps.shape[1] * config.map_size**2))
+    found = [enlarged(part, config.map_size).argmax(1).byte() for part in maps.split(few)]
+    return torch.cat(found).cpu().numpy()
 
 
 def scored_parts(

@@ -10,6 +10,7 @@ the enlarged maps.
 
 import hashlib
 import logging
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 Mode = Literal["bilinear", "nearest"]
 
+NOTE = "maps.json"
 BATCH = 16
 """images that the encoder sees at a time"""
 PIXELS = 1 << 19
@@ -72,17 +74,20 @@ def reduced_maps(
         precision: arithmetic of the encoder.
 
     Raises:
-        UserError: an unreadable image, a size that the encoder does not take, or features that are
-            not finite.
+        UserError: an unreadable image, a size that the encoder does not take, features that are not
+            finite, or too little disk.
     """
     check_size(encoder, image_size)
-    target, note = work / "maps.npy", work / "maps.json"
+    target, note = work / "maps.npy", work / NOTE
     key = _key(encoder, paths, image_size, dimensions, weights, precision)
     if not (target.is_file() and note.is_file() and read_json(note)["key"] == key):
         note.unlink(missing_ok=True)
+        target.unlink(missing_ok=True)
         extractor = Extractor(encoder, device, precision, encoder.dense)
         with atomic_path(work / "features.bin") as file:
-            moments, grid = _write_features(extractor, paths, image_size, file, workers, weights)
+            moments, grid = _write_features(
+                extractor, paths, image_size, file, workers, weights, dimensions
+            )
             projection = moments.projection(dimensions)
             _write_maps(file, projection, (len(paths), *grid), target)
         (work / "features.bin").unlink()
@@ -91,6 +96,11 @@ def reduced_maps(
     if maps.shape[1] < dimensions:
         log.warning("features have %d principal components, not %d", maps.shape[1], dimensions)
     return maps
+
+
+def maps_key(work: Path) -> str:
+    """Return a digest of what the maps in a folder depend on: images, encoder, settings."""
+    return str(read_json(work / NOTE)["key"])
 
 
 def check_size(encoder: Encoder, image_size: int) -> None:
@@ -224,6 +234,7 @@ def _write_features(
     file: Path,
     workers: int,
     weights: np.ndarray | None,
+    dimensions: int,
 ) -> tuple[Moments, tuple[int, int]]:
     """Write all rows, float32 (F * h * w, C); return their moments and the map's shape."""
     loader = DataLoader(
@@ -246,11 +257,29 @@ def _write_features(
             if weights is not None:
                 features *= torch.from_numpy(weights[start : start + len(batch), None])
             rows = features.permute(0, 2, 3, 1).flatten(0, 2).contiguous().numpy()
+            if not start:
+                bytes_each = rows.nbytes // len(batch)
+                reduced = bytes_each * min(dimensions, features.shape[1]) // features.shape[1]
+                _check_disk(file.parent, len(paths) * (bytes_each + reduced), len(paths))
             moments.add(rows)
             rows.tofile(out)
             start += len(batch)
             bar.update(len(batch))
     return moments, grid
+
+
+def _check_disk(folder: Path, size: int, images: int) -> None:
+    """Refuse to fill the disk.
+
+    Raises:
+        UserError: says how much is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} needs {size / 1e9:.1f} GB for the features of {images} images but "
+            f"{free / 1e9:.1f} GB are free; set a smaller image_size, or free some space."
+        )
 
 
 def _write_maps(
@@ -309,7 +338,7 @@ def _key(
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return sha256_json(
         {
-            "encoder": [digest.hexdigest(), encoder.mean, encoder.std],
+            "encoder": [digest.hexdigest(), encoder.spec, encoder.mean, encoder.std],
             "files": files,
             "settings": [image_size, dimensions, precision],
             "weights": None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest(),

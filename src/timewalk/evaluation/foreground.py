@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
+from timewalk.artefacts import read_json, sha256_json, write_json
 from timewalk.data.segmented import SegmentedSet, read_square
-from timewalk.encoders import load_encoder
+from timewalk.encoders import encoder_digest, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
+from timewalk.evaluation.cluster_tables import frame_names
 from timewalk.evaluation.foreground_stages import (
     Clustered,
     Config,
@@ -43,6 +44,7 @@ __all__ = ["Config", "evaluate"]
 
 log = logging.getLogger(__name__)
 
+SEGMENTATION_METRICS = ("miou", "miou_without_background", "miou_fixed", "pixel_accuracy")
 PALE = 255
 """id in whose colour the foreground is drawn: no class has it"""
 
@@ -65,8 +67,10 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     check_encoder(encoder, config)
     scored = scored_set(inputs.dataset, config)
     check_background(scored, "foreground extraction")
-    train = training_set(inputs.dataset, inputs.train_dataset, config)
-    work = _work(output_dir / "work", inputs, config)
+    # Of the masks that are learnt from only the foreground counts, whatever its classes.
+    train = training_set(inputs.dataset, inputs.train_dataset, config, same_classes=False)
+    check_background(train, "foreground extraction")
+    work = _work(output_dir / "work", inputs, config, (scored, train))
     learnt = cluster(train, encoder, inputs, config, work / "train")
     table = learnt.table
     tuning = tune(learnt.precision, table.pixels, table.foreground, config.cuts)
@@ -95,11 +99,20 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         artefacts.append(write_csv(output_dir / "classes.csv", rows))
     artefacts += draw(scored, found.truth, foreground, classes, config, output_dir)
     shutil.rmtree(work)
-    return Result(protocol(config, scored, train), metrics, len(foreground), artefacts)
+    return Result(
+        protocol(config, scored, train, found.dimensions), metrics, len(foreground), artefacts
+    )
 
 
-def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
-    """Return the protocol's name: all that makes figures incomparable and is not as published."""
+def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet, dimensions: int) -> str:
+    """Return the protocol's name: all that makes figures incomparable and is not as published.
+
+    Args:
+        config: settings.
+        scored: the set that is scored.
+        train: the set that is learnt from.
+        dimensions: components that there were.
+    """
     parts = ["foreground", title(config, scored, train), f"k{config.clusters}"]
     usual = Config(dataset=config.dataset)
     if config.keep != usual.keep:
@@ -110,7 +123,9 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
         parts.append(f"boundary_{config.boundary}")
     if config.segmentation_clusters is not None:
         parts.append(f"c{config.segmentation_clusters}")
-    parts += config.cluster_title(config.dimensions)
+    if config.boundary_f and config.boundary_distance != usual.boundary_distance:
+        parts.append(f"bf{config.boundary_distance:g}")
+    parts += config.cluster_title(dimensions)
     return "-".join(parts)
 
 
@@ -153,7 +168,7 @@ def summary(scores: dict[str, np.ndarray], classes: Segmentation | None) -> dict
         for name, values in scores.items()
     }
     if classes is None:
-        return metrics | dict.fromkeys(("miou", "miou_without_background"))
+        return metrics | dict.fromkeys(SEGMENTATION_METRICS)
     return metrics | percent(classes.scores, len(classes.names), background=True)
 
 
@@ -201,14 +216,15 @@ def draw(
     return files
 
 
-def _work(folder: Path, inputs: Inputs, config: Config) -> Path:
+def _work(
+    folder: Path, inputs: Inputs, config: Config, sets: tuple[SegmentedSet, SegmentedSet]
+) -> Path:
     """Return the folder of half-done work, emptied if it belongs to something else."""
-    sets = [path for path in (inputs.dataset, inputs.train_dataset) if path is not None]
     key = sha256_json(
         {
             "settings": config.model_dump(mode="json", exclude={"runs", "pictures"}),
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
-            "sets": [sha256_file(path) for path in sets],
+            "encoder": encoder_digest(inputs.run),
+            "sets": [segmented.digest for segmented in sets],
         }
     )
     note = folder / "key.json"
@@ -220,11 +236,7 @@ def _work(folder: Path, inputs: Inputs, config: Config) -> Path:
 
 
 def _write_images(path: Path, scored: SegmentedSet, scores: dict[str, np.ndarray]) -> Path:
-    names = [
-        f"{clip.name}/{frame.stem}" if scored.videos else clip.name
-        for clip in scored.clips
-        for frame in clip.frames
-    ]
+    names = [name for clip in scored.clips for name in frame_names(scored, clip)]
     values = [_numbers(column) for column in scores.values()]
     return write_csv(path, [["image", *scores], *zip(names, *values, strict=True)])
 

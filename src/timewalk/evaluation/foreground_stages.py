@@ -31,6 +31,7 @@ from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.feature_maps import (
     check_size,
     cluster_maps,
+    maps_key,
     pixels_at,
     reduced_maps,
     upsampled,
@@ -99,12 +100,14 @@ class Clustered:
         truth: uint8 (F, M, M), classes; 255 is boundary.
         table: pixels of the clusters.
         precision: float64 (K,), of each cluster.
+        dimensions: of the features that were clustered.
     """
 
     ids: np.ndarray
     truth: np.ndarray
     table: Table
     precision: np.ndarray
+    dimensions: int
 
 
 @dataclass(frozen=True)
@@ -176,11 +179,12 @@ def cluster(
         workers=inputs.workers,
         precision=config.precision,
     )
-    attended = kept(work / "attended.npy", lambda: attention_of(encoder, paths, inputs, config))
+    attended = kept(work, "attended", lambda: attention_of(encoder, paths, inputs, config))
     log.info("%s: %d clusters", segmented.name, config.clusters)
-    ids = kept(work / "ids.npy", lambda: patch_clusters(maps, config))
+    ids = kept(work, "ids", lambda: patch_clusters(maps, config))
     table = counts(ids, attended, truth, config.clusters)
-    return Clustered(ids, truth, table, cluster_precision(table.pixels, table.attended))
+    precision = cluster_precision(table.pixels, table.attended)
+    return Clustered(ids, truth, table, precision, maps.shape[1])
 
 
 def attention_of(encoder: Any, paths: list[Path], inputs: Inputs, config: Config) -> np.ndarray:
@@ -284,9 +288,7 @@ def segment(
     )
     clusters = config.segmentation_clusters or len(names)
     log.info("%s: %d clusters of the foreground", segmented.name, clusters)
-    ids = kept(
-        work / "ids.npy", lambda: cluster_maps(maps, clusters, config.map_size, config.kmeans())
-    )
+    ids = kept(work, "ids", lambda: cluster_maps(maps, clusters, config.map_size, config.kmeans()))
     table = add(
         contingency(truth[start : start + PART], ids[start : start + PART], void=VOID)
         for start in range(0, len(ids), PART)
@@ -294,8 +296,10 @@ def segment(
     return Segmentation(ids, names, matched_scores(table, "hungarian"))
 
 
-def kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Return the array that lies in a file, or compute and keep it."""
+def kept(work: Path, name: str, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return the array that lies in the folder for the reduced maps there, or compute and keep
+    it."""
+    path = work / f"{name}-{maps_key(work)[:16]}.npy"
     if not path.is_file():
         found = compute()
         with atomic_path(path) as temporary:

@@ -29,7 +29,7 @@ from timewalk.config import EvaluationConfig, Positive
 from timewalk.data.labelled import LabelledImages, RandomCrops
 from timewalk.data.seeds import generator
 from timewalk.data.workers import plain_errors
-from timewalk.encoders import Encoder, load_encoder, seeded
+from timewalk.encoders import Encoder, encoder_digest, load_encoder, seeded
 from timewalk.encoders.files import read_checkpoint
 from timewalk.encoders.weights.dino import linear_to_ours
 from timewalk.errors import UserError
@@ -47,6 +47,9 @@ PART = 256
 """images that the encoder sees at a time, whatever the batch"""
 CHECKPOINT_SECONDS = 20.0
 COLUMNS = ("epoch", "learning_rate", "train_loss", "test_loss", "top1", "top5")
+
+NOT_FOR_RESULTS = {"runs"}
+"""keys that change no result"""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -106,8 +109,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     extractor = Extractor(encoder, inputs.device, config.precision, features)
     key = sha256_json(
         {
-            "settings": config.model_dump(mode="json"),
-            "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+            "settings": config.model_dump(mode="json", exclude=NOT_FOR_RESULTS),
+            "encoder": encoder_digest(inputs.run),
             "dataset": sha256_file(inputs.dataset),
         }
     )

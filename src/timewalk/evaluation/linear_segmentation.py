@@ -25,12 +25,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timewalk.artefacts import sha256_file, sha256_json
+from timewalk.artefacts import sha256_json
 from timewalk.config import Positive
 from timewalk.data.seeds import generator, seed_of
 from timewalk.data.segmented import SegmentedSet, Squares
 from timewalk.data.sequences import VOID
-from timewalk.encoders import load_encoder, seeded
+from timewalk.encoders import encoder_digest, load_encoder, seeded
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor
@@ -68,6 +68,8 @@ CHECKPOINT_SECONDS = 20.0
 COLUMNS = ("epoch", "learning_rate", "train_loss", "miou", "pixel_accuracy")
 ORDER, DROPS, CROPS = 0, 1, 2
 """what is drawn from the seed: the order of images, dropout, crops"""
+NOT_FOR_RESULTS = {"runs", "pictures"}
+"""keys that change neither the head nor its scores"""
 
 Batch = tuple[Tensor, Tensor]
 
@@ -134,7 +136,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     work = output_dir / "work"
     extractor = Extractor(encoder, inputs.device, config.precision, encoder.dense)
     about = {
-        "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+        "encoder": encoder_digest(inputs.run),
         "image_size": config.image_size,
         "features": config.features,
         "precision": config.precision,
@@ -151,7 +153,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     tests = features(scored, "test")
     probe = new_probe(tests.shape[1], len(names), config, inputs.device)
     digests = [train.digest, scored.digest]
-    key = sha256_json(about | {"settings": config.model_dump(mode="json"), "sets": digests})
+    settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
+    key = sha256_json(about | {"settings": settings, "sets": digests})
     probe.resume(work, key)
     if config.augment:
         stream = crop_batches(train, extractor, config, len(probe.rows), inputs.workers)
@@ -185,6 +188,8 @@ def protocol(config: Config, scored: SegmentedSet, train: SegmentedSet) -> str:
         "batch_size": f"b{config.batch_size}",
         "learning_rate": f"lr{config.learning_rate:g}",
         "decay_epochs": f"d{config.decay_epochs}",
+        "features": config.features,
+        "seed": f"seed{config.seed}",
     }
     fields = type(config).model_fields
     own = [mark for key, mark in marks.items() if getattr(config, key) != fields[key].default]

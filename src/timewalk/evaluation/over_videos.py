@@ -13,11 +13,11 @@ from typing import Any, Generic, TypeVar
 
 from tqdm import tqdm
 
-from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
+from timewalk.artefacts import read_json, sha256_json, write_json
 from timewalk.data.segmented import SegmentedClip
 from timewalk.data.sequences import LabelledVideos
 from timewalk.data.sequences import Sequence as Video
-from timewalk.encoders import Encoder, load_encoder
+from timewalk.encoders import Encoder, encoder_digest, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.adaptation import AdaptConfig, Adapter
 from timewalk.evaluation.base import Inputs, Result
@@ -98,7 +98,7 @@ def evaluate_videos(
         check_ffmpeg()  # said before the work, not after it
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = {
-        "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+        "encoder": encoder_digest(inputs.run),
         "dataset": videos.about["digest"],
     }
     plain_dir = output_dir / "plain" if config.adapt else output_dir

@@ -10,6 +10,7 @@ Shapes: F frames, C ids of the first mask, S side of a resized frame, M side of 
 cells.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,11 +20,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from timewalk.artefacts import sha256_file
 from timewalk.config import Positive
-from timewalk.data.segmented import SegmentedClip, Squares, read_square
+from timewalk.data.segmented import SegmentedClip, SegmentedSet, Squares, read_square
 from timewalk.data.sequences import VOID
-from timewalk.encoders import load_encoder
+from timewalk.encoders import encoder_digest, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor
@@ -32,10 +32,18 @@ from timewalk.evaluation.label_propagation import one_hot
 from timewalk.evaluation.mask_pictures import write_gif
 from timewalk.evaluation.over_videos import each_video
 from timewalk.evaluation.segmentation_config import SegmentationConfig, Side, scored_set
-from timewalk.evaluation.segmentation_pairs import check_side, in_batches, read_target, runs_of
+from timewalk.evaluation.segmentation_pairs import (
+    check_side,
+    in_batches,
+    read_target,
+    runs_of,
+    title,
+)
 from timewalk.metrics.davis import region_similarity
 from timewalk.metrics.matching import contingency, matched_scores
 from timewalk.ops.propagation import Propagation, Propagator
+
+log = logging.getLogger(__name__)
 
 PUBLISHED_OFFSET = 1
 """frames that the published code's predictions are ahead of the masks they are compared with"""
@@ -78,8 +86,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             here, and notes of the videos that are done into `work/`.
 
     Raises:
-        UserError: a set of still images, an image size that the network cannot read, or videos that
-            failed; the others are kept.
+        UserError: a set of still images, or without a video to score, an image size that the
+            network cannot read, or videos that failed; the others are kept.
     """
     scored = scored_set(inputs.dataset, config)
     if not scored.videos:
@@ -90,13 +98,13 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     encoder = load_encoder(inputs.run).eval().requires_grad_(False).to(inputs.device)
     check_side(encoder, config.image_size)
     extractor = Extractor(encoder, inputs.device, config.precision, encoder.dense)
+    clips = usable(scored, config)
     drawn = {
-        clip.name: output_dir / "gifs" / f"{clip.name}.gif"
-        for clip in scored.clips[: config.pictures]
+        clip.name: output_dir / "gifs" / f"{clip.name}.gif" for clip in clips[: config.pictures]
     }
 
     def do(clip: SegmentedClip) -> dict[str, Any]:
-        truth = true_maps(clip, config)
+        truth = [true_map(clip, place, config) for place in range(len(clip.frames))]
         maps = list(propagated(clip, truth[0], extractor, config, inputs.workers))
         if clip.name in drawn:
             squares = [read_square(path, config.map_size) for path in clip.frames]
@@ -109,13 +117,13 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         return {"frames": frames, "miou": float(np.mean([*objects.values()])), "objects": objects}
 
     key = {
-        "encoder": sha256_file(inputs.run / "encoder.safetensors"),
+        "encoder": encoder_digest(inputs.run),
         "dataset": scored.digest,
         "config": config.model_dump(mode="json", exclude=NOT_FOR_RESULTS),
     }
     lacking = {name for name, path in drawn.items() if not path.is_file()}
-    kept = {clip.name for clip in scored.clips} - lacking
-    notes = each_video(scored.clips, output_dir / "work", key, do, kept=kept)
+    kept = {clip.name for clip in clips} - lacking
+    notes = each_video(clips, output_dir / "work", key, do, kept=kept)
     files = [*tables(notes, output_dir, config), *drawn.values()]
     metrics: dict[str, float | None] = {
         "miou": 100 * float(np.mean([note["miou"] for note in notes.values()]))
@@ -123,15 +131,13 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     if config.compat == "none":
         every = [iou for note in notes.values() for iou in note["objects"].values()]
         metrics |= {"miou_objects": 100 * float(np.mean(every)), "objects": float(len(every))}
-    return Result(protocol(config), metrics, len(notes), files)
+    return Result(protocol(config, scored), metrics, len(notes), files)
 
 
-def protocol(config: Config) -> str:
+def protocol(config: Config, scored: SegmentedSet) -> str:
     """Return the protocol's name; what differs from the published one is part of it."""
     name = "propagation_iou" + ("-published" if config.compat == "published" else "")
-    name += f"-{config.image_size}px-m{config.map_size}-f{config.frames_per_clip or 'all'}"
-    if config.foreground_only:
-        name += "-fg"
+    name += f"-{title(config, scored)}"
     marks = {"context": "n", "window": "r", "top_k": "k", "temperature": "t"}
     fields = type(config).model_fields
     own = [
@@ -142,25 +148,35 @@ def protocol(config: Config) -> str:
     return "-".join([name, *own, *(["nearest"] if config.upsample == "nearest" else [])])
 
 
-def true_maps(clip: SegmentedClip, config: Config) -> list[np.ndarray]:
-    """Return the true ids of every frame, uint8 (M, M); 255 is void.
+def usable(scored: SegmentedSet, config: Config) -> list[SegmentedClip]:
+    """Return the videos that can be scored: of frames enough, with an object in the first mask. The
+    others are told in the log.
 
     Raises:
-        UserError: too few frames, an unreadable mask, or no object in the first.
+        UserError: there is none, or a first mask cannot be read.
     """
-    if len(clip.frames) < (needed := FRAMES[config.compat]):
+    needed, found = FRAMES[config.compat], []
+    for clip in scored.clips:
+        if len(clip.frames) < needed:
+            few = len(clip.frames)
+            log.warning("%s is left out: %d annotated frames of %d", clip.name, few, needed)
+        elif not ids_of(true_map(clip, 0, config)).any():
+            log.warning("%s is left out: no object in %s", clip.name, clip.masks[0])
+        else:
+            found.append(clip)
+    if not found:
         raise UserError(
-            f"video '{clip.name}' has {len(clip.frames)} annotated frames of at least {needed}; "
-            "leave it out, or raise frames_per_clip."
+            f"no video of '{scored.name}' has {needed} annotated frames and an object in the first "
+            "of them; raise frames_per_clip if it is smaller, or name another set under the key "
+            "'dataset'."
         )
-    pairs = zip(clip.frames, clip.masks, strict=True)
-    maps = [
-        read_target((frame, mask, clip.lookup), config.map_size, config.foreground_only)
-        for frame, mask in pairs
-    ]
-    if not ids_of(maps[0]).any():
-        raise UserError(f"{clip.masks[0]} has no object; nothing can be propagated.")
-    return maps
+    return found
+
+
+def true_map(clip: SegmentedClip, place: int, config: Config) -> np.ndarray:
+    """Return the true ids of a frame, uint8 (M, M); 255 is void."""
+    frame = clip.frames[place], clip.masks[place], clip.lookup
+    return read_target(frame, config.map_size, config.foreground_only)
 
 
 def ids_of(truth: np.ndarray) -> np.ndarray:

@@ -106,7 +106,11 @@ def check_background(segmented: SegmentedSet, what: str) -> None:
 
 
 def training_set(
-    manifest: Path, train_manifest: Path | None, config: SegmentationConfig
+    manifest: Path,
+    train_manifest: Path | None,
+    config: SegmentationConfig,
+    *,
+    same_classes: bool = True,
 ) -> SegmentedSet:
     """Open the set that is learnt from.
 
@@ -115,6 +119,7 @@ def training_set(
         train_manifest: of the set that `train_dataset` names, if any: of videos all of it, of still
             images its training split.
         config: settings.
+        same_classes: whether both sets must have the same classes.
 
     Raises:
         UserError: a set of videos without `train_dataset`, sets of different classes, or images
@@ -129,7 +134,7 @@ def training_set(
             found = open_segmented(train_manifest, "train")
     if config.foreground_only:
         check_background(found, "foreground_only: true")
-    elif found.classes != scored.classes:
+    elif same_classes and found.classes != scored.classes:
         raise UserError(
             f"'{found.name}', which is learnt from, and '{scored.name}', which is scored, have "
             "different classes; correct the key 'train_dataset', or set foreground_only: true."

@@ -48,15 +48,27 @@ def class_names(segmented: SegmentedSet, config: SegmentationConfig) -> tuple[st
     return segmented.classes
 
 
-def title(config: SegmentationConfig, scored: SegmentedSet, train: SegmentedSet) -> str:
-    """Return the part of a protocol's name that sizes and sets make."""
-    parts = [f"{config.image_size}px", f"m{config.map_size}"]
-    if scored.videos or train.videos:
+def title(
+    config: SegmentationConfig, scored: SegmentedSet, train: SegmentedSet | None = None
+) -> str:
+    """Return the part of a protocol's name that sets, sizes and the encoder's arithmetic make.
+
+    Args:
+        config: settings.
+        scored: the set that is scored.
+        train: the one that is learnt from, if any.
+    """
+    parts = [scored.title]
+    if train is not None:
+        own = f"{scored.title.split('-')[0]}-"
+        parts.append(f"from_{train.title.removeprefix(own)}")
+    parts += [f"{config.image_size}px", f"m{config.map_size}"]
+    if scored.videos or (train is not None and train.videos):
         parts.append(f"f{config.frames_per_clip or 'all'}")
     if config.foreground_only:
         parts.append("fg")
-    if train.name != scored.name:
-        parts.append(f"from_{train.name}")
+    if config.precision != type(config).model_fields["precision"].default:
+        parts.append(config.precision)
     return "-".join(parts)
 
 

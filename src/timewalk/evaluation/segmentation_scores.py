@@ -15,14 +15,16 @@ PICTURE_SIDE = 224
 
 
 def percent(found: MatchedScores, classes: int, background: bool) -> dict[str, float | None]:
-    """Return the figures of a set of so many classes in percent; without a background class
-    `miou_without_background` has no meaning.
+    """Return the figures of a set of so many classes in percent; `miou_without_background` is None
+    where there is no background class, or nothing else.
 
     `miou` is over the classes that occur in the truth, `miou_fixed` over all: absent ones score 0.
     """
+    objects = bool((found.tp + found.fn)[found.classes > 0].any())
+    without = 100 * found.miou_without_background if background and objects else None
     return {
         "miou": 100 * found.miou,
-        "miou_without_background": 100 * found.miou_without_background if background else None,
+        "miou_without_background": without,
         "miou_fixed": 100 * float(found.iou.sum()) / classes,
         "pixel_accuracy": 100 * found.accuracy,
     }

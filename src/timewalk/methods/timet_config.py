@@ -10,7 +10,7 @@ from timewalk.encoders.base import VIT_SHAPES, vit_shape
 from timewalk.methods.base import TrainedRunConfig
 
 Temperature = Annotated[float, Field(gt=0)]
-Natural = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, strict=True)]
 
 SMALLEST_MASK = 4
 """rows and columns of patches that the blur of an attention mask needs"""
@@ -59,7 +59,7 @@ class TimeTConfig(TrainedRunConfig):
     short for it (`sampling: regular` only)"""
     clips_per_video: Positive = 1
     """clips of each video in an epoch"""
-    prototypes: Positive = 200
+    prototypes: Annotated[int, Field(ge=2)] = 200
     """number of prototypes: clusters of patches"""
     use_head: bool = True
     """cluster the output of a head; false: that of the encoder, which then does not learn"""
@@ -106,6 +106,11 @@ class TimeTConfig(TrainedRunConfig):
             raise ValueError(
                 f"encoder.drop_path is {self.encoder.drop_path}, but timet compares the features "
                 "of whole networks; leave it out"
+            )
+        if self.queue and self.attention_mask:
+            raise ValueError(
+                "queue and attention_mask do not go together: patches that are left out would "
+                "stand in the queue as zeros; drop one of them"
             )
         if self.sampling == "full" and self.training.batch_size > 1:
             raise ValueError(

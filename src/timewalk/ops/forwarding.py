@@ -77,7 +77,8 @@ def _forward(
         recent = range(max(1, time - settings.context), time)
         sources = [0, *recent]
         queries = unit_BFND[:, time]
-        keys = unit_BFND[:, sources].flatten(1, 2)
+        # By slices: a list of numbers would be copied to the device, and waited for.
+        keys = torch.cat([unit_BFND[:, source] for source in sources], dim=1)
         weights_BNM = _weights(queries @ keys.mT, len(sources), window_NN, settings)
         bank_BMK = torch.cat([labels[source] for source in sources], dim=1)
         labels.append(weights_BNM.to(bank_BMK.dtype) @ bank_BMK)

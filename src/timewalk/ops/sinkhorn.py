@@ -34,7 +34,8 @@ def sinkhorn(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) ->
     shift = math.log(logits.shape[2]) - math.log(logits.shape[1])
     for _ in range(iterations):
         # Over patches each object sums to N / K, then over objects each patch to 1.
-        logits = (logits.log_softmax(dim=1) - shift).log_softmax(dim=2)
+        # As a sum, since a GPU's softmax takes the rows of a long column one after the other.
+        logits = (logits - logits.logsumexp(dim=1, keepdim=True) - shift).log_softmax(dim=2)
     return logits.exp()
 
 

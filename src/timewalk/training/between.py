@@ -5,24 +5,36 @@ step, so that a resumed training evaluates nothing twice, and the best encoder s
 """
 
 import logging
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from timewalk.artefacts import atomic_path, read_json, sha256_file, write_json
 from timewalk.config import Validation
-from timewalk.encoders import Encoder, save_encoder
+from timewalk.encoders import Encoder, encoder_digest, save_encoder
 from timewalk.errors import UserError, nearest
 from timewalk.methods.base import Step
 
 log = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float | None]
-Evaluate = Callable[[Path], Metrics]
-"""takes the folder of a saved encoder"""
+Entry = dict[str, Any]
 
 NOW, BEST, HISTORY = "encoder", "best", "history.json"
+FILES = ("encoder.safetensors", "encoder.json")
+
+
+class Evaluate(Protocol):
+    """Evaluates saved encoders."""
+
+    @property
+    def key(self) -> str:
+        """Digest of settings and data: what was found under another one does not count."""
+
+    def __call__(self, run: Path) -> Metrics:
+        """Return the metrics of the encoder in a folder."""
 
 
 class BetweenEpochs:
@@ -50,28 +62,32 @@ class BetweenEpochs:
         return all(entry["step"] != total for entry in self._history())
 
     def __call__(self, encoder: Encoder, step: Step) -> dict[str, float | None]:
-        """Return the metrics of an encoder as `validation_<name>`.
+        """Return the metrics of an encoder as `validation_<name>`; None for what is not finite.
 
         Raises:
             UserError: of the evaluation, or a metric that it does not have.
         """
         save_encoder(encoder, self.folder / NOW, self.origin)
-        digest = sha256_file(self.folder / NOW / "encoder.safetensors")
+        digest = encoder_digest(self.folder / NOW)
         history = self._history()
-        metrics = next((x["metrics"] for x in history if x["encoder_sha256"] == digest), None)
+        metrics = next((x["metrics"] for x in history if x["encoder"] == digest), None)
         if metrics is None:
-            metrics = dict(self.evaluate(self.folder / NOW))
-        history = [entry for entry in history if entry["step"] != step.index]
-        self._keep_best(metrics, [entry["metrics"] for entry in history])
+            found = self.evaluate(self.folder / NOW)
+            metrics = {
+                name: x if x is not None and math.isfinite(x) else None for name, x in found.items()
+            }
         entry = {
             "step": step.index,
             "epoch": step.index // step.steps_per_epoch,
-            "encoder_sha256": digest,
+            "encoder": digest,
+            "encoder_sha256": sha256_file(self.folder / NOW / FILES[0]),
+            "evaluation": self.settings.evaluation,
+            "key": self.evaluate.key,
             "metrics": metrics,
         }
-        write_json(
-            self.folder / HISTORY, sorted([*history, entry], key=lambda found: found["step"])
-        )
+        self._keep_best(entry, [x for x in history if x["step"] < step.index])
+        others = [x for x in history if x["step"] != step.index]
+        write_json(self.folder / HISTORY, sorted([*others, entry], key=lambda x: x["step"]))
         shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items() if v is not None)
         log.info("%s after %d steps: %s", self.settings.evaluation, step.index, shown)
         return {f"validation_{name}": value for name, value in metrics.items()}
@@ -79,28 +95,38 @@ class BetweenEpochs:
     def export(self, output: Path) -> None:
         """Copy the history and the best encoder beside the run's own."""
         write_json(output / "validation.json", self._history())
-        shutil.rmtree(output / BEST, ignore_errors=True)
-        if (self.folder / BEST).is_dir():
+        if self.settings.metric is not None and (self.folder / BEST).is_dir():
             shutil.copytree(self.folder / BEST, output / BEST)
 
-    def _history(self) -> list[dict[str, Any]]:
+    def _history(self) -> list[Entry]:
+        """Return what this evaluation found so far."""
         path = self.folder / HISTORY
-        found: list[dict[str, Any]] = read_json(path) if path.is_file() else []
-        return found
+        found: list[Entry] = read_json(path) if path.is_file() else []
+        return [entry for entry in found if entry.get("key") == self.evaluate.key]
 
-    def _keep_best(self, metrics: Metrics, before: list[Metrics]) -> None:
+    def _keep_best(self, now: Entry, before: list[Entry]) -> None:
+        """Keep the encoder of the moment if it is the best of this training so far."""
         name = self.settings.metric
         if name is None:
             return
-        if name not in metrics:
+        if name not in now["metrics"]:
             raise UserError(
                 f"validation.metric: '{self.settings.evaluation}' has no metric "
-                f"'{name}'{nearest(name, metrics)}"
+                f"'{name}'{nearest(name, now['metrics'])}"
             )
-        found = [x for entry in before if (x := entry.get(name)) is not None]
-        value = metrics[name]
-        if value is None or any(other >= value for other in found):
-            return
-        for file in ("encoder.safetensors", "encoder.json"):
-            with atomic_path(self.folder / BEST / file) as temporary:
-                shutil.copyfile(self.folder / NOW / file, temporary)
+        scored = [entry for entry in [*before, now] if entry["metrics"][name] is not None]
+        best = max(scored, key=lambda entry: entry["metrics"][name], default=None)
+        kept = self.folder / BEST
+        if best is now:
+            for file in FILES:
+                with atomic_path(kept / file) as temporary:
+                    shutil.copyfile(self.folder / NOW / file, temporary)
+        elif kept.is_dir() and (best is None or encoder_digest(kept) != best["encoder"]):
+            log.warning("%s is of a part of the training that was lost: removed", kept)
+            shutil.rmtree(kept)
+
+
+def forget(output: Path) -> None:
+    """Remove what an earlier training of a run exported."""
+    (output / "validation.json").unlink(missing_ok=True)
+    shutil.rmtree(output / BEST, ignore_errors=True)

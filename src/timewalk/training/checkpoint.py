@@ -129,7 +129,7 @@ def check_same_run(
         if changed:
             what = f"{changed[0]} was {old.get(changed[0])} and is {new[changed[0]]}"
         elif state["inputs"] != inputs:
-            what = "its data has changed"
+            what = "its data or the weights that it began with have changed"
     if what:
         raise UserError(
             f"{folder} holds checkpoints of another configuration of this run ({what}); give the "

@@ -112,7 +112,8 @@ class SlowData:
         if self._data_s > self._share * total:
             log.warning(
                 "%.0f %% of the last %.0f s went into waiting for data: give the job more threads, "
-                "lower the data set's frames.short_side, or set training.augment to device",
+                "lower the data set's frames.short_side, or leave colours to the GPU where the "
+                "method can (training.augment)",
                 100 * self._data_s / total,
                 total,
             )

@@ -102,7 +102,7 @@ class Trainer:
         self.steps_per_epoch = clips // self.settings.batch_size
         if self.steps_per_epoch == 0:
             an_epoch, more = "", ""
-            if clips < len(source):
+            if method.clip_shape().per_video is not None:
                 an_epoch, more = " an epoch", ", or raise the run's clips_per_video"
             raise UserError(
                 f"the data set '{config.dataset}' holds {clips} clips{an_epoch}, less than "
@@ -249,12 +249,21 @@ class Trainer:
         """Evaluate the encoder if its turn has come; the other processes wait."""
         if self.between is None or not self.between.due(step):
             return
+        interrupted = False
         if self.group.main:
-            found = self.between(self.method.encoder, step)
             last = min(step.index, self.total - 1)
             where = {"step": last, "epoch": last // self.steps_per_epoch, "time": time.time()}
-            metrics.write(where | found)
-        from_main(None)
+            try:
+                metrics.write(where | self.between(self.method.encoder, step))
+            except Exception:
+                # A signal to the whole job ends the evaluation's workers too.
+                interrupted = self.stop
+                if not interrupted:
+                    raise
+        if from_main(interrupted):
+            self._save(step.index)
+            from_main(None)
+            raise InterruptedTraining(f"stopped by a signal before step {step.index + 1}")
 
     def _sampler(self, first: int, total: int) -> BatchSampler:
         size, seed = self.settings.batch_size, self.config.seed

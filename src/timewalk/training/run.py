@@ -1,5 +1,6 @@
 """A run from its configuration to its files: train or bring the encoder, draw, export."""
 
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +17,10 @@ from timewalk.encoders.files import weights_path
 from timewalk.methods import get_method
 from timewalk.methods.base import Method, TrainedRunConfig
 from timewalk.provenance import provenance
-from timewalk.training.between import Evaluate
+from timewalk.training.between import Evaluate, forget
 from timewalk.training.loop import Machine, Trainer
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -60,6 +63,11 @@ def train(
             temporary.write_text("")
         _export(method, {}, output, resolved, origin)
         return
+    if config.validation is not None and evaluate is None:
+        log.warning(
+            "nothing is evaluated between epochs: the command line names no data for the run's "
+            "key 'validation' (--validation)"
+        )
     shape = method.clip_shape()
     source = open_clips(
         manifests, shape.frames, shape.step, shape.shrink, shape.sampling, shape.per_video
@@ -71,6 +79,7 @@ def train(
         origin |= {"steps": trainer.total, "clips": len(source)}
         with atomic_path(output / "metrics.jsonl") as temporary:
             shutil.copyfile(output / "checkpoints" / "metrics.jsonl", temporary)
+        forget(output)
         if trainer.between is not None:
             trainer.between.export(output)
         _export(method, _figures(method, source, machine.device), output, resolved, origin)
