@@ -9,10 +9,12 @@ from PIL import Image
 
 from tests.evaluation.coloured_masks import (
     CLASSES,
+    COLOURS,
     SIDE,
     VOID,
     MeanColours,
     a_run,
+    change,
     class_maps,
     write_set,
 )
@@ -47,8 +49,8 @@ def shared(tmp_path_factory):
 def run(encoder, tmp_path):
     """Return a function that evaluates on a set into a folder below tmp_path."""
 
-    def go(manifest, folder="out", train=None, **keys):
-        inputs = Inputs(a_run(tmp_path / "run"), manifest, CPU, train_dataset=train)
+    def go(manifest, folder="out", train=None, source=None, **keys):
+        inputs = Inputs(source or a_run(tmp_path / "run"), manifest, CPU, train_dataset=train)
         return evaluate(inputs, Config(**(KEYS | keys)), tmp_path / folder)
 
     return go
@@ -61,7 +63,7 @@ def rows_of(path):
 
 def test_it_finds_colours_perfectly(run, shared, tmp_path, encoder):
     result = run(shared)
-    assert result.protocol == "dense_retrieval-64px-m8-mem10000-aug0-k5"
+    assert result.protocol == "dense_retrieval-voc2012-val-from_train-64px-m8-mem10000-aug0-k5"
     names = ("miou", "miou_without_background", "miou_fixed", "pixel_accuracy")
     assert result.metrics == {**dict.fromkeys(names, 100.0), "memory_patches": 9 * 64}
     assert result.samples == 3
@@ -74,7 +76,7 @@ def test_it_finds_colours_perfectly(run, shared, tmp_path, encoder):
 def test_published_settings_are_not_in_the_name(run, shared):
     keys = {"memory_size": 10_240_000, "augmentation_passes": 2, "neighbours": 30}
     result = run(shared, **keys, map_size=64)
-    assert result.protocol == "dense_retrieval-64px-m64"
+    assert result.protocol == "dense_retrieval-voc2012-val-from_train-64px-m64"
     assert result.metrics["memory_patches"] == 2 * 9 * 64
     assert result.metrics["miou"] > 60  # blocks of two cells' colours, enlarged, blur the borders
 
@@ -149,37 +151,125 @@ def test_going_on_is_bit_exact(run, shared, tmp_path, monkeypatch, encoder, stag
     assert not (tmp_path / "broken" / "work").exists()
 
 
-def test_other_settings_begin_anew(run, shared, monkeypatch, encoder):
-    real = dense_retrieval.scored_parts
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """Return a function that evaluates as `run` and breaks off when all images are scored."""
 
     def breaks(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(dense_retrieval, "scored_parts", breaks)
-    with pytest.raises(KeyboardInterrupt):
-        run(shared)
-    monkeypatch.setattr(dense_retrieval, "scored_parts", real)
-    assert run(shared, neighbours=3).metrics["miou"] == 100
-    assert encoder.images == 9 + 9 + 3 + 3
+    def go(*args, **keys):
+        with monkeypatch.context() as patch:
+            patch.setattr(dense_retrieval, "matched_scores", breaks)
+            with pytest.raises(KeyboardInterrupt):
+                run(*args, **keys)
+
+    return go
+
+
+MEMORY, SCORES, SHEET = 9, 3, 3
+"""images that the encoder sees for each"""
+
+
+@pytest.mark.parametrize(
+    ("keys", "again"),
+    [
+        ({}, 0),
+        ({"runs": ["random"], "pictures": 3}, 0),
+        ({"matching": "hungarian"}, 0),
+        ({"neighbours": 3}, SCORES),
+        ({"temperature": 0.1}, SCORES),
+        ({"map_size": 16}, SCORES),
+        ({"memory_size": 9 * 20}, MEMORY + SCORES),
+        ({"seed": 3}, MEMORY + SCORES),
+    ],
+)
+def test_what_other_settings_do_again(run, interrupted, shared, tmp_path, encoder, keys, again):
+    interrupted(shared)
+    assert encoder.images == MEMORY + SCORES
+    found = run(shared, **keys).metrics
+    assert encoder.images == MEMORY + SCORES + again + SHEET
+    assert found == run(shared, "fresh", **keys).metrics
+
+
+def test_the_same_tensors_used_in_another_way(run, interrupted, shared, tmp_path, encoder):
+    interrupted(shared)
+    run(shared, source=a_run(tmp_path / "other", architecture={"heads": 6}))
+    assert encoder.images == 2 * (MEMORY + SCORES) + SHEET
+
+
+def test_other_classes_begin_anew(run, interrupted, tmp_path, encoder):
+    manifest = write_set(tmp_path / "set", class_maps(9, 0), class_maps(3, 1))
+    interrupted(manifest)
+    change(manifest, classes=CLASSES[1:], parameters={"zero_is_void": True})
+    metrics = run(manifest).metrics
+    assert encoder.images == 2 * (MEMORY + SCORES) + SHEET
+    assert metrics["miou_without_background"] is None
+    assert [row["name"] for row in rows_of(tmp_path / "out" / "classes.csv")] == list(CLASSES[1:])
+
+
+def test_a_class_at_void_pixels_only_is_drawn(run, tmp_path, monkeypatch):
+    """Without matching it keeps its name in the picture."""
+    test = np.zeros((1, 8, 8), np.uint8)
+    test[0, :2] = 1
+    test[0, 7] = VOID
+    manifest = write_set(tmp_path / "set", class_maps(4, 0), test)
+    pixels = np.array(Image.open(tmp_path / "set" / "test0.png"))
+    pixels[56:] = COLOURS[3]
+    Image.fromarray(pixels).save(tmp_path / "set" / "test0.png")
+    drawn = []
+
+    def save_sheet(folder, scored, places, truth, maps, names):
+        drawn.append(maps)
+        return folder / "sheet.png"
+
+    monkeypatch.setattr(dense_retrieval, "save_sheet", save_sheet)
+    run(manifest)
+    run(manifest, matching="hungarian")
+    assert [maps[0, 7].tolist() for maps in drawn] == [[3] * 8, [0] * 8]
+
+
+def test_few_images_are_enlarged_at_a_time(run, shared, monkeypatch):
+    whole = run(shared, map_size=24).metrics
+    sizes, real = [], dense_retrieval.enlarged
+
+    def noted(maps, size):
+        sizes.append(len(maps))
+        return real(maps, size)
+
+    monkeypatch.setattr(dense_retrieval, "enlarged", noted)
+    monkeypatch.setattr(dense_retrieval, "ENLARGED", 2 * 4 * 24 * 24)
+    assert run(shared, "few", map_size=24).metrics == whole
+    assert sizes == [2, 1, 1, 1, 1]  # three images are scored, then drawn one by one
 
 
 def test_half_precision(run, shared):
     whole, half = run(shared, "a"), run(shared, "b", features="float16")
     assert half.metrics == whole.metrics
-    assert half.protocol == whole.protocol
+    assert half.protocol == f"{whole.protocol}-float16"
+
+
+def test_precision_and_seed_are_in_the_name(run, shared):
+    whole, other = run(shared, "a"), run(shared, "b", precision="bf16", seed=3)
+    assert other.protocol == f"{whole.protocol.replace('-m8', '-m8-bf16')}-seed3"
 
 
 def test_foreground_only_and_videos(run, tmp_path):
-    video_sets.davis2017(tmp_path / "DAVIS")
-    davis = tmp_path / "davis" / "manifest.json"
-    prepare("davis", Davis2017(kind="davis2017", root=str(tmp_path / "DAVIS")), davis)
+    manifests = {}
+    for subset, frames in (("val", 5), ("train", 3)):  # shots of the same animals
+        root = tmp_path / subset
+        video_sets.davis2017(root, subset=subset, frames=frames)
+        manifests[subset] = tmp_path / f"davis_{subset}" / "manifest.json"
+        config = Davis2017(kind="davis2017", root=str(root), subset=subset)
+        prepare(f"davis_{subset}", config, manifests[subset])
+    davis, train = manifests["val"], manifests["train"]
     with pytest.raises(UserError, match=r"only number the objects .* set foreground_only: true"):
-        run(davis, train=davis)
+        run(davis, train=train)
     with pytest.raises(UserError, match=r"no training split of its own; .* 'train_dataset'"):
         run(davis, foreground_only=True)
-    result = run(davis, train=davis, foreground_only=True, frames_per_clip=2, map_size=64)
+    result = run(davis, train=train, foreground_only=True, frames_per_clip=2, map_size=64)
     assert result.samples == 4
-    assert "-m64-f2-fg-" in result.protocol
+    assert "-davis2017-val-from_train-64px-m64-f2-fg-" in result.protocol
     assert result.metrics["miou"] > 60
 
 
@@ -226,5 +316,5 @@ def test_real_encoders(run_of, shared, tmp_path, name):
 
 def test_another_training_set(run, shared, tmp_path):
     maps = class_maps(5, 7)
-    other = write_set(tmp_path / "other", maps, maps, name="more")
-    assert "-m8-from_more-" in run(shared, train=other).protocol
+    other = write_set(tmp_path / "other", maps, maps, name="more", layout="cityscapes")
+    assert "-voc2012-val-from_cityscapes-train-64px-" in run(shared, train=other).protocol

@@ -269,8 +269,8 @@ def as_afresh(run, manifest, **keys):
     return found
 
 
-def a_set(tmp_path, name="a", **keys):
-    return write_set(tmp_path / name, object_maps(9, 0), object_maps(5, 1), **keys)
+def a_set(tmp_path, name="colours"):
+    return write_set(tmp_path / name, object_maps(9, 0), object_maps(5, 1), name=name)
 
 
 def test_other_classes_start_anew(run, interrupted, tmp_path):
@@ -282,7 +282,7 @@ def test_other_classes_start_anew(run, interrupted, tmp_path):
 
 
 def test_other_classes_of_the_training_set_start_anew(run, interrupted, tmp_path, caplog):
-    manifest, train = a_set(tmp_path), a_set(tmp_path, "b", name="learnt")
+    manifest, train = a_set(tmp_path), a_set(tmp_path, "learnt")
     keys = {"train": train, "train_dataset": "learnt"}
     interrupted(manifest, **keys)
     change(train, classes=[*CLASSES, "sea"])
@@ -310,20 +310,20 @@ def test_clusters_of_an_image_that_changed_are_made_anew(run, interrupted, tmp_p
 def test_only_the_foreground_of_what_is_learnt_from_counts(run, tmp_path):
     """Videos without classes are scored, and learnt from what has others."""
     manifest = a_video_set(tmp_path, "test")
-    train = a_set(tmp_path, name="learnt")
+    train = a_set(tmp_path, "learnt")
     keys = {"train": train, "train_dataset": "learnt", "frames_per_clip": 2, "keep": 0.6}
     result = run(manifest, **keys)
     assert result.protocol.startswith("foreground-davis2017-val-from_voc2012-train-64px-m8-f2-k12")
     assert result.samples == 4
-    classes = run(a_set(tmp_path, "b"), "classes", train=a_video_set(tmp_path, "video"), **KEYS)
+    classes = run(a_set(tmp_path), "classes", train=a_video_set(tmp_path, "video"))
     assert len(table(classes, "classes.csv")) == len(CLASSES)
 
 
 def test_what_is_learnt_from_has_a_background(run, tmp_path):
-    train = a_set(tmp_path, name="learnt")
+    train = a_set(tmp_path, "learnt")
     change(train, parameters={"zero_is_void": True})
     with pytest.raises(UserError, match=r"every pixel of 'learnt' has a class and none is backgr"):
-        run(a_set(tmp_path, "b"), train=train)
+        run(a_set(tmp_path), train=train)
 
 
 def test_the_sheet_shows_input_truth_foreground_and_classes(run, shared):
@@ -387,7 +387,7 @@ def test_a_protocol_names_what_is_not_as_published(shared):
     keys = {"segmentation_clusters": 27, "variant": "fast", "dimensions": 40, "pictures": 1}
     keys |= {"precision": "bf16", "seed": 5}
     found = protocol(Config(dataset="x", **keys), scored, train, 20)
-    assert found == f"{usual}-bf16-seed5-k300-c27-d20-fast"
+    assert found == f"{usual}-bf16-k300-c27-d20-fast-seed5"
     # The distance has a meaning where outlines are scored.
     for scores, name in ((True, f"{usual}-k300-bf2.5"), (False, f"{usual}-k300")):
         config = Config(dataset="x", boundary_f=scores, boundary_distance=2.5)

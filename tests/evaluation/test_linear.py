@@ -1,5 +1,7 @@
 import csv
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -148,6 +150,28 @@ def test_work_of_other_settings_is_not_used(probe, tmp_path, monkeypatch):
     monkeypatch.setattr(linear.shutil, "rmtree", remove)
     assert (tmp_path / "used" / "work" / "checkpoint.pt").is_file()
     assert probe(folder="used", seed=1).metrics == expected
+    assert files(tmp_path / "used") == files(tmp_path / "fresh")
+
+
+def test_the_same_tensors_used_in_another_way(run_of, set_of, tmp_path, monkeypatch):
+    """Another mean and deviation are in no tensor: features are computed again."""
+    other = tmp_path / "other"
+    shutil.copytree(run_of("vit"), other)
+    card = json.loads((other / "encoder.json").read_text())
+    (other / "encoder.json").write_text(json.dumps(card | {"mean": [0.0] * 3, "std": [1.0] * 3}))
+
+    def run(source, folder="used", **changes):
+        inputs = Inputs(source, set_of(6), CPU)
+        return evaluate(inputs, config(cached=True, **changes), tmp_path / folder)
+
+    fresh = run(other, "fresh").metrics
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(linear.shutil, "rmtree", lambda *a, **k: None)
+        first = run(run_of("vit")).metrics
+        patch.setattr(linear, "compute_features", None)
+        assert run(run_of("vit"), runs=["vit"]).metrics == first
+    assert run(other).metrics == fresh
     assert files(tmp_path / "used") == files(tmp_path / "fresh")
 
 

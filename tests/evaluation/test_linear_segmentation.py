@@ -5,8 +5,6 @@ import csv
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -18,6 +16,7 @@ from tests.evaluation.coloured_masks import (
     VOID,
     MeanColours,
     a_run,
+    change,
     class_maps,
     write_set,
 )
@@ -33,7 +32,7 @@ from timewalk.evaluation.linear_segmentation import (
     order,
     pixel_loss,
 )
-from timewalk.evaluation.segmentation_heads import FCNHead, LinearHead, enlarged
+from timewalk.evaluation.segmentation_heads import FCNHead
 
 CPU = torch.device("cpu")
 KEYS = {
@@ -58,8 +57,8 @@ def shared(tmp_path_factory):
 def run(encoder, tmp_path):
     """Return a function that evaluates on a set into a folder below tmp_path."""
 
-    def go(manifest, folder="out", train=None, **keys):
-        inputs = Inputs(a_run(tmp_path / "run"), manifest, CPU, train_dataset=train)
+    def go(manifest, folder="out", train=None, source=None, **keys):
+        inputs = Inputs(source or a_run(tmp_path / "run"), manifest, CPU, train_dataset=train)
         return evaluate(inputs, Config(**(KEYS | keys)), tmp_path / folder)
 
     return go
@@ -76,7 +75,9 @@ def rows_of(path):
 
 def test_it_segments_colours_perfectly(run, shared, tmp_path, encoder):
     result = run(shared)
-    assert result.protocol == "linear_segmentation-linear-64px-m8-6ep-b4-lr0.5"
+    assert (
+        result.protocol == "linear_segmentation-linear-voc2012-val-from_train-64px-m8-6ep-b4-lr0.5"
+    )
     assert result.samples == 3
     perfect = dict.fromkeys(("miou", "miou_without_background", "miou_fixed"), 100.0)
     assert {**result.metrics, "best_epoch": None} == {
@@ -143,39 +144,11 @@ def test_scores_by_hand(run, encoder, tmp_path):
     assert [row["true_pixels"] for row in table] == ["40", "16", "0", "0"]
 
 
-@given(
-    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    size=st.integers(1, 20),
-    seed=st.integers(0, 99),
-)
-@settings(max_examples=40, deadline=None)
-def test_convolution_and_resize_change_places(grid, size, seed):
-    torch.manual_seed(seed)
-    head, features = LinearHead(5, 3).double(), torch.randn(2, 5, *grid, dtype=torch.float64)
-    published = head.classifier(enlarged(features, size))
-    torch.testing.assert_close(head(features, size), published, rtol=1e-12, atol=1e-12)
-
-
-def test_the_fcn_head_by_hand():
-    torch.manual_seed(0)
-    head, features = FCNHead(3, 4, channels=6).eval(), torch.randn(2, 3, 4, 4)
-    state = head.state_dict()
-
-    def conv(x, name):
-        return F.conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding="same")
-
-    x = F.interpolate(features, (10, 10), mode="bilinear")
-    y = conv(conv(x, "first").relu(), "second").relu()
-    logits = conv(conv(torch.cat([x, y], 1), "joint").relu(), "classifier")
-    torch.testing.assert_close(head(features, 10), logits)
-    assert head.dropout.p == 0.1
-    assert FCNHead(384, 21).first.weight.shape == (512, 384, 3, 3)
-
-
 def test_the_fcn_head_learns(run, shared, monkeypatch):
     narrow(monkeypatch)
     result = run(shared, head="fcn", epochs=30, learning_rate=0.05)
-    assert result.protocol.startswith("linear_segmentation-fcn-64px-m8-30ep")
+    name = "linear_segmentation-fcn-voc2012-val-from_train-64px-m8-30ep-b4-lr0.05"
+    assert result.protocol == name
     assert result.metrics["miou"] > 80  # chance: below 20
 
 
@@ -260,17 +233,75 @@ def test_another_encoder_begins_anew(run, shared, tmp_path, monkeypatch, caplog)
         run(shared)
 
 
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """Return a function that evaluates as `run` and breaks off after the fourth epoch."""
+
+    def go(*args, **keys):
+        real = linear_segmentation.train_epoch
+
+        def breaks(probe, *rest):
+            if len(probe.rows) == 4:
+                raise KeyboardInterrupt
+            return real(probe, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(linear_segmentation, "CHECKPOINT_SECONDS", 0.0)
+            patch.setattr(linear_segmentation, "train_epoch", breaks)
+            with pytest.raises(KeyboardInterrupt):
+                run(*args, **keys)
+
+    return go
+
+
+def test_the_same_tensors_used_in_another_way(run, interrupted, shared, tmp_path, encoder, caplog):
+    interrupted(shared)
+    assert encoder.images == 12
+    run(shared, source=a_run(tmp_path / "other", architecture={"heads": 6}))
+    assert encoder.images == 24
+    assert "belongs to other settings" in caplog.text
+
+
+def test_other_classes_begin_anew(run, interrupted, tmp_path, encoder, caplog):
+    manifest = write_set(tmp_path / "set", class_maps(9, 0), class_maps(3, 1))
+    interrupted(manifest)
+    change(manifest, classes=CLASSES[1:], parameters={"zero_is_void": True})
+    result = run(manifest)
+    assert encoder.images == 24
+    assert "belongs to other settings" in caplog.text
+    assert result.metrics["miou_without_background"] is None
+    assert [row["name"] for row in rows_of(tmp_path / "out" / "classes.csv")] == list(CLASSES[1:])
+
+
+def test_runs_and_pictures_keep_what_is_done(run, interrupted, shared, encoder, monkeypatch):
+    interrupted(shared)
+    real, epochs = linear_segmentation.train_epoch, []
+
+    def counted(probe, *rest):
+        epochs.append(len(probe.rows))
+        return real(probe, *rest)
+
+    monkeypatch.setattr(linear_segmentation, "train_epoch", counted)
+    run(shared, runs=["random"], pictures=1)
+    assert (epochs, encoder.images) == ([4, 5], 12)
+
+
 def test_augmented_epochs_see_other_crops(run, shared, encoder):
     result = run(shared, augment=True, epochs=2, val_freq=5)
     assert encoder.images == 3 + 2 * 9
-    assert result.protocol == "linear_segmentation-linear-64px-m8-aug-2ep-b4-lr0.5"
+    assert result.protocol.endswith("-64px-m8-aug-2ep-b4-lr0.5")
     assert result.metrics["best_epoch"] in (1, 2)
 
 
 def test_half_precision_file(run, shared):
     whole, half = run(shared, "a"), run(shared, "b", features="float16")
     assert half.metrics["miou"] == whole.metrics["miou"] == 100
-    assert half.protocol == whole.protocol
+    assert half.protocol == f"{whole.protocol}-float16"
+
+
+def test_precision_and_seed_are_in_the_name(run, shared):
+    whole, other = run(shared, "a"), run(shared, "b", precision="bf16", seed=3)
+    assert other.protocol == f"{whole.protocol.replace('-m8', '-m8-bf16')}-seed3"
 
 
 def test_foreground_only(run, tmp_path):
@@ -285,30 +316,33 @@ def test_foreground_only(run, tmp_path):
 
 def test_another_training_set(run, shared, tmp_path):
     maps = class_maps(5, 7)
-    other = write_set(tmp_path / "other", maps, maps, name="more")
-    assert "-m8-from_more-" in run(shared, train=other).protocol
+    other = write_set(tmp_path / "other", maps, maps, name="more", layout="cityscapes")
+    assert "-voc2012-val-from_cityscapes-train-64px-" in run(shared, train=other).protocol
     strange = write_set(tmp_path / "strange", maps, maps, classes=[*CLASSES, "sea"], name="strange")
     with pytest.raises(UserError, match=r"different classes; correct the key 'train_dataset'"):
         run(shared, train=strange)
 
 
-@pytest.fixture(scope="module")
-def davis(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("davis")
-    video_sets.davis2017(folder / "DAVIS")
-    manifest = folder / "set" / "manifest.json"
-    prepare("davis", Davis2017(kind="davis2017", root=str(folder / "DAVIS")), manifest)
-    return manifest
-
-
-def test_videos(run, davis):
+def test_videos(run, tmp_path):
+    manifests = {}
+    for subset, seed in (("val", 0), ("train", 1)):
+        root = tmp_path / subset
+        video_sets.davis2017(root, subset=subset, seed=seed)
+        manifests[subset] = tmp_path / f"davis_{subset}" / "manifest.json"
+        config = Davis2017(kind="davis2017", root=str(root), subset=subset)
+        prepare(f"davis_{subset}", config, manifests[subset])
+    davis, train = manifests["val"], manifests["train"]
     with pytest.raises(UserError, match=r"only number the objects .* set foreground_only: true"):
-        run(davis, train=davis)
+        run(davis, train=train)
     with pytest.raises(UserError, match=r"no training split of its own; .* 'train_dataset'"):
         run(davis, foreground_only=True)
-    result = run(davis, train=davis, foreground_only=True, frames_per_clip=3)
+    with pytest.raises(
+        UserError, match=r"9 other images of 'davis_val' are learnt from and scored"
+    ):
+        run(davis, train=davis, foreground_only=True)
+    result = run(davis, train=train, foreground_only=True, frames_per_clip=3)
     assert result.samples == 6
-    assert "-m8-f3-fg-" in result.protocol
+    assert "-linear-davis2017-val-from_train-64px-m8-f3-fg-" in result.protocol
 
 
 def test_bad_sets(run, tmp_path):
@@ -329,14 +363,6 @@ def test_bad_sets(run, tmp_path):
     (tmp_path / "unpaired" / "train2_mask.png").unlink()
     with pytest.raises(UserError, match=r"train2_mask.png cannot be read \(it is missing\)"):
         run(manifest)
-
-
-def test_masks_of_another_size_than_their_image(run, tmp_path):
-    manifest = write_set(tmp_path / "set", class_maps(4, 0), class_maps(2, 1))
-    mask = Image.open(tmp_path / "set" / "train1_mask.png")
-    mask.resize((32, 64)).save(tmp_path / "set" / "train1_mask.png")
-    with pytest.raises(UserError, match=r"train1_mask.png is 32x64 pixels but its image is 64x64"):
-        run(manifest, augment=True)
 
 
 def test_bad_numbers(run, shared, encoder, monkeypatch):

@@ -3,11 +3,25 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.evaluation.coloured_masks import a_run
+from tests.evaluation.stubs import Seeing
+from tests.miniature import video_sets
 from timewalk.artefacts import read_json
+from timewalk.config import Davis2017
+from timewalk.data.prepare import prepare
 from timewalk.data.sequences import Sequence
 from timewalk.errors import UserError
-from timewalk.evaluation.over_videos import compared, each_video
+from timewalk.evaluation import over_videos
+from timewalk.evaluation.base import Inputs
+from timewalk.evaluation.over_videos import (
+    Task,
+    VideosConfig,
+    compared,
+    each_video,
+    evaluate_videos,
+)
 
 NAMES = ("a", "b/c", "d", "e", "f")
 VIDEOS = [Sequence(name, (Path("0.jpg"),), (None,), (4, 4)) for name in NAMES]
@@ -43,6 +57,45 @@ def test_what_is_not_kept_or_of_another_key_is_done_again(tmp_path):
     assert some.done == ["b/c", "e", "f"]
     each_video(VIDEOS, tmp_path, {"a": 2}, others, kept=set(NAMES))
     assert tuple(others.done) == NAMES
+
+
+class Title:
+    title = "somehow"
+
+
+def test_the_same_tensors_used_in_another_way(tmp_path, monkeypatch):
+    """The encoder's architecture is in no tensor: its videos are done again."""
+    video_sets.davis2017(tmp_path / "DAVIS")
+    manifest = tmp_path / "set" / "manifest.json"
+    prepare("davis", Davis2017(kind="davis2017", root=str(tmp_path / "DAVIS")), manifest)
+    monkeypatch.setattr(over_videos, "load_encoder", lambda run: Seeing())
+    monkeypatch.setattr(over_videos, "FrameFeatures", lambda *arguments: None)
+    done = []
+
+    def do(video, features, before, folder):
+        done.append(video.name)
+        return {}
+
+    task = Task(
+        layout="davis2017",
+        protocol=lambda encoder: Title(),
+        do=do,
+        output=lambda video: "",
+        score=lambda folder, videos, notes: (1.0, []),
+        numbers=lambda found: {"J": found},
+        main="J",
+        samples=lambda found, videos: len(videos),
+    )
+    run = a_run(tmp_path / "run")
+    inputs = Inputs(run, manifest, torch.device("cpu"))
+    config = VideosConfig(kind="some", dataset="davis")
+    for _ in range(2):
+        result = evaluate_videos(inputs, config, tmp_path / "out", task)
+        assert result.protocol == "davis2017-val-somehow"
+        assert len(done) == 2
+    a_run(run, architecture={"heads": 6})
+    evaluate_videos(inputs, config, tmp_path / "out", task)
+    assert len(done) == 4
 
 
 def test_failures_are_told_at_the_end(tmp_path):

@@ -1,18 +1,20 @@
 """Masks carried through videos: IoU of each object, the published variant, faults."""
 
 import csv
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from tests.evaluation.coloured_masks import a_run, class_maps, write_set
+from tests.evaluation.coloured_masks import a_run, change, class_maps, write_set
 from tests.evaluation.stubs import Blind, Seeing
 from tests.miniature import video_sets
 from timewalk.config import Davis2017
 from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
+from timewalk.data.segmented import open_segmented
 from timewalk.errors import UserError
 from timewalk.evaluation import propagation_iou
 from timewalk.evaluation.base import Inputs
@@ -46,10 +48,10 @@ def shared(tmp_path_factory):
 def run(tmp_path, monkeypatch):
     """Return a function that evaluates an encoder into a folder below tmp_path."""
 
-    def go(manifest, folder="out", encoder=None, **keys):
+    def go(manifest, folder="out", encoder=None, source=None, **keys):
         seeing = encoder or Seeing(stride=2)
         monkeypatch.setattr(propagation_iou, "load_encoder", lambda run: seeing)
-        inputs = Inputs(a_run(tmp_path / "run"), manifest, CPU)
+        inputs = Inputs(source or a_run(tmp_path / "run"), manifest, CPU)
         return evaluate(inputs, Config(**(KEYS | keys)), tmp_path / folder)
 
     return go
@@ -60,17 +62,20 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def test_defaults_are_the_published_ones():
+def test_defaults_are_the_published_ones(shared):
     config = Config(dataset="x")
     assert (config.context, config.window, config.top_k, config.temperature) == (4, 12, 5, 0.1)
     assert (config.image_size, config.frames_per_clip) == (224, 25)
-    assert propagation_iou.protocol(config) == "propagation_iou-224px-m224-f25"
+    scored = open_segmented(shared)
+    name = "propagation_iou-davis2017-val-224px-m224-f25"
+    assert propagation_iou.protocol(config, scored) == name
     other = Config(
         **{"dataset": "x", "compat": "published", "foreground_only": True, "window": 6},
         **{"frames_per_clip": None, "upsample": "nearest", "temperature": 0.05},
+        **{"precision": "bf16"},
     )
-    name = "propagation_iou-published-224px-m224-fall-fg-r6-t0.05-nearest"
-    assert propagation_iou.protocol(other) == name
+    name = "propagation_iou-published-davis2017-val-224px-m224-fall-fg-bf16-r6-t0.05-nearest"
+    assert propagation_iou.protocol(other, scored) == name
 
 
 def test_seeing_follows_and_blind_does_not(run, shared, tmp_path):
@@ -135,7 +140,7 @@ def test_published_score_by_hand():
 
 def test_published_variant(run, shared, tmp_path):
     result = run(shared, compat="published", foreground_only=True)
-    assert result.protocol == "propagation_iou-published-64px-m64-fall-fg"
+    assert result.protocol == "propagation_iou-published-davis2017-val-64px-m64-fall-fg"
     assert set(result.metrics) == {"miou"}
     assert 40 < result.metrics["miou"] < run(shared, "own", foreground_only=True).metrics["miou"]
     assert [path.name for path in result.artefacts][:1] == ["videos.csv"]
@@ -183,20 +188,57 @@ def test_going_on(run, shared, tmp_path):
     assert encoder.images == 30
 
 
+def test_the_same_tensors_used_in_another_way(run, shared, tmp_path):
+    encoder = Seeing(stride=2)
+    run(shared, encoder=encoder)
+    run(shared, encoder=encoder, source=a_run(tmp_path / "other", architecture={"heads": 6}))
+    assert encoder.images == 24
+
+
+def test_other_classes_begin_anew(run, tmp_path):
+    manifest, encoder = a_set(tmp_path, frames=4), Seeing(stride=2)
+    run(manifest, encoder=encoder)
+    change(manifest, classes=["background", "swan", "camel"])
+    run(manifest, encoder=encoder)
+    assert encoder.images == 2 * 8
+
+
 def test_a_failed_video_leaves_the_others(run, tmp_path):
     manifest = a_set(tmp_path, frames=4)
-    blank = tmp_path / "DAVIS" / "Annotations" / "480p" / "blackswan" / "00000.png"
-    kept = blank.read_bytes()
-    save_ids(blank, np.full((64, 64), VOID, np.uint8))
+    broken = tmp_path / "DAVIS" / "Annotations" / "480p" / "blackswan" / "00002.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"half")
     encoder = Seeing(stride=2)
-    with pytest.raises(
-        UserError, match=r"1 of 2 videos failed \(blackswan: .*00000.png has no object; nothing"
-    ):
+    with pytest.raises(UserError, match=r"1 of 2 videos failed \(blackswan: .*00002.png cannot be"):
         run(manifest, encoder=encoder)
     assert encoder.images == 4
-    blank.write_bytes(kept)
+    broken.write_bytes(kept)
     assert run(manifest, encoder=encoder).samples == 2
     assert encoder.images == 8
+
+
+def test_videos_without_an_object_at_first_are_left_out(run, tmp_path, caplog):
+    manifest = a_set(tmp_path, frames=4)
+    annotations = tmp_path / "DAVIS" / "Annotations" / "480p"
+    save_ids(annotations / "blackswan" / "00000.png", np.full((64, 64), VOID, np.uint8))
+    result = run(manifest, pictures=1)
+    assert (result.samples, result.metrics["objects"]) == (1, 2)
+    assert [path.name for path in result.artefacts][-1] == "camel.gif"
+    assert re.search(r"blackswan is left out: no object in .*00000\.png", caplog.text)
+    save_ids(annotations / "camel" / "00000.png", np.zeros((64, 64), np.uint8))
+    with pytest.raises(UserError, match=r"no video of 'davis' has 2 .* frames and an object in th"):
+        run(manifest)
+
+
+def test_videos_of_one_frame_are_left_out(run, tmp_path, caplog):
+    manifest = a_set(tmp_path, frames=4)
+    for number in range(1, 4):
+        for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "png")):
+            path = tmp_path / "DAVIS" / kind / "480p" / "blackswan" / f"{number:05d}.{suffix}"
+            path.unlink()
+    prepare("davis", Davis2017(kind="davis2017", root=str(tmp_path / "DAVIS")), manifest)
+    assert run(manifest).samples == 1
+    assert "blackswan is left out: 1 annotated frames of 2" in caplog.text
 
 
 def test_void_in_the_first_mask_is_background(run, tmp_path):
@@ -216,7 +258,7 @@ def test_bad_input(run, shared, tmp_path):
         run(stills)
     with pytest.raises(UserError, match=r"image_size is 63 but .* multiples of 4 .* set it to 60"):
         run(shared, encoder=Seeing(multiple=4), image_size=63)
-    with pytest.raises(UserError, match=r"video 'blackswan' has 2 annotated frames of at least 3"):
+    with pytest.raises(UserError, match=r"no video of 'davis' has 3 .*raise frames_per_clip if it"):
         run(shared, compat="published", frames_per_clip=2)
 
     class Broken(Seeing):

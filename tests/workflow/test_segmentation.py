@@ -25,7 +25,8 @@ def suite():
             "clips_per_video": 8,
             "prototypes": 8,
             "head_widths": [32, 16],
-            "training": {"epochs": 2, "batch_size": 4, "precision": "fp32"},
+            "backbone_lr_scale": 1.0,
+            "training": {"epochs": 2, "batch_size": 4, "learning_rate": 0.01, "precision": "fp32"},
             "validation": {"evaluation": "clustering", "every": 1, "metric": "miou"},
         },
     }

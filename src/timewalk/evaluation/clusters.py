@@ -41,7 +41,7 @@ from timewalk.evaluation.segmentation_config import (
     scored_set,
 )
 from timewalk.metrics.matching import contingency, matched_scores, with_classes
-from timewalk.ops.kmeans import KMeans, load_faiss
+from timewalk.ops.kmeans import load_faiss
 
 log = logging.getLogger(__name__)
 
@@ -246,8 +246,6 @@ def protocol(segmented: SegmentedSet, config: ClusterConfig, dimensions: int) ->
     if config.precision != "fp32":
         parts.append(config.precision)
     parts += config.cluster_title(dimensions)
-    if config.seed != KMeans.seed:
-        parts.append(f"seed{config.seed}")
     return "-".join(parts)
 
 

@@ -70,6 +70,8 @@ class WithClusters(Strict):
             parts.append(f"p{own.max_points_per_centroid}")
         if own.variant != usual.variant:
             parts.append(own.variant)
+        if own.seed != usual.seed:
+            parts.append(f"seed{own.seed}")
         return parts
 
 
