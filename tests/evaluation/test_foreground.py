@@ -359,7 +359,7 @@ def test_videos_without_classes_have_a_foreground_only(run, tmp_path, caplog):
         *(manifest, "out", train),
         **{"dataset": "test", "train_dataset": "train", "keep": 0.6, "frames_per_clip": 3},
     )
-    assert result.protocol.startswith("foreground-davis2017-val-from_val-64px-m8-f3-k12-")
+    assert result.protocol.startswith("foreground-davis2017-val-from_train-64px-m8-f3-k12-")
     assert result.samples == 6
     second = ("miou", "miou_without_background", "miou_fixed", "pixel_accuracy")
     assert [result.metrics[name] for name in second] == [None] * 4

@@ -154,11 +154,12 @@ def test_work_of_other_settings_is_not_used(probe, tmp_path, monkeypatch):
 
 
 def test_the_same_tensors_used_in_another_way(run_of, set_of, tmp_path, monkeypatch):
-    """Another mean and deviation are in no tensor: features are computed again."""
+    """The number of heads is in no tensor: features are computed again."""
     other = tmp_path / "other"
     shutil.copytree(run_of("vit"), other)
     card = json.loads((other / "encoder.json").read_text())
-    (other / "encoder.json").write_text(json.dumps(card | {"mean": [0.0] * 3, "std": [1.0] * 3}))
+    card["architecture"]["heads"] = 4
+    (other / "encoder.json").write_text(json.dumps(card))
 
     def run(source, folder="used", **changes):
         inputs = Inputs(source, set_of(6), CPU)

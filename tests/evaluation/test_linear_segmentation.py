@@ -345,11 +345,20 @@ def test_videos(run, tmp_path):
     assert "-linear-davis2017-val-from_train-64px-m8-f3-fg-" in result.protocol
 
 
-def test_bad_sets(run, tmp_path):
+def test_a_class_that_cannot_be_learnt_scores_nothing(run, tmp_path, caplog):
     maps = class_maps(4, 0)
     lacking = np.where(maps == 3, 0, maps)
-    with pytest.raises(UserError, match=r"scored on sky, of which 'colours' has no pixel to learn"):
-        run(write_set(tmp_path / "lacking", lacking, maps))
+    result = run(write_set(tmp_path / "lacking", lacking, maps))
+    assert "scored on sky, of which 'colours' has no pixel to learn from" in caplog.text
+    with (tmp_path / "out" / "classes.csv").open() as file:
+        scores = {row["name"]: float(row["iou"]) for row in csv.DictReader(file)}
+    assert scores["sky"] == 0
+    assert scores["rose"] > 90
+    assert result.metrics["miou"] < 76
+
+
+def test_bad_sets(run, tmp_path):
+    maps = class_maps(4, 0)
     blank = np.full_like(maps, VOID)
     for train, test, split in ((blank, maps, "train"), (maps, blank, "val")):
         with pytest.raises(UserError, match=f"every pixel of the {split} split of 'colours' is"):

@@ -31,7 +31,7 @@ def test_classes_that_the_truth_lacks_have_no_iou():
     assert table[1:] == [
         [0, "ground", "50", 2, 1],
         [1, "rose", "50", 1, 2],
-        [2, "leaf", None, 0, 0],
+        [2, "leaf", None, 0, None],
     ]
 
 

@@ -6,6 +6,7 @@ squares, random crops of both, and the checks of a set.
 Shapes: N images, S side of an image in pixels, M side of a map of classes.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.segmentation_config import SegmentationConfig
+
+log = logging.getLogger(__name__)
 
 CROP_SCALE: Pair = (0.5, 1.0)
 """share of the image that a random crop covers"""
@@ -61,7 +64,9 @@ def title(
     parts = [scored.title]
     if train is not None:
         own = f"{scored.title.split('-')[0]}-"
-        parts.append(f"from_{train.title.removeprefix(own)}")
+        # Two sets of one layout and part: only their names tell them apart.
+        same = train.title == scored.title
+        parts.append(f"from_{train.name if same else train.title.removeprefix(own)}")
     parts += [f"{config.image_size}px", f"m{config.map_size}"]
     if scored.videos or (train is not None and train.videos):
         parts.append(f"f{config.frames_per_clip or 'all'}")
@@ -218,7 +223,7 @@ def class_counts(targets: Iterable[Tensor], classes: int) -> Tensor:
 def check_classes(
     learnt: Tensor, scored: Tensor, names: Sequence[str], sets: tuple[SegmentedSet, SegmentedSet]
 ) -> None:
-    """Refuse sets of which nothing can be learnt or scored.
+    """Refuse sets of which nothing can be learnt or scored; warn of classes that cannot be learnt.
 
     Args:
         learnt: pixels (or shares of cells) of each class in training.
@@ -227,7 +232,7 @@ def check_classes(
         sets: the one that is learnt from, and the one that is scored.
 
     Raises:
-        UserError: only void pixels, or a class to be scored that training does not show.
+        UserError: only void pixels.
     """
     for found, segmented in zip((learnt, scored), sets, strict=True):
         if not bool(found.any()):
@@ -237,7 +242,9 @@ def check_classes(
             )
     absent = [names[i] for i in ((learnt == 0) & (scored > 0)).nonzero().flatten().tolist()]
     if absent:
-        raise UserError(
-            f"'{sets[1].name}' is scored on {', '.join(absent[:5])}, of which '{sets[0].name}' "
-            "has no pixel to learn from; add training images that show them."
+        log.warning(
+            "'%s' is scored on %s, of which '%s' has no pixel to learn from: their IoU is 0",
+            sets[1].name,
+            ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else ""),
+            sets[0].name,
         )
