@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 PUBLISHED_OFFSET = 1
 """frames that the published code's predictions are ahead of the masks they are compared with"""
-FRAMES = {"none": 2, "published": 3}
+FRAMES = {"intended": 2, "published": 3}
 """frames that a video needs at least"""
 NOT_FOR_RESULTS = {"runs", "pictures"}
 """keys that change no video's scores"""
@@ -71,7 +71,7 @@ class Config(SegmentationConfig):
     """of the softmax over the neighbours' cosines"""
     upsample: Literal["bilinear", "nearest"] = "bilinear"
     """how soft labels are enlarged from cells to the map before the largest decides"""
-    compat: Literal["none", "published"] = "none"
+    compat: Literal["intended", "published"] = "intended"
     """`published`: Hungarian matching in each frame, background left out, and the prediction for a
     frame against the mask of the one before"""
 
@@ -128,7 +128,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     metrics: dict[str, float | None] = {
         "miou": 100 * float(np.mean([note["miou"] for note in notes.values()]))
     }
-    if config.compat == "none":
+    if config.compat == "intended":
         every = [iou for note in notes.values() for iou in note["objects"].values()]
         metrics |= {"miou_objects": 100 * float(np.mean(every)), "objects": float(len(every))}
     return Result(protocol(config, scored), metrics, len(notes), files)
@@ -283,6 +283,6 @@ def tables(notes: dict[str, dict[str, Any]], folder: Path, config: Config) -> li
         rows.append([name, note["frames"], len(of_video) or None, f"{100 * note['miou']:.6g}"])
         objects += [[name, number, f"{100 * iou:.6g}"] for number, iou in of_video.items()]
     files = [write_csv(folder / "videos.csv", rows)]
-    if config.compat == "none":
+    if config.compat == "intended":
         files.append(write_csv(folder / "objects.csv", objects))
     return files

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from timewalk.errors import UserError
 
@@ -122,7 +123,7 @@ def assign(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def load_faiss() -> Any:
-    """Import faiss.
+    """Import faiss, with as many threads as torch has: else each of several jobs takes all cores.
 
     Raises:
         UserError: it is not installed.
@@ -133,4 +134,5 @@ def load_faiss() -> Any:
         import faiss
     except ModuleNotFoundError:
         raise UserError("faiss is missing: pip install 'timewalk[segmentation]'") from None
+    faiss.omp_set_num_threads(torch.get_num_threads())
     return faiss
