@@ -18,11 +18,10 @@ from timewalk.data.prepare.segmentation_folder import find_segmentation_folder
 from timewalk.data.prepare.stills import MaskLayout, check_pairs
 from timewalk.data.prepare.videos import missing
 from timewalk.data.prepare.voc2012 import OFFICIAL, find_voc2012
+from timewalk.data.segmented import MASKS
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
-
-KIND = "labelled_masks"
 
 
 def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, Any]:
@@ -58,7 +57,7 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
     parameters = config.model_dump(mode="json")
     return write_manifest(
         manifest,
-        KIND,
+        MASKS,
         inputs={_place(path, layout): sha256_file(path) for path in layout.lists} | archives,
         parameters=parameters,
         counts={**counts, "classes": len(classes)},
