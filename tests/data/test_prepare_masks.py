@@ -15,8 +15,7 @@ from timewalk.check import check
 from timewalk.cli import main
 from timewalk.config import VOC2012, SegmentationFolder
 from timewalk.data.prepare import archive, prepare
-from timewalk.data.prepare.masks import KIND
-from timewalk.data.segmented import open_segmented, read_classes
+from timewalk.data.segmented import MASKS, open_segmented, read_classes
 from timewalk.errors import UserError
 
 LAYOUTS = ("official", "packaged")
@@ -72,7 +71,7 @@ def test_voc2012(tmp_path, target, layout):
     about = index_voc(root, target)
     assert tree(root) == before
     assert about == read_json(target)
-    assert about["kind"] == KIND
+    assert about["kind"] == MASKS
     assert about["counts"] == {"train": 3, "test": 2, "classes": 21}
     assert (about["name"], about["layout"], about["void"]) == ("set", "voc2012", True)
     assert (about["classes"][0], about["classes"][15]) == ("background", "person")
