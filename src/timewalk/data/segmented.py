@@ -9,9 +9,10 @@ section 1.
 Shapes: H and W rows and columns of a stored image, S side of a resized one.
 """
 
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -136,8 +137,15 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
     classes = tuple(about["classes"])
     zero_is_void = bool(about["parameters"].get("zero_is_void"))
     lookup = _class_table(len(classes), zero_is_void)
+    # Below the folder that holds them all: stems alone may be the same in two sub-folders.
+    above = posixpath.commonpath([posixpath.dirname(image) for image, _ in rows]) if rows else ""
     clips = [
-        SegmentedClip(str(Path(image).with_suffix("")), (root / image,), (root / mask,), lookup)
+        SegmentedClip(
+            PurePosixPath(image).relative_to(above).with_suffix("").as_posix(),
+            (root / image,),
+            (root / mask,),
+            lookup,
+        )
         for image, mask in rows
     ]
     if not clips:
