@@ -143,6 +143,24 @@ def test_a_damaged_archive(tmp_path, server, davis_zip):
     assert not (tmp_path / "raw" / "DAVIS").exists()
 
 
+def encrypted(content):
+    """Set the flag of encryption in the local and the central headers of a zip."""
+    content = bytearray(content)
+    for magic, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.find(magic)
+        while start >= 0:
+            content[start + flags] |= 1
+            start = content.find(magic, start + 4)
+    return bytes(content)
+
+
+def test_an_encrypted_archive(tmp_path, server, davis_zip):
+    server.files["DAVIS.zip"] = encrypted(davis_zip)
+    with pytest.raises(UserError, match=r"DAVIS\.zip cannot be unpacked \(it is encrypted\); cor"):
+        run(tmp_path, url=f"{server.address}/DAVIS.zip")
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == [".lock"]
+
+
 def test_several_official_archives_are_fetched_one_by_one(tmp_path, server, monkeypatch):
     video_sets.davis2017(tmp_path / "made")
     parts = ("JPEGImages", "Annotations", "ImageSets")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from timewalk.artefacts import read_manifest
+from timewalk.config import Split
 from timewalk.data import frame_folders
 from timewalk.data.clips import open_clips
 from timewalk.data.frame_folders import index_frame_folders, open_stores
@@ -246,6 +247,33 @@ def test_what_holds_no_video_is_one_sentence(tmp_path, manifest):
         index_frame_folders(tmp_path / "empty", manifest)
 
 
+@pytest.mark.parametrize("above", ["", "train"])
+@pytest.mark.parametrize("masks", ["Annotations", "Annotations_unsupervised"])
+def test_a_published_root_with_masks_is_refused(tmp_path, manifest, above, masks):
+    root = tmp_path / "set"
+    frame(root / above / "JPEGImages" / "walk" / "00000.jpg")
+    frame(root / above / masks / "walk" / "00000.png")
+    images = root / above / "JPEGImages"
+    with pytest.raises(UserError, match=rf"{masks}/walk for one, and the masks would") as caught:
+        index_frame_folders(root, manifest)
+    assert str(caught.value).endswith(f"name the frames' folder, {images}.")
+    assert index_frame_folders(images, manifest)["counts"]["videos"] == 1
+
+
+def test_a_folder_without_frames_is_refused_with_a_split_only(root, manifest):
+    (root / "deep" / "lost" / "deeper").mkdir(parents=True)
+    (root / "zoo" / "notes").mkdir()
+    part = Split(part="train", share=0.5)
+    with pytest.raises(UserError, match=r"deep/lost holds no frame of its own, so that the key"):
+        index_frame_folders(root, manifest, split=part)
+    assert not manifest.parent.exists()
+    assert index_frame_folders(root, manifest)["counts"]["videos"] == 3
+    (root / "deep" / "lost" / "deeper").rmdir()
+    (root / "deep" / "lost").rmdir()
+    about = index_frame_folders(root, manifest, split=part)
+    assert (about["counts"]["videos"], about["parameters"]["split"]["names"]) == (1, 3)
+
+
 def test_what_changed_after_indexing_is_noticed(root, manifest):
     index_frame_folders(root, manifest)
     frame(root / "zoo" / "00005.jpg", 200, (14, 8))
@@ -279,3 +307,11 @@ def test_stores_can_be_sent_to_other_processes(root, manifest):
     assert again[0].listing is again[2].listing
     assert [a.jpeg(1) for a in again] == [b.jpeg(1) for b in stores]
     assert np.array_equal(again[1].times, stores[1].times)
+
+
+def test_the_users_own_list_is_not_replaced(root):
+    source = listed(root, LINES)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match=r"list\.txt would be replaced by the list of frames"):
+        index_frame_folders(source, source.with_suffix(".json"))
+    assert source.read_bytes() == before

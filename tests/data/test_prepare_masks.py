@@ -137,6 +137,21 @@ def test_an_archive_is_fetched_and_its_digest_recorded(tmp_path, target, monkeyp
     assert len(asked) == 1
 
 
+def test_the_official_archive_is_not_fetched_for_trainaug(tmp_path, target, monkeypatch):
+    monkeypatch.setattr(archive, "fetch_http", lambda *words: pytest.fail("fetched"))
+    with pytest.raises(
+        UserError,
+        match=r"set\.url: the official archive holds neither the list 'trainaug' nor its masks; "
+        "set the key 'train' to 'train'",
+    ):
+        index_voc(tmp_path / "new", target, url="official")
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(
+        UserError, match="set the key 'url' to 'official' and the key 'train' to 'train', or corr"
+    ):
+        index_voc(tmp_path / "new", target)
+
+
 def test_a_digest_needs_an_address():
     raw = {"kind": "voc2012", "root": "x", "sha256": "0" * 64}
     with pytest.raises(UserError, match="has `sha256` but no `url` that it could belong to"):
@@ -179,6 +194,35 @@ def test_faults_of_the_lists_of_voc(voc, target):
         index_voc(voc, target)
     with pytest.raises(UserError, match="test"):
         check(VOC2012, {"kind": "voc2012", "root": "x", "test": "test"})
+
+
+@pytest.mark.parametrize("slash", ["/", ""])
+def test_lists_of_paths_of_images_and_masks(voc, target, slash):
+    plain = index_voc(voc, target)
+    for split in ("trainaug", "val"):
+        listed = voc / "ImageSets" / "Segmentation" / f"{split}.txt"
+        listed.write_text(
+            "".join(
+                f"{slash}JPEGImages/{stem}.jpg {slash}SegmentationClassAug/{stem}.png\n"
+                for stem in listed.read_text().split()
+            )
+        )
+    about = index_voc(voc, target)
+    assert about["digest"] == plain["digest"]
+    assert rows(target, "test")[0] == ("JPEGImages/2008_01.jpg", "SegmentationClass/2008_01.png")
+
+
+@pytest.mark.parametrize(
+    "line", ["/JPEGImages/2008_01.jpg /SegmentationClassAug/2008_02.png", "2008_01  1"]
+)
+def test_a_line_of_voc_names_one_image(voc, target, line):
+    listed = voc / "ImageSets" / "Segmentation" / "val.txt"
+    listed.write_text(f"{line}\n")
+    with pytest.raises(UserError, match=f"the line '{line}' of .*val.txt names two images, or the"):
+        index_voc(voc, target)
+    listed.write_text("2008_01\n/JPEGImages/2008_01.jpg\n")
+    with pytest.raises(UserError, match=r"/2008_01\.jpg' of .* or the image of another line; "):
+        index_voc(voc, target)
 
 
 def colours(path):
@@ -324,6 +368,43 @@ def test_classes_by_number_and_by_name(tmp_path, ade, target):
     raw = {"kind": "segmentation_folder", "root": "x", "classes": 0}
     with pytest.raises(UserError, match="classes"):
         check(SegmentationFolder, raw)
+
+
+def test_a_table_is_no_list_of_classes(tmp_path, ade, target):
+    listed = tmp_path / "names.txt"
+    listed.write_text("Idx\tName\n1\twall\n")
+    with pytest.raises(UserError, match=r"classes: .*names\.txt holds a table, such as 'Idx"):
+        index_folder(ade, target, classes=str(listed))
+
+
+def test_true_is_no_number_of_classes():
+    with pytest.raises(UserError, match=r"classes.* is True: Input should be a valid integer"):
+        check(SegmentationFolder, {"kind": "segmentation_folder", "root": "x", "classes": True})
+
+
+@pytest.mark.parametrize("key", ["images", "masks", "train", "test"])
+@pytest.mark.parametrize("place", ["/data/images", "../images", "a/../../b"])
+def test_folders_lie_below_the_root(key, place):
+    raw = {"kind": "segmentation_folder", "root": "x", key: place}
+    with pytest.raises(UserError, match=f"{key} is '{place}': name a folder below `root`, neither"):
+        check(SegmentationFolder, raw)
+
+
+def test_linked_sub_folders_are_followed(tmp_path, ade, target):
+    before = index_folder(ade, target)
+    for kind in ("images", "annotations"):
+        folder, other = ade / kind / "training", tmp_path / "other" / kind
+        other.mkdir(parents=True)
+        for path in list(folder.glob("a_1.*")):
+            path.rename(other / path.name)
+        (folder / "b").symlink_to(other)
+        (other / "up").symlink_to(folder)
+    about = index_folder(ade, target)
+    assert about["counts"] == before["counts"]
+    assert rows(target, "train")[2] == (
+        "images/training/b/a_1.jpg",
+        "annotations/training/b/a_1.png",
+    )
 
 
 def test_images_and_masks_that_do_not_pair(ade, target):

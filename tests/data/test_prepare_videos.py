@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.miniature import video_sets
-from timewalk.artefacts import read_json
+from timewalk.artefacts import read_json, sha256_file
 from timewalk.check import check
 from timewalk.config import (
     FBMS59,
@@ -298,9 +298,43 @@ def test_youtube_vos_with_a_list_of_ones_own(tmp_path, target):
     (tmp_path / "mine.txt").write_text("00a23ccf53\n")
     videos = opened("youtube_vos", root, target, list_file=str(tmp_path / "mine.txt"))
     assert [video.name for video in videos] == ["00a23ccf53"]
+    about = read_json(target)
+    assert sorted(about["inputs"]) == ["mine.txt", "train/meta.json"]
+    assert about["inputs"]["mine.txt"] == sha256_file(tmp_path / "mine.txt")
     (tmp_path / "mine.txt").write_text("zzz\n")
     with pytest.raises(UserError, match=r"list_file: 'zzz' of .*mine\.txt is no sequence of"):
         index("youtube_vos", root, target, list_file=str(tmp_path / "mine.txt"))
+
+
+def test_lists_of_ones_own_that_cannot_be_read(tmp_path, target):
+    root, listed = tmp_path / "vos", tmp_path / "mine.txt"
+    video_sets.youtube_vos(root)
+    with pytest.raises(UserError, match=r"mine\.txt is missing.*; .* or correct 'list_file'\.$"):
+        index("youtube_vos", root, target, list_file=str(listed))
+    listed.write_bytes("0043f083b5\n# Küche\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine\.txt is no UTF-8 text; save it as UTF-8\.$"):
+        index("youtube_vos", root, target, list_file=str(listed))
+    listed.write_text("0043f083b5\n", encoding="utf-8-sig")
+    videos = opened("youtube_vos", root, target, list_file=str(listed))
+    assert [video.name for video in videos] == ["0043f083b5"]
+
+
+@pytest.mark.parametrize("number", [-1, 0, 254, 255, 300])
+def test_an_id_that_no_mask_can_hold(tmp_path, target, number):
+    root = tmp_path / "vos"
+    video_sets.youtube_vos(root)
+    meta = root / "train" / "meta.json"
+    known = json.loads(meta.read_text())
+    objects = known["videos"]["00a23ccf53"]["objects"]
+    objects["253"] = objects["1"]
+    meta.write_text(json.dumps(known))
+    index("youtube_vos", root, target)
+    objects[str(number)] = objects["1"]
+    meta.write_text(json.dumps(known))
+    with pytest.raises(
+        UserError, match=rf"an object of '00a23ccf53' {number}, but masks hold ids from 1 to 253;"
+    ):
+        index("youtube_vos", root, target)
 
 
 def test_youtube_vos_valid_has_masks_of_first_appearances(tmp_path, target):
@@ -466,8 +500,8 @@ def test_vip(tmp_path, target, place):
 
 
 def test_vip_needs_the_first_mask_only(tmp_path, target):
-    video_sets.vip(tmp_path)
-    masks = sorted((tmp_path / "Annotations" / "Category_ids" / "videos10").iterdir())
+    video_sets.vip(tmp_path / "VIP_Fine")
+    masks = sorted((tmp_path / "VIP_Fine/Annotations/Category_ids/videos10").iterdir())
     masks[1].unlink()
     about = index("vip", tmp_path, target)
     assert about["warnings"] == ["1 frames have no mask and are not scored"]

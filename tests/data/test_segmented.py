@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.miniature import video_sets
-from timewalk.artefacts import write_manifest
+from timewalk.artefacts import sha256_file, write_manifest
 from timewalk.config import FBMS59, Davis2016, Davis2017, MovingShapes, YouTubeVOS
 from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
@@ -50,7 +50,10 @@ def images(tmp_path, ids, classes=3, **parameters):
         layout="voc2012",
         classes=["background", "cat", "dog"][:classes],
         void=True,
-        source={"root": "."},
+        source={
+            "root": ".",
+            "lists_sha256": {s: sha256_file(tmp_path / f"{s}.txt") for s in ("train", "test")},
+        },
         digest="0",
     )
     return tmp_path / "manifest.json"
@@ -180,9 +183,31 @@ def test_masks_are_resized_to_the_nearest(tmp_path):
 
 def test_a_changed_list_is_refused(tmp_path):
     manifest = images(tmp_path, [[[0]], [[1]]])
-    (tmp_path / "test.txt").write_text("")
+    (tmp_path / "test.txt").write_bytes((tmp_path / "train.txt").read_bytes())
     with pytest.raises(UserError, match=r"test\.txt is not the one of"):
         open_segmented(manifest)
     (tmp_path / "test.txt").unlink()
     with pytest.raises(UserError, match=r"test\.txt is missing; run the prepare stage again"):
         open_segmented(manifest)
+
+
+def test_generated_videos_replace_only_generated_ones(tmp_path):
+    video_sets.davis2017(tmp_path / "DAVIS")
+    before = sorted(path for path in (tmp_path / "DAVIS").rglob("*"))
+    config = MovingShapes(kind="moving_shapes", sequences=1, frames=3)
+    with pytest.raises(UserError, match=r"DAVIS exists and was not generated; write the manifest"):
+        prepare("shapes", config, tmp_path / "manifest.json")
+    assert sorted(path for path in (tmp_path / "DAVIS").rglob("*")) == before
+    manifest = tmp_path / "set" / "manifest.json"
+    first = prepare("shapes", config, manifest)
+    manifest.unlink()
+    assert prepare("shapes", config, manifest)["digest"] == first["digest"]
+
+
+def test_nothing_is_written_into_a_set(tmp_path):
+    root = tmp_path / "DAVIS"
+    video_sets.davis2017(root)
+    config = Davis2017(kind="davis2017", root=str(root))
+    for folder in (root, root / "ImageSets"):
+        with pytest.raises(UserError, match=r"manifest\.json would be written into the set itself"):
+            prepare("davis", config, folder / "manifest.json")

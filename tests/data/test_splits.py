@@ -114,6 +114,57 @@ def test_a_folder_that_the_meta_file_does_not_know_would_shift_the_parts(tmp_pat
         prepare("x", config, tmp_path / "manifest.json")
 
 
+def empty(folder):
+    for path in folder.iterdir():
+        path.unlink()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("lost", [0, 3])
+@pytest.mark.parametrize("kind", SETS)
+def test_an_empty_folder_of_either_part_would_shift_the_parts(tmp_path, kind, lost, part):
+    make, model = SETS[kind]
+    make(tmp_path / "set", VIDEOS, 1)
+    images = tmp_path / "set" / "train" / "JPEGImages"
+    empty(images / VIDEOS[lost])
+    config = model(kind=kind, root=str(tmp_path / "set"), split=split(part))
+    message = rf"in .*set, train/JPEGImages/{VIDEOS[lost]} holds no frame: restore the published"
+    with pytest.raises(UserError, match=message):
+        prepare("x", config, tmp_path / "manifest.json")
+    with pytest.raises(UserError, match=rf"JPEGImages/{VIDEOS[lost]} holds no frame of its own"):
+        index_frame_folders(images, tmp_path / "folders.json", split=split(part))
+    assert not (tmp_path / "folders.json").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+@pytest.mark.parametrize("kind", SETS)
+def test_a_missing_folder_of_either_part_would_shift_the_parts(tmp_path, kind, part):
+    make, model = SETS[kind]
+    make(tmp_path / "set", VIDEOS, 1)
+    for lost in (VIDEOS[0], VIDEOS[3]):
+        folder = tmp_path / "set" / "train" / "JPEGImages" / lost
+        empty(folder)
+        folder.rmdir()
+    config = model(kind=kind, root=str(tmp_path / "set"), split=split(part))
+    message = {
+        "youtube_vos": rf"JPEGImages/{VIDEOS[0]} is missing; .*/{VIDEOS[3]} is missing: restore",
+        "mose": rf"Annotations/{VIDEOS[0]} has no folder of frames in train/JPEGImages; .*{lost}",
+    }
+    with pytest.raises(UserError, match=message[kind]):
+        prepare("x", config, tmp_path / "manifest.json")
+
+
+def test_folders_of_another_number_are_told_by_the_digest(tmp_path):
+    video_sets.mose(tmp_path / "set", VIDEOS, 1)
+    images = tmp_path / "set" / "train" / "JPEGImages"
+    config = MOSE(kind="mose", root=str(tmp_path / "set"), split=split("val"))
+    scored = prepare("x", config, tmp_path / "manifest.json")
+    (images / VIDEOS[0]).rename(tmp_path / "elsewhere")
+    trained = index_frame_folders(images, tmp_path / "folders.json", split=split("train"))
+    digests = [about["names_sha256"] for about in (trained["parameters"]["split"], scored["split"])]
+    assert digests[0] != digests[1]
+
+
 def test_folders_of_too_few_videos(tmp_path):
     video_sets.mose(tmp_path / "set", VIDEOS[:1], 1)
     images = tmp_path / "set" / "train" / "JPEGImages"

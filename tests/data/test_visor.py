@@ -10,6 +10,7 @@ import pytest
 from tests.data.test_prepare_masks import tree
 from tests.miniature import video_sets
 from timewalk.artefacts import read_json
+from timewalk.check import check
 from timewalk.cli import main
 from timewalk.config import VISOR
 from timewalk.data.prepare import prepare, visor
@@ -120,6 +121,69 @@ def test_frames_without_masks_are_told(packed, tmp_path):
     ]
 
 
+def test_an_archive_of_equal_size_is_told_by_its_digest(packed, tmp_path, monkeypatch):
+    root, _ = packed
+    first = convert_visor(root, tmp_path / "out")
+    path = root / "masks" / "val" / "P02_07.zip"
+    read = []
+    digest = visor.sha256_file
+    monkeypatch.setattr(visor, "sha256_file", lambda file: read.append(file.name) or digest(file))
+    os.utime(path, (1, 1))
+    for _ in range(2):
+        assert convert_visor(root, tmp_path / "out") == first
+    assert read == ["P02_07.zip"]
+    content = bytearray(path.read_bytes())
+    content[40] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(UserError, match=r"P02_07\.zip has changed since it was unpacked into"):
+        convert_visor(root, tmp_path / "out")
+
+
+def test_a_list_of_other_videos_is_never_replaced(packed, tmp_path):
+    root, _ = packed
+    listed = tmp_path / "out/VISOR_2022/ImageSets/2022/val.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("mine\n")
+    with pytest.raises(UserError, match=r"2022/val\.txt lists other videos than these archives ho"):
+        convert_visor(root, tmp_path / "out")
+    assert [path.name for path in listed.parent.iterdir()] == ["val.txt"]
+    assert listed.read_text() == "mine\n"
+
+
+def test_a_video_belongs_to_one_list(packed, tmp_path):
+    root, _ = packed
+    again = root / "more" / "train" / "P02_07.zip"
+    again.parent.mkdir(parents=True)
+    shutil.copy(root / "rgb_frames" / "val" / "P02_07.zip", again)
+    with pytest.raises(
+        UserError, match="frames of P02_07 lie below both a folder 'train' and a folder 'val'"
+    ):
+        convert_visor(root, tmp_path / "out")
+
+
+def test_the_given_folder_may_name_the_list(packed, tmp_path):
+    root, _ = packed
+    convert_visor(root / "rgb_frames" / "val", tmp_path / "out")
+    lists = tmp_path / "out/VISOR_2022/ImageSets/2022"
+    assert [path.name for path in lists.iterdir()] == ["val.txt"]
+    assert (lists / "val.txt").read_text() == "P02_07\n"
+    # Folders inside say more than the name of the whole.
+    root.rename(tmp_path / "test")
+    convert_visor(tmp_path / "test", tmp_path / "other")
+    lists = tmp_path / "other/VISOR_2022/ImageSets/2022"
+    assert sorted(path.name for path in lists.iterdir()) == ["train.txt", "val.txt"]
+
+
+@pytest.mark.parametrize("level", ["../../../esc", "a/b", "a/", "..", ".hidden", ""])
+def test_the_level_is_one_folder(packed, tmp_path, level):
+    message = r"level is '.*': write the plain name of one folder\."
+    with pytest.raises(UserError, match="visor." + message):
+        convert_visor(packed[0], tmp_path / "out", level)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match=message):
+        check(VISOR, {"kind": "visor", "root": "x", "level": level})
+
+
 def test_faults_of_the_archives(packed, tmp_path):
     root, _ = packed
     output = tmp_path / "out"
@@ -155,6 +219,14 @@ def test_the_output_may_lie_among_the_archives(packed):
     for _ in range(2):
         about = convert_visor(root, root / "out")
         assert about["counts"] == {"archives": 4, "frames": 6, "masks": 6}
+
+
+def test_the_archives_may_lie_in_the_output(packed):
+    root, _ = packed
+    for archives in (root, root.parent):
+        for _ in range(2):
+            about = convert_visor(archives, root.parent)
+            assert about["counts"]["archives"] == 4
 
 
 def test_names_outside_the_folder_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from torch.nn import functional as F
 
+from timewalk.artefacts import sha256_file
 from timewalk.data.generated import save_ids
 from timewalk.encoders import Encoder, Features
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD
@@ -60,9 +61,11 @@ def write_set(folder: Path, train, test, *, classes=CLASSES, name="colours", lay
             save_ids(folder / mask, ids)
             rows.append(f"{image}\t{mask}\n")
         (folder / f"{split}.txt").write_text("".join(rows))
+    lists = {s: sha256_file(folder / f"{s}.txt") for s in ("train", "test")}
+    source = {"root": ".", "lists_sha256": lists}
     about = {
         **{"kind": "labelled_masks", "format": 1, "name": name, "layout": layout},
-        **{"classes": list(classes), "void": True, "source": {"root": "."}},
+        **{"classes": list(classes), "void": True, "source": source},
         "parameters": {"train": "train", "test": "val"},
         "counts": {"train": len(train), "test": len(test), "classes": len(classes)},
         "digest": sha256(np.concatenate([train, test]).tobytes()).hexdigest(),

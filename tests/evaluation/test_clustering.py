@@ -1,6 +1,7 @@
 """Clusters of patch features: what they score on colours, how they go on, what they refuse."""
 
 import csv
+import json
 import sys
 
 import numpy as np
@@ -19,6 +20,7 @@ from tests.evaluation.coloured_masks import (
     write_set,
 )
 from tests.miniature import video_sets
+from timewalk.artefacts import sha256_file
 from timewalk.config import Davis2017, YouTubeVOS
 from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
@@ -390,7 +392,11 @@ def test_images_of_one_name_in_two_folders(run, tmp_path):
             source = manifest.parent / f"test{number}{name}.png"
             source.rename(folder / f"image{name}.png")
         rows.append(f"part{number}/image.png\tpart{number}/image_mask.png\n")
-    (manifest.parent / "test.txt").write_text("".join(rows))
+    listed = manifest.parent / "test.txt"
+    listed.write_text("".join(rows))
+    about = json.loads(manifest.read_text())
+    about["source"]["lists_sha256"]["test"] = sha256_file(listed)
+    manifest.write_text(json.dumps(about))
     run(manifest)
     names = [row["name"] for row in rows_of(tmp_path / "out" / "scores.csv")]
     assert names == ["part0/image", "part1/image"]

@@ -174,6 +174,14 @@ def labelled_frames(wildcards):
     ]
 
 
+def labelled_lists(wildcards):
+    """Return the lists of one's own that a labelled set names: files that may change."""
+    labelled = SUITE.config.labelled[wildcards.labelled]
+    named = [getattr(labelled, key, None) for key in ("list_file", "classes")]
+    # The job itself says in one sentence which one is missing, and under which key.
+    return [path for path in named if isinstance(path, str) and os.path.isfile(path)]
+
+
 def run_json(wildcards):
     """Return a run's configuration with its method's defaults."""
     return as_json(SUITE.run(wildcards.run))

@@ -1,7 +1,8 @@
 # A labelled set, checked and indexed in place.
 rule prepare:
     input:
-        labelled_frames,
+        frames=labelled_frames,
+        lists=labelled_lists,
     output:
         f"{DATA}/datasets/{{labelled}}/manifest.json",
     log:
@@ -18,4 +19,4 @@ rule prepare:
         settings=labelled_json,
     shell:
         "timewalk --log {log} prepare {wildcards.labelled} {output:q}"
-        " --settings {params.settings:q} --frames {input:q}"
+        " --settings {params.settings:q} --frames {input.frames:q}"

@@ -1,10 +1,27 @@
 """Keys of labelled sets, of images and of videos: a model for each kind."""
 
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from timewalk.config.base import Name, Positive, Split, Strict
+
+
+def _below(path: str) -> str:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError("name a folder below `root`, neither absolute nor with `..`")
+    return path
+
+
+def _one_folder(name: str) -> str:
+    if not name or name.startswith(".") or PurePosixPath(name).name != name:
+        raise ValueError("write the plain name of one folder")
+    return name
+
+
+Below = Annotated[str, AfterValidator(_below)]
+FolderName = Annotated[str, AfterValidator(_one_folder)]
 
 
 class _Labelled(Strict):
@@ -145,7 +162,7 @@ class VISOR(PublishedVideos):
     kind: Literal["visor"]
     subset: Literal["train", "val", "test"] | None = None
     """which list of `ImageSets/2022`; null: every folder of frames, whatever the lists say"""
-    level: str = "480p"
+    level: FolderName = "480p"
     """name of the sub-folder of `JPEGImages` and `Annotations` that holds the sequences"""
 
 
@@ -220,18 +237,18 @@ class SegmentationFolder(MaskedImages):
     kind: Literal["segmentation_folder"]
     root: str
     """folder that holds the images' and the masks' folder"""
-    train: str = "training"
+    train: Below = "training"
     """sub-folder of both that is the training split"""
-    test: str = "validation"
+    test: Below = "validation"
     """sub-folder of both that is scored"""
-    images: str = "images"
+    images: Below = "images"
     """folder of the images, below `root`"""
-    masks: str = "annotations"
+    masks: Below = "annotations"
     """folder of the masks, below `root`"""
     zero_is_void: bool = True
     """whether id 0 is no class, as in ADE20K: it becomes void, and ids from 1 on become classes
     from 0 on. 255 is void in either case"""
-    classes: Annotated[int, Field(ge=1, le=253)] | str | None = None
+    classes: Annotated[int, Field(ge=1, le=253, strict=True)] | str | None = None
     """number of classes, or a text file with the name of one a line, in the order of their ids;
     null: as many as the masks' greatest id needs"""
 

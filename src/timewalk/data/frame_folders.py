@@ -22,16 +22,17 @@ import numpy as np
 from timewalk.artefacts import atomic_path, read_json, read_manifest, sha256_file, write_manifest
 from timewalk.config import Split
 from timewalk.data.folder import FrameIndex, FrameStore, verified
-from timewalk.data.images import SHOWN, Checked, check_file, image_names, walk_images
+from timewalk.data.images import SHOWN, Checked, check_file
 from timewalk.data.prepare.folder import relative_to
+from timewalk.data.prepare.videos import folders_in
 from timewalk.data.shards import open_store
-from timewalk.data.splits import part_of, record
+from timewalk.data.splits import SUFFIXES, part_of, record
+from timewalk.data.walk import image_names, walk_images
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
 
 KIND = "frame_folders"
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
 """files that are videos themselves, which are not read here"""
 REMEDY = "run the folders stage again"
@@ -116,14 +117,16 @@ def index_frame_folders(
         The manifest, of kind `frame_folders`.
 
     Raises:
-        UserError: no folder with frames, images beside folders with images, video files, a line of
-            the list that does not agree with its folder, frames that cannot be read, that have no
-            order, or whose sizes differ within a video.
+        UserError: no folder with frames, images beside folders with images, frames and masks, video
+            files, a line of the list that does not agree with its folder, frames that cannot be
+            read, that have no order, or whose sizes differ within a video; with `split`, a folder
+            without frames beside those with frames.
     """
     videos, root = _found(source), source if source.is_dir() else source.parent
     parameters: dict[str, Any] = {}
     if split is not None:
         names = [video.folder for video in videos]
+        _refuse_empty(root, names)
         part = set(part_of(names, split, f"{source}: the data set's key 'split'"))
         videos = [video for video in videos if video.folder in part]
         parameters = {"split": record(names, split)}
@@ -136,6 +139,11 @@ def index_frame_folders(
     # A video begins where the time is 0.
     index.times[:] = np.arange(len(listing)) - np.repeat(starts, counts)
     listing_path, index_path = manifest.with_suffix(".txt"), manifest.with_suffix(".index.npz")
+    if source.resolve() in (listing_path.resolve(), index_path.resolve()):
+        raise UserError(
+            f"{source} would be replaced by the list of frames beside {manifest}; give the "
+            "manifest another name."
+        )
     with atomic_path(listing_path) as temporary:
         temporary.write_bytes(listing.data)
     index.save(index_path)
@@ -214,7 +222,34 @@ def _below(root: Path) -> list[_Video]:
                     f"{root / above} holds images and so does {root / folder} below it, so that "
                     "it is not clear what is a video: move the images that are no frames away."
                 )
+    _refuse_masks(root, sorted(holding))
     return sorted(videos)
+
+
+def _refuse_masks(root: Path, folders: list[str]) -> None:
+    """Refuse a published set's root, below which masks are folders of images too."""
+    parts = [PurePosixPath(folder).parts for folder in folders]
+    frames = [path[: path.index("JPEGImages") + 1] for path in parts if "JPEGImages" in path]
+    masks = [path for path in parts if any(part.startswith("Annotations") for part in path)]
+    if frames and masks:
+        raise UserError(
+            f"{root} holds frames and masks, {root.joinpath(*masks[0])} for one, and the masks "
+            f"would be trained on: name the frames' folder, {root.joinpath(*frames[0])}."
+        )
+
+
+def _refuse_empty(root: Path, names: list[str]) -> None:
+    """Refuse a folder that may have lost its frames: without it both parts would be others."""
+    holding = {PurePosixPath(name) for name in names}
+    above = {folder for name in holding for folder in name.parents}
+    for folder in sorted(above):
+        for name in folders_in(root / folder):
+            if folder / name not in holding | above:
+                raise UserError(
+                    f"{root / folder / name} holds no frame of its own, so that the key 'split' "
+                    "would draw other parts than from all videos: restore its frames, or remove it "
+                    "from the labelled set too."
+                )
 
 
 def _listed(path: Path) -> Iterator[_Video]:

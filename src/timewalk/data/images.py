@@ -7,11 +7,10 @@ their lengths and checksums, so that an image that was changed later is noticed 
 import hashlib
 import io
 import logging
-import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from timewalk.data.checksum import crc32c
 from timewalk.data.folder import FrameIndex, verified
 from timewalk.data.prepare.base import IMAGE_SUFFIXES, check_image
 from timewalk.data.prepare.folder import relative_to
+from timewalk.data.walk import walk_images
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -137,41 +137,6 @@ def open_images(manifest: Path, about: dict[str, Any], index: FrameIndex) -> Ima
     # Not splitlines: names may hold rarer line separators, such as U+2028.
     files = listing.read_text(encoding="utf-8").split("\n")[:-1]
     return ImageStore(about["video"], manifest.parent / about["images"], files, index)
-
-
-def walk_images(root: Path, suffixes: Collection[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield every folder that holds images, relative to ``root``, and the images' names.
-
-    Hidden files and folders are passed over; links are followed, but not in circles.
-
-    Raises:
-        UserError: a folder cannot be read, or an image has a line break in its name.
-    """
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
-        # A link may lead back up.
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if found := image_names(Path(folder), names, suffixes):
-            yield Path(folder).relative_to(root).as_posix(), found
-
-
-def image_names(folder: Path, names: Iterable[str], suffixes: Collection[str]) -> list[str]:
-    """Return the names of a folder's images, by suffix and in no order."""
-    found = [
-        name for name in names if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-    ]
-    for name in found:
-        if "\n" in name or "\r" in name:
-            raise UserError(f"{name!r} in {folder} has a line break in its name; rename it.")
-    return found
-
-
-def _unreadable(error: OSError) -> NoReturn:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}): correct its rights.")
 
 
 def check_file(path: Path) -> Checked | str:

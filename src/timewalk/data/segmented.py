@@ -86,7 +86,7 @@ class SegmentedSet:
     def title(self) -> str:
         """Layout and part, such as `voc2012-val`, with all that makes it another set."""
         settings = self.about["parameters"]
-        parts = [settings.get("kind", self.kind), self.split]
+        parts = [settings.get("kind", self.kind), *([self.split] if self.split else [])]
         if split := settings.get("split"):
             parts.append(f"{split['part']}{100 * split['share']:g}s{split['seed']}")
         if settings.get("list_file"):
@@ -131,9 +131,9 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
     root, listed = manifest.parent / about["source"]["root"], manifest.parent / f"{split}.txt"
     if not listed.is_file():
         raise UserError(f"{listed} is missing; run the prepare stage again.")
-    rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
-    if len(rows) != about["counts"][split]:
+    if sha256_file(listed) != about["source"]["lists_sha256"][split]:
         raise UserError(f"{listed} is not the one of {manifest}; run the prepare stage again.")
+    rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
     classes = tuple(about["classes"])
     zero_is_void = bool(about["parameters"].get("zero_is_void"))
     lookup = _class_table(len(classes), zero_is_void)

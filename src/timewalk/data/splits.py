@@ -15,6 +15,9 @@ import numpy as np
 from timewalk.config import Split
 from timewalk.errors import UserError
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
+"""of frames: a folder with such a file is a video of training"""
+
 
 def part_of(names: Iterable[str], split: Split, key: str) -> list[str]:
     """Return the names of one part, sorted.

@@ -15,7 +15,7 @@ from typing import Any
 from timewalk.artefacts import write_manifest
 from timewalk.config import ArrayLabels, FolderLabels, Labelled, MaskedImages, VideoLabels
 from timewalk.data.prepare.arrays import prepare_arrays
-from timewalk.data.prepare.base import Prepared
+from timewalk.data.prepare.base import Prepared, check_output
 from timewalk.data.prepare.folder import prepare_folder
 from timewalk.data.prepare.masks import prepare_masks
 from timewalk.data.prepare.published import prepare_videos
@@ -47,6 +47,7 @@ def prepare(
     if isinstance(config, MaskedImages):
         return prepare_masks(name, config, manifest)
     if isinstance(config, FolderLabels):
+        check_output(name, Path(config.root), manifest)
         prepared = prepare_folder(name, config, manifest.parent)
     elif isinstance(config, ArrayLabels):
         prepared = prepare_arrays(name, config, manifest.parent)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 NOTE = ".fetched.json"
 RETRIES = 20
 TIMEOUT_S = 30.0
+ENCRYPTED = 1
+"""bit of a zip entry's flags"""
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
 
 
@@ -131,6 +133,7 @@ def unpack(archive: Path, root: Path) -> None:
         UserError: a name outside the folder, a link or a device, or what is to be unpacked is
             there already.
         tarfile.ReadError: neither zip nor tar.
+        zipfile.BadZipFile: a damaged or an encrypted zip archive.
     """
     temporary = root / f"{archive.name}.unpacked"
     if temporary.exists():
@@ -162,6 +165,8 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
             kind = stat.S_IFMT(item.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
             _check_name(archive, item.filename, plain)
+            if item.flag_bits & ENCRYPTED:
+                raise zipfile.BadZipFile("it is encrypted")
         packed.extractall(folder)
 
 

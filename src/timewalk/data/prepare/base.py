@@ -85,3 +85,17 @@ def set_digest(items: Sequence[tuple[str, int, str]]) -> str:
     for file, label, content in items:
         digest.update(f"{file}\t{label}\t{content}\n".encode())
     return digest.hexdigest()
+
+
+def check_output(name: str, root: Path, manifest: Path) -> None:
+    """Refuse to write a manifest and its lists into the set itself.
+
+    Raises:
+        UserError: names the folder.
+    """
+    inside, folder = root.resolve(), manifest.parent.resolve()
+    if folder == inside or inside in folder.parents:
+        raise UserError(
+            f"labelled.{name}: {manifest} would be written into the set itself; name another "
+            "folder for it, or move the set."
+        )

@@ -13,11 +13,12 @@ from typing import Any
 from timewalk.artefacts import sha256_file, write_manifest, write_text
 from timewalk.config import VOC2012, MaskedImages, SegmentationFolder
 from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
+from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.folder import relative_to
 from timewalk.data.prepare.segmentation_folder import find_segmentation_folder
 from timewalk.data.prepare.stills import MaskLayout, check_pairs
 from timewalk.data.prepare.videos import missing
-from timewalk.data.prepare.voc2012 import OFFICIAL, find_voc2012
+from timewalk.data.prepare.voc2012 import OFFICIAL, check_fetch, find_voc2012
 from timewalk.data.segmented import MASKS
 from timewalk.errors import UserError
 
@@ -47,12 +48,14 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
     else:
         assert isinstance(config, SegmentationFolder)
         layout = find_segmentation_folder(name, config)
+    check_output(name, layout.root, manifest)
     classes, digest = check_pairs(name, layout)
     warnings += _shared(layout)
     for warning in warnings:
         log.warning("labelled.%s: %s", name, warning)
-    for split in layout.pairs:
-        _write_list(manifest.parent / f"{split}.txt", layout, split)
+    lists = {split: manifest.parent / f"{split}.txt" for split in layout.pairs}
+    for split, path in lists.items():
+        _write_list(path, layout, split)
     counts = {split: len(pairs) for split, pairs in layout.pairs.items()}
     parameters = config.model_dump(mode="json")
     return write_manifest(
@@ -66,7 +69,10 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
         layout=parameters["kind"],
         classes=classes,
         void=True,
-        source={"root": relative_to(layout.root, manifest.parent)},
+        source={
+            "root": relative_to(layout.root, manifest.parent),
+            "lists_sha256": {split: sha256_file(path) for split, path in lists.items()},
+        },
         digest=digest,
     )
 
@@ -74,10 +80,11 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
 def _voc2012(name: str, config: VOC2012) -> MaskLayout:
     layout = find_voc2012(name, config)
     if layout is None and config.url is not None:
+        check_fetch(name, config)
         fetch_archives(name, config, OFFICIAL)
         layout = find_voc2012(name, config)
     if layout is None:
-        missing(name, Path(config.root), OFFICIAL)
+        missing(name, Path(config.root), OFFICIAL, " and the key 'train' to 'train'")
     return layout
 
 

@@ -7,6 +7,7 @@ the training part only, so that a part to score on is drawn from it by a seed.
 from pathlib import Path
 
 from timewalk.config import MOSE
+from timewalk.data.prepare.parts import draw
 from timewalk.data.prepare.videos import (
     Faults,
     Layout,
@@ -19,7 +20,6 @@ from timewalk.data.prepare.videos import (
     pair,
 )
 from timewalk.data.sequences import Sequence
-from timewalk.data.splits import part_of, record
 
 
 def source_mose(config: MOSE) -> Source:
@@ -46,8 +46,7 @@ def find_mose(name: str, config: MOSE, root: Path) -> Layout:
         faults.add(masks / item, "has no folder of frames in train/JPEGImages")
     split = None
     if config.split is not None and names:
-        split = record(names, config.split)
-        names = part_of(names, config.split, f"labelled.{name}.split")
+        names, split = draw(name, config.split, names, images, faults)
     videos = []
     for item in choose(name, config, names):
         frames = folder_frames(images / item, [".jpg"], faults)

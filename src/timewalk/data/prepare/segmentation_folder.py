@@ -1,7 +1,7 @@
 """Folders of images and of masks with class ids: ``<images>/<split>/*``, ``<masks>/<split>/*``.
 
 The layout of ADE20K's scene parsing, whose id 0 is no class: ids from 1 on become classes from 0
-on. Images and masks are paired by name, sub-folders included.
+on. Images and masks are paired by name, sub-folders and links included.
 """
 
 from collections.abc import Collection
@@ -10,6 +10,7 @@ from pathlib import Path
 from timewalk.config import SegmentationFolder
 from timewalk.data.prepare.stills import MOST_CLASSES, MaskLayout
 from timewalk.data.prepare.videos import IMAGES, Faults, read_names
+from timewalk.data.walk import walk_images
 from timewalk.errors import UserError
 
 MASKS = frozenset({".png", ".bmp"})
@@ -51,14 +52,12 @@ def _by_name(
             f"and '{keys[1]}'."
         )
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if hidden or path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        earlier = found.setdefault(inside.with_suffix("").as_posix(), path)
-        if earlier != path:
-            faults.add(path, f"has the name of {earlier.name}")
+    for place, files in walk_images(folder, suffixes):
+        for file in sorted(files):
+            path = folder / place / file
+            key = path.relative_to(folder).with_suffix("").as_posix()
+            if (earlier := found.setdefault(key, path)) != path:
+                faults.add(path, f"has the name of {earlier.name}")
     if not found:
         faults.add(folder, "holds no image")
     return found
@@ -70,6 +69,11 @@ def _classes(name: str, config: SegmentationFolder) -> list[str] | None:
     if isinstance(config.classes, int):
         return [f"class_{number}" for number in range(config.classes)]
     names = read_names(name, Path(config.classes), "classes", "class")
+    if rows := [line for line in names if "\t" in line]:
+        raise UserError(
+            f"labelled.{name}.classes: {config.classes} holds a table, such as {rows[0]!r}; write "
+            "one name a line, without a heading."
+        )
     if len(names) > MOST_CLASSES:
         raise UserError(
             f"labelled.{name}.classes: {config.classes} names {len(names)} classes, but masks have "

@@ -151,7 +151,7 @@ def read_names(name: str, path: Path, key: str = "subset", what: str = "sequence
         what: of what it is a list.
 
     Raises:
-        UserError: no such file, no name in it, or a name twice.
+        UserError: no such file, no UTF-8 text, no name in it, or a name twice.
     """
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob(f"*{path.suffix}"))
@@ -159,8 +159,13 @@ def read_names(name: str, path: Path, key: str = "subset", what: str = "sequence
         raise UserError(
             f"labelled.{name}: the list {path} is missing{known}; restore it or correct '{key}'."
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    names = [line for line in names if line]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"labelled.{name}: the list {path} is no UTF-8 text; save it as UTF-8."
+        ) from None
+    names = [line.strip() for line in text.splitlines() if line.strip()]
     twice = [line for line, count in Counter(names).items() if count > 1]
     if not names or twice:
         fault = f"names '{twice[0]}' twice" if twice else f"names no {what}"
@@ -363,13 +368,16 @@ def counts(checked: Sequence[Checked]) -> dict[str, int]:
     }
 
 
-def missing(name: str, root: Path, source: Source) -> NoReturn:
-    """Raise the message for a set that is not where it is said to be."""
+def missing(name: str, root: Path, source: Source, besides: str = "") -> NoReturn:
+    """Raise the message for a set that is not where it is said to be.
+
+    ``besides`` is what an official archive needs beside the key `url`.
+    """
     fault = f"there is no folder {root}"
     if root.is_dir():
         absent = next(needed for needed in source.needed if not (root / needed).is_dir())
         fault = f"{root} holds no {absent}"
-    fetch = ", or set the key 'url' to 'official'" if source.archives else ""
+    fetch = f", or set the key 'url' to 'official'{besides}" if source.archives else ""
     raise UserError(
         f"labelled.{name}.root: {fault}; get {source.title} from {source.page} so that it holds "
         f"{source.tree}{fetch}, or correct the path."

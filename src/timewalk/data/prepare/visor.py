@@ -12,6 +12,7 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from timewalk.artefacts import (
     write_manifest,
     write_text,
 )
+from timewalk.check import check
 from timewalk.config import VISOR
 from timewalk.data.prepare.archive import DAMAGED, unpack
 from timewalk.data.prepare.videos import (
@@ -91,10 +93,11 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
 
     Each archive is one video: its .jpg files are frames, its .png files masks, at any depth. What
     is unpacked already is not unpacked again. Images keep their size whatever the level's name.
+    A list of other videos that is there already is never replaced.
 
     Args:
         archives: folder with ``<video>.zip``, at any depth; a folder `train`, `val` or `test` above
-            an archive says which list its video goes to.
+            an archive, or else this folder's own name, says which list its video goes to.
         output: gets ``cache/``, ``VISOR_2022/`` and ``manifest.json``.
         level: name of the folder above the videos.
 
@@ -103,8 +106,10 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
 
     Raises:
         UserError: no archive, or none with images; a damaged one, or one that was changed since it
-            was unpacked; two files of one name in a video; another file in a link's place.
+            was unpacked; two files of one name in a video; another file in a link's place; a video
+            for two lists; a list of other videos; a level that is no folder's name.
     """
+    check(VISOR, {"kind": "visor", "root": str(output), "level": level}, "visor")
     packed = _packed(archives, output)
     tree = output / TREE
     subsets: dict[str, set[str]] = defaultdict(set)
@@ -117,7 +122,7 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
         found = _images(path, folder)
         if not any(found.values()):
             bare.append(place.as_posix())
-        for subset in [part for part in place.parts[:-1] if part in SUBSETS and found[".jpg"]]:
+        for subset in _subsets(place, archives) if found[".jpg"] else ():
             subsets[subset].add(path.stem)
         for suffix, kind in FOLDER_OF.items():
             count[suffix] += len(found[suffix])
@@ -127,9 +132,7 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
             f"the archives of {archives} hold no .jpg frame and no .png mask; name the folder of "
             "VISOR's frames, and make masks from polygons with VISOR's own converter."
         )
-    for subset, names in subsets.items():
-        listed = tree / "ImageSets" / "2022" / f"{subset}.txt"
-        write_text(listed, "".join(f"{name}\n" for name in sorted(names)))
+    _write_lists(tree / "ImageSets" / "2022", subsets)
     warnings = _without_partner(tree, level)
     if bare:
         warnings.append(f"{len(bare)} archives hold neither frames nor masks: {_shown(bare)}")
@@ -147,23 +150,56 @@ def convert_visor(archives: Path, output: Path, level: str = "480p") -> dict[str
 
 def _packed(archives: Path, output: Path) -> list[Path]:
     """Return the archives, but none that came out of another."""
+    cache = (output / "cache").resolve()
     found = sorted(path for path in archives.rglob("*.zip") if path.is_file())
-    found = [path for path in found if output.resolve() not in path.resolve().parents]
+    found = [path for path in found if cache not in path.resolve().parents]
     if not found:
         raise UserError(f"{archives} holds no zip archive; name the folder of VISOR's downloads.")
     return found
 
 
+def _subsets(place: Path, archives: Path) -> set[str]:
+    """Return the lists that the folders above an archive name."""
+    inside = {part for part in place.parts[:-1] if part in SUBSETS}
+    return inside or {archives.resolve().name}.intersection(SUBSETS)
+
+
+def _write_lists(folder: Path, subsets: dict[str, set[str]]) -> None:
+    for one, other in combinations(sorted(subsets), 2):
+        if both := subsets[one] & subsets[other]:
+            raise UserError(
+                f"the frames of {_shown(both)} lie below both a folder '{one}' and a folder "
+                f"'{other}'; keep one of them, so that no video is in two lists."
+            )
+    texts = {
+        folder / f"{subset}.txt": "".join(f"{name}\n" for name in sorted(names))
+        for subset, names in subsets.items()
+    }
+    for path, text in texts.items():
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            raise UserError(
+                f"{path} lists other videos than these archives hold; remove or rename it, and "
+                "run again."
+            )
+    for path, text in texts.items():
+        write_text(path, text)
+
+
 def _unpacked(archive: Path, folder: Path) -> str:
     """Unpack an archive into a folder of its own, if it is not there; return its SHA-256."""
-    size = archive.stat().st_size
+    status = archive.stat()
+    size, changed = status.st_size, status.st_mtime_ns
     if folder.is_dir():
         note = read_json(folder / NOTE)
-        if note["bytes"] != size:
+        # Archives are large: only one whose time of change differs is read again.
+        touched = note.get("mtime_ns") != changed
+        if note["bytes"] != size or (touched and note["sha256"] != sha256_file(archive)):
             raise UserError(
                 f"{archive} has changed since it was unpacked into {folder}: remove that folder, "
                 "and run again."
             )
+        if touched:
+            write_json(folder / NOTE, {**note, "mtime_ns": changed})
         return str(note["sha256"])
     part = folder.with_name(f".{folder.name}.part")
     if part.exists():
@@ -175,7 +211,7 @@ def _unpacked(archive: Path, folder: Path) -> str:
             f"{archive} cannot be unpacked ({reason(error)}); take it from its authors again."
         ) from None
     digest = sha256_file(archive)
-    write_json(part / NOTE, {"bytes": size, "sha256": digest})
+    write_json(part / NOTE, {"bytes": size, "mtime_ns": changed, "sha256": digest})
     os.replace(part, folder)
     return digest
 

@@ -3,10 +3,11 @@
 Follows the data set sheet, section 1. Official: ``JPEGImages``, ``SegmentationClass``,
 ``ImageSets/Segmentation/<list>.txt``; voc_data: ``images``, ``SegmentationClass``,
 ``SegmentationClassAug``, ``sets/<list>.txt``. The training lists' masks are those of
-``SegmentationClassAug``, in the official layout only where that folder is there.
+``SegmentationClassAug``, in the official layout only where that folder is there. A list names an
+image by its stem, or by the paths of image and mask, whose stem is taken.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from timewalk.config import VOC2012
 from timewalk.data.prepare.stills import MaskLayout
@@ -44,7 +45,7 @@ def find_voc2012(name: str, config: VOC2012) -> MaskLayout | None:
     """Return the images and masks of both splits; None where the root holds neither layout.
 
     Raises:
-        UserError: a missing list or folder of masks.
+        UserError: a missing list or folder of masks, or a list's line that names no one image.
     """
     place = Path(config.root)
     if (root := find_root(place, OFFICIAL)) is not None:
@@ -65,7 +66,34 @@ def find_voc2012(name: str, config: VOC2012) -> MaskLayout | None:
     layout = MaskLayout(root, CLASSES)
     for key, masks in (("train", augmented), ("test", plain)):
         listed = lists / f"{getattr(config, key)}.txt"
-        stems = read_names(name, listed, key, "image")
+        stems = _stems(name, listed, key)
         layout.pairs[key] = [(images / f"{stem}.jpg", masks / f"{stem}.png") for stem in stems]
         layout.lists.append(listed)
     return layout
+
+
+def check_fetch(name: str, config: VOC2012) -> None:
+    """Refuse to fetch an archive that is known not to hold the training list.
+
+    Raises:
+        UserError: the official address, and the list `trainaug`.
+    """
+    if config.url == "official" and config.train == "trainaug":
+        raise UserError(
+            f"labelled.{name}.url: the official archive holds neither the list 'trainaug' nor its "
+            "masks; set the key 'train' to 'train', or bring a root that holds both."
+        )
+
+
+def _stems(name: str, listed: Path, key: str) -> list[str]:
+    """Return the stems of a list with `<stem>`, or `<path of image> <path of mask>`, a line."""
+    found: dict[str, str] = {}
+    for line in read_names(name, listed, key, "image"):
+        files = [PurePosixPath(word).name for word in line.split()]
+        stem, *others = [file.removesuffix(".jpg").removesuffix(".png") for file in files]
+        if set(others) - {stem} or found.setdefault(stem, line) != line:
+            raise UserError(
+                f"labelled.{name}: the line {line!r} of {listed} names two images, or the image of "
+                "another line; write the name of one image a line."
+            )
+    return list(found)

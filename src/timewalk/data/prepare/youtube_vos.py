@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 
 from timewalk.config import YouTubeVOS
+from timewalk.data.prepare.parts import draw
+from timewalk.data.prepare.stills import MOST_CLASSES
 from timewalk.data.prepare.videos import (
     Faults,
     Layout,
@@ -22,7 +24,6 @@ from timewalk.data.prepare.videos import (
     read_names,
 )
 from timewalk.data.sequences import Sequence
-from timewalk.data.splits import part_of, record
 from timewalk.errors import UserError
 
 
@@ -50,7 +51,8 @@ def find_youtube_vos(name: str, config: YouTubeVOS, root: Path) -> Layout:
     lists = [part / "meta.json"]
     names = sorted(meta)
     if config.list_file is not None:
-        names = read_names(name, Path(config.list_file))
+        lists.append(Path(config.list_file))
+        names = read_names(name, lists[-1], "list_file")
         if unknown := [item for item in names if item not in meta]:
             raise UserError(
                 f"labelled.{name}.list_file: '{unknown[0]}' of {config.list_file} is no sequence "
@@ -62,8 +64,7 @@ def find_youtube_vos(name: str, config: YouTubeVOS, root: Path) -> Layout:
         # Training draws its part from the folders: one more there, and the parts would overlap.
         for item in sorted(set(folders_in(part / "JPEGImages")) - set(meta)):
             faults.add(part / "JPEGImages" / item, f"is not in {config.subset}/meta.json")
-        split = record(names, config.split)
-        names = part_of(names, config.split, f"labelled.{name}.split")
+        names, split = draw(name, config.split, names, part / "JPEGImages", faults)
     videos = []
     for item in choose(name, config, names):
         if not meta[item]:
@@ -91,7 +92,7 @@ def _meta(path: Path) -> dict[str, dict[int, str]]:
         raise UserError(f"{path} is missing; restore the published file.")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        return {
+        objects = {
             sequence: {int(key): item["category"] for key, item in entry["objects"].items()}
             for sequence, entry in about["videos"].items()
         }
@@ -99,3 +100,10 @@ def _meta(path: Path) -> dict[str, dict[int, str]]:
         raise UserError(
             f"{path} does not list videos with objects and categories; restore the published file."
         ) from None
+    for sequence, ids in objects.items():
+        if unfit := [number for number in ids if not 1 <= number <= MOST_CLASSES]:
+            raise UserError(
+                f"{path} numbers an object of '{sequence}' {unfit[0]}, but masks hold ids from 1 "
+                f"to {MOST_CLASSES}; restore the published file."
+            )
+    return objects

@@ -1,0 +1,54 @@
+"""Lists of one's own beside a labelled set: a changed one is noticed, by real Snakemake."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.miniature import video_sets
+
+VIDEOS = "data/datasets/vos/manifest.json"
+STILLS = "data/datasets/stills/manifest.json"
+
+
+@pytest.fixture
+def suite(workflow):
+    folder = workflow.folder
+    video_sets.youtube_vos(folder / "vos", frames=1)
+    (folder / "mine.txt").write_text("00a23ccf53\n")
+    for split in ("training", "validation"):
+        for place, value in (("images", (9, 9, 9)), ("annotations", 1)):
+            path = folder / "stills" / place / split / "a.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(np.full((8, 8, *np.shape(value)), value, np.uint8)).save(path)
+    (folder / "classes.txt").write_text("sky\n")
+    vos = {"kind": "youtube_vos", "root": "vos", "list_file": "mine.txt"}
+    stills = {"kind": "segmentation_folder", "root": "stills", "classes": "classes.txt"}
+    workflow.configure({"labelled": {"vos": vos, "stills": stills}})
+    return workflow
+
+
+def test_a_changed_list_prepares_anew(suite):
+    def read(path):
+        return json.loads((suite.folder / path).read_text())
+
+    outcome = suite.run(VIDEOS, STILLS)
+    assert outcome.code == 0, outcome.text
+    first = read(VIDEOS)["inputs"]["mine.txt"]
+    assert read(STILLS)["classes"] == ["sky"]
+    (suite.folder / "mine.txt").write_text("0043f083b5\n")
+    (suite.folder / "classes.txt").write_text("water\n")
+    outcome = suite.run(VIDEOS, STILLS)
+    assert outcome.code == 0, outcome.text
+    assert read(VIDEOS)["inputs"]["mine.txt"] != first
+    assert read(STILLS)["classes"] == ["water"]
+
+
+def test_a_missing_list_is_named_with_its_key(suite):
+    (suite.folder / "mine.txt").unlink()
+    outcome = suite.run(VIDEOS)
+    assert outcome.code != 0
+    assert "the list mine.txt is missing" in outcome.text
+    assert "correct 'list_file'." in outcome.text
+    assert "Traceback" not in outcome.text
