@@ -114,3 +114,12 @@ def test_a_wrong_validation_is_one_sentence(tmp_path, capsys, text, message):
     words = ["train", "a", str(tmp_path), "--settings", json.dumps(run), "--validation", text]
     assert cli.main([*words, "--gpus", "0", "--threads", "1"]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_unknown_key_is_compared_with_those_of_its_kind(tmp_path, capsys):
+    words = ["prepare", "voc2012", str(tmp_path / "m.json"), "--root", "x", "--subset", "val"]
+    assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert "labelled.voc2012.subset: unknown key" in error
+    assert "did you mean 'subset'" not in error
+    assert "train" in error

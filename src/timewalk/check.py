@@ -39,6 +39,10 @@ def _keys_at(schema: dict[str, Any], loc: tuple[Any, ...]) -> set[str]:
     """Collect the known keys at a location, through references and every branch of a union."""
     level = [schema]
     for part in (None, *loc):
+        # The tag of a discriminated union is part of pydantic's location.
+        if tagged := [node for node in level if part is not None and _tag(node) == part]:
+            level = tagged
+            continue
         level = [
             child
             for node in level
@@ -62,4 +66,8 @@ def _children(node: dict[str, Any], part: str) -> list[dict[str, Any]]:
         return list(node["patternProperties"].values())
     if isinstance(node.get("items"), dict):
         return [node["items"]]
-    return [node]  # the tag of a discriminated union is part of pydantic's location
+    return [node]
+
+
+def _tag(node: dict[str, Any]) -> Any:
+    return node.get("properties", {}).get("kind", {}).get("const")
