@@ -34,7 +34,7 @@ INPUTS = {
     "queue_pick",
 }
 RESULTS = ("loss", "q_first", "target", "grad_last_frame", "grad_prototypes")
-SIDE, STEPS = 14, 15
+STEPS = 15
 
 
 def tensor(array):
@@ -68,7 +68,9 @@ class Watched(TimeT):
 
     def __init__(self, arrays, **keys):
         config = {**TimeTConfig.miniature(), "queue": False, "teacher": False, "radius": 6}
-        config |= {"prototypes": 24, "head_widths": [16], "queue_size": 96, **keys}
+        count, channels = arrays["prototypes"].shape
+        config |= {"prototypes": count, "head_widths": [channels], **keys}
+        config |= {"queue_size": len(arrays["queue_before"])}
         super().__init__(TimeTConfig.model_validate(config))
         self.prototypes.data = tensor(arrays["prototypes"])
         if self.teacher is not None:
@@ -76,9 +78,10 @@ class Watched(TimeT):
         if self.queue is not None:
             self.queue = tensor(arrays["queue_before"])
         self.rows = tensor(arrays["queue_pick"])
+        self.patches = arrays["features"][:, 0, :, 0].size
 
     def _picks(self, rows, count, step):
-        assert (rows, count) == (2 * SIDE**2, len(self.rows))
+        assert (rows, count) == (self.patches, len(self.rows))
         return self.rows
 
     def _assigned(self, features_BANC, step):
@@ -90,13 +93,14 @@ def run(arrays, assigned, **keys):
     """Return the method and what the golden files hold of a step."""
     method = Watched(arrays, **keys)
     features = tensor(arrays["features"]).requires_grad_()
-    maps = tensor(arrays["backbone_features"]).mT.unflatten(-1, (SIDE, SIDE))
+    side = math.isqrt(features.shape[2])
+    maps = tensor(arrays["backbone_features"]).mT.unflatten(-1, (side, side))
     seen = assigned if assigned is not None else features[:, :1].detach()
     losses = method.objective(features[:, -1], seen, maps, Step(0, 0, 10, 10, 1))
     losses.total.backward()
     assert not features.grad[:, :-1].any()
     settings = Forwarding(7, 6, 5, 0.1)
-    labels = method.q_first.mT.unflatten(-1, (SIDE, SIDE))
+    labels = method.q_first.mT.unflatten(-1, (side, side))
     found = {
         "loss": losses.total.detach(),
         "q_first": method.q_first,
