@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from timewalk.encoders import Encoder, Features
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD
 from timewalk.errors import UserError
-from timewalk.evaluation import feature_maps
+from timewalk.evaluation import feature_file, feature_maps
 from timewalk.evaluation.feature_maps import (
     Moments,
     cluster_maps,
@@ -166,17 +166,17 @@ def test_a_disk_that_is_too_small(maps_of, monkeypatch, tmp_path):
     # 5 images of 16 patches, 20 channels and 6 reduced ones.
     needed = 4 * 5 * 16 * 26
     usage = namedtuple("usage", "free")
-    monkeypatch.setattr(feature_maps.shutil, "disk_usage", lambda _: usage(needed - 1))
+    monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda _: usage(needed - 1))
     with pytest.raises(UserError, match=r"work needs 0\.0 GB for the features of 5 images but 0"):
         maps_of(encoder, dimensions=6)
     assert encoder.images == 2
     assert list((tmp_path / "work").iterdir()) == []
-    monkeypatch.setattr(feature_maps.shutil, "disk_usage", lambda _: usage(needed))
+    monkeypatch.setattr(feature_file.shutil, "disk_usage", lambda _: usage(needed))
     assert maps_of(encoder, dimensions=6).shape == (5, 6, 4, 4)
 
 
 def test_a_size_that_does_not_fit_the_encoder(maps_of):
-    with pytest.raises(UserError, match="image_size is 36 but the encoder needs a multiple of 8"):
+    with pytest.raises(UserError, match="image_size is 36 but the encoder needs multiples of 8"):
         maps_of(Mixing(), size=36)
 
 

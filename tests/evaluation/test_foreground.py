@@ -412,7 +412,7 @@ def test_a_network_without_attention(run_of, shared, tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (60, r"image_size is 60 but the encoder needs a multiple of 8 pixels"),
+        (60, r"image_size is 60 but the encoder needs multiples of 8 pixels"),
         (24, r"image_size is 24, fewer than 4 patches of 8 pixels; make it larger"),
     ],
 )

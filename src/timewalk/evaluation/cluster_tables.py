@@ -13,10 +13,8 @@ from timewalk.data.segmented import SegmentedClip, SegmentedSet, read_square
 from timewalk.data.sequences import VOID
 from timewalk.evaluation.mask_pictures import sheet, write_gif
 from timewalk.evaluation.pictures import save_png
+from timewalk.evaluation.segmentation_scores import PICTURE_SIDE
 from timewalk.metrics.matching import Contingency, Criterion, MatchedScores, renamed
-
-PICTURE_SIDE = 224
-"""pixels of an image in the pictures"""
 
 Rows = list[list[object]]
 

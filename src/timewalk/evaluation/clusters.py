@@ -17,7 +17,7 @@ from pydantic import Field
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, sha256_json
-from timewalk.data.segmented import SegmentedSet, read_classes
+from timewalk.data.segmented import SegmentedSet
 from timewalk.data.sequences import VOID
 from timewalk.encoders import load_encoder
 from timewalk.errors import UserError
@@ -33,13 +33,14 @@ from timewalk.evaluation.cluster_tables import (
     score_rows,
     summary,
 )
-from timewalk.evaluation.feature_maps import check_size, cluster_maps, maps_key, reduced_maps
+from timewalk.evaluation.feature_maps import cluster_maps, maps_key, reduced_maps
 from timewalk.evaluation.segmentation_config import (
     SegmentationConfig,
     Side,
     WithClusters,
     scored_set,
 )
+from timewalk.evaluation.segmentation_pairs import check_side, read_target
 from timewalk.metrics.matching import contingency, matched_scores, with_classes
 from timewalk.ops.kmeans import load_faiss
 
@@ -93,7 +94,7 @@ def evaluate_clusters(inputs: Inputs, config: ClusterConfig, output_dir: Path) -
     segmented = scored_set(inputs.dataset, config)
     names = class_names(segmented, config)
     encoder = load_encoder(inputs.run).eval().to(inputs.device)
-    check_size(encoder, config.image_size)
+    check_side(encoder, config.image_size)
     work = output_dir / "work"
     truth = read_truth(segmented, config, work / "truth.npy")
     groups = scored_groups(segmented, config.scope, truth)
@@ -162,10 +163,8 @@ def read_truth(segmented: SegmentedSet, config: ClusterConfig, file: Path) -> np
     file.parent.mkdir(parents=True, exist_ok=True)
     frames, side = segmented.frames, config.side
     truth = np.lib.format.open_memmap(file, "w+", np.uint8, (len(frames), side, side))
-    for number, (_, mask, lookup) in enumerate(frames):
-        truth[number] = read_classes(mask, lookup, side)
-    if config.foreground_only:
-        truth[(truth > 0) & (truth != VOID)] = 1
+    for number, frame in enumerate(frames):
+        truth[number] = read_target(frame, side, config.foreground_only)
     return truth
 
 

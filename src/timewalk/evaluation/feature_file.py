@@ -119,7 +119,27 @@ def check_finite(features: Tensor, what: str) -> None:
     if not bool(features.isfinite().all()):
         raise UserError(
             f"the encoder gives features that are not finite for {what}; train it again, or keep "
-            "features in float32."
+            "its arithmetic and the features in float32."
+        )
+
+
+def check_disk(folder: Path, size: int, images: int, remedy: str = "") -> None:
+    """Refuse to fill the disk.
+
+    Args:
+        folder: of the file.
+        size: in bytes.
+        images: whose features it holds.
+        remedy: a further setting that makes it smaller.
+
+    Raises:
+        UserError: says how much is needed.
+    """
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise UserError(
+            f"{folder} needs {size / 1e9:.1f} GB for the features of {images} images but "
+            f"{free / 1e9:.1f} GB are free; set {remedy}a smaller image_size, or free some space."
         )
 
 
@@ -128,12 +148,6 @@ def _new(path: Path, shape: tuple[int, ...], numbers: str) -> np.memmap:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     path.unlink(missing_ok=True)
-    free = shutil.disk_usage(path.parent).free
-    if size > free:
-        raise UserError(
-            f"{path} needs {size / 1e9:.1f} GB for the features of {shape[0]} images but "
-            f"{free / 1e9:.1f} GB are free; set features: float16, a smaller image_size, or free "
-            "some space."
-        )
+    check_disk(path.parent, size, shape[0], "features: float16, ")
     log.info("features of %d images: %.2f GB in %s", shape[0], size / 1e9, path)
     return np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)

@@ -10,7 +10,6 @@ the enlarged maps.
 
 import hashlib
 import logging
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
 from timewalk.data.segmented import Squares
-from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Extractor, Precision
+from timewalk.evaluation.feature_file import check_disk, check_finite
+from timewalk.evaluation.segmentation_pairs import check_side, in_batches, runs_of
 from timewalk.ops.kmeans import KMeans, assign, kmeans, training_rows
 
 log = logging.getLogger(__name__)
@@ -77,7 +76,7 @@ def reduced_maps(
         UserError: an unreadable image, a size that the encoder does not take, features that are not
             finite, or too little disk.
     """
-    check_size(encoder, image_size)
+    check_side(encoder, image_size)
     target, note = work / "maps.npy", work / NOTE
     key = _key(encoder, paths, image_size, dimensions, weights, precision)
     if not (target.is_file() and note.is_file() and read_json(note)["key"] == key):
@@ -101,19 +100,6 @@ def reduced_maps(
 def maps_key(work: Path) -> str:
     """Return a digest of what the maps in a folder depend on: images, encoder, settings."""
     return str(read_json(work / NOTE)["key"])
-
-
-def check_size(encoder: Encoder, image_size: int) -> None:
-    """Refuse a size that the encoder does not take.
-
-    Raises:
-        UserError: it is no multiple of the encoder's patch, or below one cell of its map.
-    """
-    if image_size % encoder.multiple or image_size < encoder.stride:
-        raise UserError(
-            f"image_size is {image_size} but the encoder needs a multiple of "
-            f"{max(encoder.multiple, encoder.stride)} pixels; change image_size."
-        )
 
 
 def upsampled(maps: np.ndarray, size: int, mode: Mode = "bilinear") -> np.ndarray:
@@ -237,49 +223,25 @@ def _write_features(
     dimensions: int,
 ) -> tuple[Moments, tuple[int, int]]:
     """Write all rows, float32 (F * h * w, C); return their moments and the map's shape."""
-    loader = DataLoader(
-        Squares(paths, image_size),
-        BATCH,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,
-        pin_memory=extractor.device.type == "cuda",
-    )
+    batches = in_batches(Squares(paths, image_size), runs_of(0, len(paths), BATCH), workers)
     moments, grid, start = Moments(), (0, 0), 0
-    with open(file, "wb") as out, _progress(len(paths)) as bar, plain_errors():
-        for batch in loader:
+    with open(file, "wb") as out, _progress(len(paths)) as bar:
+        for batch in batches:
             features = extractor(batch).cpu()
             grid = (features.shape[2], features.shape[3])
-            if not bool(features.isfinite().all()):
-                raise UserError(
-                    f"the encoder gives features that are not finite for {paths[start]} or the "
-                    f"{len(batch) - 1} images after it; train it again."
-                )
+            check_finite(features, f"{paths[start]} or the {len(batch) - 1} images after it")
             if weights is not None:
                 features *= torch.from_numpy(weights[start : start + len(batch), None])
             rows = features.permute(0, 2, 3, 1).flatten(0, 2).contiguous().numpy()
             if not start:
                 bytes_each = rows.nbytes // len(batch)
                 reduced = bytes_each * min(dimensions, features.shape[1]) // features.shape[1]
-                _check_disk(file.parent, len(paths) * (bytes_each + reduced), len(paths))
+                check_disk(file.parent, len(paths) * (bytes_each + reduced), len(paths))
             moments.add(rows)
             rows.tofile(out)
             start += len(batch)
             bar.update(len(batch))
     return moments, grid
-
-
-def _check_disk(folder: Path, size: int, images: int) -> None:
-    """Refuse to fill the disk.
-
-    Raises:
-        UserError: says how much is needed.
-    """
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise UserError(
-            f"{folder} needs {size / 1e9:.1f} GB for the features of {images} images but "
-            f"{free / 1e9:.1f} GB are free; set a smaller image_size, or free some space."
-        )
 
 
 def _write_maps(

@@ -17,19 +17,16 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from timewalk.artefacts import atomic_path
 from timewalk.config import Positive
 from timewalk.data.segmented import SegmentedSet, Squares
 from timewalk.data.sequences import VOID
-from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.feature_maps import (
-    check_size,
     cluster_maps,
     maps_key,
     pixels_at,
@@ -42,7 +39,13 @@ from timewalk.evaluation.segmentation_config import (
     WithClusters,
     WithTraining,
 )
-from timewalk.evaluation.segmentation_pairs import class_names, targets_of
+from timewalk.evaluation.segmentation_pairs import (
+    check_side,
+    class_names,
+    in_batches,
+    runs_of,
+    targets_of,
+)
 from timewalk.metrics.foreground import Table, cluster_counts, cluster_precision
 from timewalk.metrics.matching import MatchedScores, add, contingency, matched_scores
 from timewalk.ops.foreground_mask import BLUR, attention_masks
@@ -136,7 +139,7 @@ def check_encoder(encoder: Encoder, config: Config) -> None:
             f"the encoder ({encoder.spec.get('name', 'unnamed')}) has no attention of a class "
             "token, which evaluations of kind 'foreground' need; choose runs of a ViT with 'runs'."
         )
-    check_size(encoder, config.image_size)
+    check_side(encoder, config.image_size)
     if config.image_size // encoder.stride <= BLUR // 2:
         raise UserError(
             f"image_size is {config.image_size}, fewer than {BLUR // 2 + 1} patches of "
@@ -190,15 +193,9 @@ def cluster(
 def attention_of(encoder: Any, paths: list[Path], inputs: Inputs, config: Config) -> np.ndarray:
     """Return where each image's class token looks, bool (F, h, w)."""
     extractor = Extractor(encoder, inputs.device, config.precision, encoder.cls_attention)
-    loader = DataLoader(
-        Squares(paths, config.image_size),
-        BATCH,
-        num_workers=inputs.workers,
-        multiprocessing_context="fork" if inputs.workers else None,
-        pin_memory=inputs.device.type == "cuda",
-    )
-    with plain_errors():
-        masks = [attention_masks(extractor(batch).mean(dim=1), config.keep) for batch in loader]
+    runs = runs_of(0, len(paths), BATCH)
+    batches = in_batches(Squares(paths, config.image_size), runs, inputs.workers)
+    masks = [attention_masks(extractor(batch).mean(dim=1), config.keep) for batch in batches]
     return torch.cat([mask.cpu() for mask in masks]).numpy()
 
 

@@ -1,7 +1,7 @@
 """Images with the classes of their pixels, as segmentation evaluations learn from and score them.
 
-What the linear head and the dense retrieval share: names of the classes, masks and images as
-squares, random crops of both, and the checks of a set.
+What they share: names of the classes, masks and images as squares, in batches, random crops of both,
+and the checks of sizes and sets.
 
 Shapes: N images, S side of an image in pixels, M side of a map of classes.
 """
@@ -83,10 +83,11 @@ def check_side(encoder: Encoder, image_size: int) -> None:
     Raises:
         UserError: names the key.
     """
-    if rest := image_size % encoder.multiple:
+    rest, least = image_size % encoder.multiple, max(encoder.multiple, encoder.stride)
+    if rest or image_size < least:
         raise UserError(
             f"image_size is {image_size} but the encoder needs multiples of {encoder.multiple} "
-            f"pixels; set it to {max(image_size - rest, encoder.multiple)}."
+            f"pixels, {least} at least; set it to {max(image_size - rest, least)}."
         )
 
 
@@ -194,6 +195,7 @@ def in_batches(
         batch_sampler=batches,  # type: ignore[arg-type]  # any iterable will do
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
+        pin_memory=torch.cuda.is_available(),
     )
     with plain_errors():
         yield from loader

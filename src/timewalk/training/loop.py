@@ -255,11 +255,12 @@ class Trainer:
             where = {"step": last, "epoch": last // self.steps_per_epoch, "time": time.time()}
             try:
                 metrics.write(where | self.between(self.method.encoder, step))
-            except Exception:
-                # A signal to the whole job ends the evaluation's workers too.
+            except RuntimeError as error:
+                # What a loader says when a signal to the whole job has ended its workers too.
                 interrupted = self.stop
                 if not interrupted:
                     raise
+                log.warning("the evaluation was interrupted: %s", error)
         if from_main(interrupted):
             self._save(step.index)
             from_main(None)
