@@ -1,7 +1,7 @@
 """Images with the classes of their pixels, as segmentation evaluations learn from and score them.
 
-What they share: names of the classes, masks and images as squares, in batches, random crops of both,
-and the checks of sizes and sets.
+What they share: names of the classes, masks and images as squares, in batches, random crops of
+both, and the checks of sizes and sets.
 
 Shapes: N images, S side of an image in pixels, M side of a map of classes.
 """
