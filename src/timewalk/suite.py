@@ -264,6 +264,12 @@ def _check_references(suite: Suite) -> None:
         frames = getattr(item, "frames", None)
         if frames is not None:
             _videos_of(suite.config, f"evaluations.{name}.frames", frames)
+    for name, dataset in suite.config.datasets.items():
+        if dataset.labelled is not None:
+            key, known = f"datasets.{name}.labelled", suite.config.labelled
+            _reference("labelled set", key, dataset.labelled, known)
+            if _made_of(known[dataset.labelled]) != "videos":
+                raise UserError(f"{key}: '{dataset.labelled}' holds no videos; name one that does.")
     for name, labelled in suite.config.labelled.items():
         if isinstance(labelled, ShotLabels):
             key = f"labelled.{name}"

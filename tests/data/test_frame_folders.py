@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.miniature.video_sets import fbms59
 from timewalk.artefacts import read_manifest
-from timewalk.config import Split
+from timewalk.config import FBMS59, Split
 from timewalk.data import frame_folders
 from timewalk.data.clips import open_clips
 from timewalk.data.frame_folders import index_frame_folders, open_stores
+from timewalk.data.prepare import prepare
 from timewalk.errors import UserError
 
 VIDEOS = {
@@ -315,3 +317,17 @@ def test_the_users_own_list_is_not_replaced(root):
     with pytest.raises(UserError, match=r"list\.txt would be replaced by the list of frames"):
         index_frame_folders(source, source.with_suffix(".json"))
     assert source.read_bytes() == before
+
+
+def test_the_frames_of_a_labelled_set_are_videos_without_its_masks(tmp_path, manifest):
+    made = fbms59(tmp_path / "FBMS")
+    settings = FBMS59(kind="fbms59", root=str(tmp_path / "FBMS"))
+    prepare("fbms", settings, tmp_path / "sets" / "manifest.json")
+    index_frame_folders(tmp_path / "sets" / "manifest.json", manifest)
+    stores = open_stores(manifest)
+    names = sorted(made)
+    assert [store.video for store in stores] == [f"Testset/{name}" for name in names]
+    assert [len(store) for store in stores] == [6] * len(names)
+    clip = open_clips([manifest], 6, 1, sampling="dense").clip(1)
+    shown = np.abs(clip.frames.permute(0, 2, 3, 1).numpy().astype(int) - made[names[1]].frames)
+    assert shown.mean() < 5, "JPEG changes little"

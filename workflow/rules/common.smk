@@ -30,9 +30,9 @@ TIMES = "logs/times"
 BLUR = SUITE.config.blur
 STILLS = {name for name, x in SUITE.config.datasets.items() if x.images}
 FOLDERS = {
-    name: x.folders or x.list
+    name: x.folders or x.list or f"{DATA}/datasets/{x.labelled}/manifest.json"
     for name, x in SUITE.config.datasets.items()
-    if x.folders or x.list
+    if x.folders or x.list or x.labelled
 }
 CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
 # How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
@@ -143,7 +143,7 @@ def images_folder(wildcards):
 
 
 def folders_source(wildcards):
-    """Return the root, or the list, of a data set of folders of images."""
+    """Return the root, the list or the labelled set of a data set of folders of images."""
     return FOLDERS[wildcards.dataset]
 
 
@@ -154,8 +154,9 @@ def folders_split(wildcards):
 
 
 def folders_list(wildcards):
-    """Return the list of a data set that has one: a file that may change."""
-    return SUITE.dataset(wildcards.dataset).list or []
+    """Return the list or the labelled set of a data set that has one: a file that may change."""
+    found = SUITE.dataset(wildcards.dataset)
+    return FOLDERS[wildcards.dataset] if found.list or found.labelled else []
 
 
 def labelled_json(wildcards):

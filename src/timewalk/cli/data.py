@@ -20,7 +20,11 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--workers", type=int, default=1, help="threads")
 
     verb = add_verb(verbs, "folders", folders)
-    verb.add_argument("source", type=Path, help="folder of folders of images, or a list of them")
+    verb.add_argument(
+        "source",
+        type=Path,
+        help="folder of folders of images, a list of them, or the manifest of labelled videos",
+    )
     verb.add_argument("manifest", type=Path, help="…/<data set>/folders.json to write")
     verb.add_argument("--workers", type=int, default=1, help="threads")
     add_settings(verb, "split", "only one part of the folders (keys of a data set's `split:`)")

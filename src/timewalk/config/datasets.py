@@ -4,19 +4,19 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from timewalk.config.base import Names, Split, Strict
+from timewalk.config.base import Name, Names, Split, Strict
 from timewalk.config.video import FramesConfig
 
 
 class DatasetConfig(Strict):
     """A training set: frames of some videos, the still images of a folder, or folders of images,
-    each the frames of a video. Exactly one of `videos`, `images`, `folders` and `list`."""
+    each the frames of a video. Exactly one of `videos`, `images`, `folders`, `list`, `labelled`."""
 
     videos: Names = []
     """names of videos, of `videos:` or of the built-in table (`timewalk videos`)"""
     images: str | None = None
     """folder of images, sub-folders too, instead of videos: each image is a clip of one frame; the
-    keys `frames` and `storage` have no meaning then, nor with `folders` or `list`"""
+    keys `frames` and `storage` have no meaning then, nor with `folders`, `list` or `labelled`"""
     folders: str | None = None
     """folder with folders of .jpg or .png images below it, at any depth: each is one video, its
     images are the frames"""
@@ -25,6 +25,9 @@ class DatasetConfig(Strict):
     list: str | None = None
     """text file with a line `<directory> <number of frames>` for each video; directories relative
     to the file's own folder, or absolute"""
+    labelled: Name | None = None
+    """a labelled set of videos, of `labelled:`, whose frames are trained on; its annotations are
+    not read"""
     frames: FramesConfig = FramesConfig()
     """how frames are taken"""
     storage: Literal["tfrecord", "folder"] = "tfrecord"
@@ -32,11 +35,12 @@ class DatasetConfig(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> "DatasetConfig":
-        given = [key for key in ("videos", "images", "folders", "list") if getattr(self, key)]
+        sources = ("videos", "images", "folders", "list", "labelled")
+        given = [key for key in sources if getattr(self, key)]
         if not given:
             raise ValueError(
                 "name at least one of `videos`, or a folder of `images`, or one of `folders`, or a "
-                "`list`"
+                "`list`, or a `labelled` set"
             )
         if len(given) > 1:
             raise ValueError(

@@ -1,8 +1,9 @@
 """Folders of images as a training source: every folder the frames of one video.
 
 The folders are found below a root, at any depth, or named by a list (sheet of CRW, section 7; sheet
-of TimeT's data sets, sections 3 and 4). The images stay where they are and nothing is converted,
-renamed or removed. Beside the manifest lie the list of all frames' paths and an index of their
+of TimeT's data sets, sections 3 and 4), or they are the sequences of a prepared labelled set, whose
+annotations are not read. The images stay where they are and nothing is converted, renamed or
+removed. Beside the manifest lie the list of all frames' paths and an index of their
 lengths and checksums, so that a frame that was changed later is noticed when it is read.
 """
 
@@ -25,6 +26,8 @@ from timewalk.data.folder import FrameIndex, FrameStore, verified
 from timewalk.data.images import SHOWN, Checked, check_file
 from timewalk.data.prepare.folder import relative_to
 from timewalk.data.prepare.videos import folders_in
+from timewalk.data.sequences import LabelledVideos
+from timewalk.data.sequences import Sequence as LabelledVideo
 from timewalk.data.shards import open_store
 from timewalk.data.splits import SUFFIXES, part_of, record
 from timewalk.data.walk import image_names, walk_images
@@ -108,7 +111,8 @@ def index_frame_folders(
 
     Args:
         source: the root, or a text file with a line `<directory> <number of frames>` for each
-            video, the directory relative to the file's own folder or absolute.
+            video, the directory relative to the file's own folder or absolute; or the manifest of
+            labelled videos.
         manifest: ``…/<data set>/folders.json``.
         workers: threads that read and decode.
         split: only one part of the folders, by their paths below the root.
@@ -122,7 +126,7 @@ def index_frame_folders(
             read, that have no order, or whose sizes differ within a video; with `split`, a folder
             without frames beside those with frames.
     """
-    videos, root = _found(source), source if source.is_dir() else source.parent
+    videos, root = _found(source)
     parameters: dict[str, Any] = {}
     if split is not None:
         names = [video.folder for video in videos]
@@ -187,11 +191,15 @@ def open_stores(manifest: Path) -> Sequence[FrameStore]:
     return [FrameFolderStore(root, listing, index, *ends_of) for ends_of in pairwise(ends)]
 
 
-def _found(source: Path) -> list[_Video]:
+def _found(source: Path) -> tuple[list[_Video], Path]:
+    """Return the videos, and the folder that their paths are relative to."""
     if source.is_dir():
-        return _below(source)
+        return _below(source), source
+    if source.is_file() and source.suffix == ".json":
+        videos = LabelledVideos(source)
+        return [_sequence(video, videos.root) for video in videos], videos.root
     if source.is_file():
-        return list(_listed(source))
+        return list(_listed(source)), source.parent
     raise UserError(
         f"{source} is neither a folder nor a file: correct the data set's key 'folders' or 'list'."
     )
@@ -286,6 +294,13 @@ def _listed(path: Path) -> Iterator[_Video]:
 
 def _names(folder: Path) -> list[str]:
     return image_names(folder, (entry.name for entry in folder.iterdir()), SUFFIXES)
+
+
+def _sequence(video: LabelledVideo, root: Path) -> _Video:
+    """Return the frames of a labelled sequence, in its order."""
+    names = [path.relative_to(root).as_posix() for path in video.frames]
+    lines = b"".join(os.fsencode(f"{name}\n") for name in names)
+    return _Video(posixpath.dirname(names[0]), len(names), lines, unpadded=False)
 
 
 def _video(name: str, folder: Path, names: list[str]) -> _Video:
