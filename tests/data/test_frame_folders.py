@@ -329,5 +329,6 @@ def test_the_frames_of_a_labelled_set_are_videos_without_its_masks(tmp_path, man
     assert [store.video for store in stores] == [f"Testset/{name}" for name in names]
     assert [len(store) for store in stores] == [6] * len(names)
     clip = open_clips([manifest], 6, 1, sampling="dense").clip(1)
-    shown = np.abs(clip.frames.permute(0, 2, 3, 1).numpy().astype(int) - made[names[1]].frames)
-    assert shown.mean() < 5, "JPEG changes little"
+    shown = clip.frames.permute(0, 2, 3, 1).numpy().astype(int)
+    own, other = (np.abs(shown - made[names[k]].frames).mean() for k in (1, 0))
+    assert own < 8 < other, "JPEG changes little"

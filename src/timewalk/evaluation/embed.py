@@ -111,6 +111,7 @@ class Extractor:
         precision: arithmetic of the network.
         features: normalised images (B, 3, H, W) to (B, D); None: the encoder's summary.
         std: standard deviation of the colours, where a protocol has its own; None: the encoder's.
+        mean: of the colours, likewise.
     """
 
     def __init__(
@@ -120,12 +121,13 @@ class Extractor:
         precision: Precision = "fp32",
         features: Callable[[Tensor], Tensor] | None = None,
         std: Triple | None = None,
+        mean: Triple | None = None,
     ) -> None:
         self.device, self.precision = device, precision
         self._features = features or encoder.summary
         self._mean, self._std = (
             torch.tensor(values, device=device).reshape(1, 3, 1, 1)
-            for values in (encoder.mean, std or encoder.std)
+            for values in (mean or encoder.mean, std or encoder.std)
         )
 
     @torch.no_grad()
