@@ -26,7 +26,6 @@ from timewalk.data.views import (
     Window,
     brightness,
     contrast,
-    crop_resize,
     hue,
     random_window,
     saturation,
@@ -128,31 +127,28 @@ def photometric_view(
     Returns:
         uint8 (V, F, 3, S, S).
     """
-    whole = Window(0, 0, clip.shape[2], clip.shape[3])
-    resized = crop_resize(clip, whole, size).round_().to(torch.uint8)
+    # Without antialias, OpenCV's bilinear is torch's. On bytes it is three times faster than on
+    # floats and at most one level away.
+    resized = F.interpolate(clip, (size, size), mode="bilinear")
+    images = [Image.fromarray(pixels) for pixels in _frames(resized)]
     views = torch.empty((count, *resized.shape), dtype=torch.uint8)
     for view in views:
-        view.copy_(_photometric(resized, rng, sigma))
+        view.copy_(_photometric(images, rng, sigma))
     return views
 
 
-def _photometric(frames: Tensor, rng: torch.Generator, sigma: float | None) -> Tensor:
+def _photometric(images: list[Image.Image], rng: torch.Generator, sigma: float | None) -> Tensor:
     changes = _jitter(PHOTOMETRIC, rng)
     grey, blur, share = torch.rand(3, generator=rng, dtype=torch.float64).tolist()
     if grey < PHOTOMETRIC.grey_prob:
         changes = [lambda image: image.convert("L").convert("RGB"), *changes]
-    if changes:
-        view = np.empty((len(frames), *frames.shape[2:], 3), np.uint8)
-        for place, pixels in enumerate(_frames(frames)):
-            image = Image.fromarray(np.ascontiguousarray(pixels))
-            for change in changes:
-                image = change(image)
-            view[place] = np.asarray(image)
-        frames = _as_clip(view)
+    for change in changes:
+        images = [change(image) for image in images]
+    view = _as_clip(np.stack([np.asarray(image) for image in images]))
     if blur < PHOTOMETRIC.blur_prob:
         low, high = PHOTOMETRIC.blur_radius
-        frames = gaussian_blur(frames, low + (high - low) * share if sigma is None else sigma)
-    return frames
+        view = gaussian_blur(view, low + (high - low) * share if sigma is None else sigma)
+    return view
 
 
 def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:

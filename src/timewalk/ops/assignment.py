@@ -36,7 +36,7 @@ def best_permutations(scores: Tensor) -> Tensor:
 
 
 def _solved(scores: Tensor) -> Tensor:
-    tables = scores.double().flatten(0, -3).cpu().numpy() if scores.ndim > 2 else scores[None]
+    tables = scores.reshape(-1, *scores.shape[-2:]).double().cpu().numpy()
     columns = [linear_sum_assignment(table, maximize=True)[1] for table in tables]
-    found = torch.from_numpy(np.array(columns, dtype=np.int64).reshape(scores.shape[:-1]))
-    return found.to(scores.device)
+    found = np.array(columns, dtype=np.int64).reshape(scores.shape[:-1])
+    return torch.from_numpy(found).to(scores.device)

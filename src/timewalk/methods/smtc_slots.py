@@ -1,0 +1,241 @@
+"""SMTC's slots: keys of the frames of clips to semantic slots, and to instance slots inside them.
+
+Sheet: spec/smtc.md, sections named in the docstrings; slot attention itself: ops/slots.py. All of
+it in float32 (float64 stays), whatever the encoder's precision.
+
+Shapes: B clips, T frames, b = B T frames of a batch, S semantic slots, P instances of a semantic,
+N = h w tokens of a frame row by row, n0 tokens of the native grid, D width.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from timewalk.encoders import load_head
+from timewalk.errors import UserError
+from timewalk.ops.distillation import full
+from timewalk.ops.slots import SlotAttention
+
+Mask = Literal["logit", "prob", "soft"]
+MASKS: tuple[Mask, ...] = get_args(Mask)
+
+SETTINGS = ("native_grid", "instances", "mask", "mask_threshold")
+PUBLISHED_INSTANCES, PUBLISHED_THRESHOLD = 4, 0.3
+PARTS = ("transport_proj.", "slot_attention.", "mlp_slot.")
+
+
+@dataclass
+class Slots:
+    """What the slots of a batch of clips are.
+
+    Attributes:
+        semantic_logits: (B, T, S, N) of the first stage's last iteration.
+        keys: (B, T, N, D) before fusion, the original's "frame".
+        semantic: (B, T, S, D).
+        instance: (B, T, S, P, D).
+        instance_logits: (B, T, S, P, N) of the second stage's last iteration, without the mask.
+    """
+
+    semantic_logits: Tensor
+    keys: Tensor
+    semantic: Tensor
+    instance: Tensor
+    instance_logits: Tensor
+
+
+class SlotNetwork(nn.Module):
+    """What stands behind the encoder: fusion with the previous frame, slots, projection.
+
+    Args:
+        width: D, of the keys.
+        native_grid: rows and columns of the tokens in training, to which the previous frame's keys
+            are brought.
+        slots: S.
+        instances: P.
+        mask: where a semantic's instances may look: `logit`, tokens whose semantic logit is above
+            the threshold; `prob`, whose probability is; `soft`, everywhere by probability.
+        mask_threshold: for `logit` and `prob`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        native_grid: tuple[int, int],
+        slots: int,
+        instances: int,
+        *,
+        mask: Mask = "logit",
+        mask_threshold: float = PUBLISHED_THRESHOLD,
+    ) -> None:
+        super().__init__()
+        self.native_grid, self.instances = native_grid, instances
+        self.mask, self.mask_threshold = mask, mask_threshold
+        self.transport_proj = nn.Conv1d(math.prod(native_grid), width, 1)
+        self.slot_attention = SlotAttention(width, slots)
+        self.mlp_slot = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
+        )
+
+    def fuse(self, keys_BTDhw: Tensor) -> Tensor:
+        """Return keys with their correlation to the previous frame's added, (B, T, N, D).
+
+        Section 3: the frame before the first one is the last one.
+        """
+        with torch.autocast(keys_BTDhw.device.type, enabled=False):
+            keys_BTDhw = full(keys_BTDhw)
+            native_bDhw = keys_BTDhw.flatten(0, 1)
+            if native_bDhw.shape[-2:] != self.native_grid:
+                native_bDhw = F.interpolate(
+                    native_bDhw, size=self.native_grid, mode="bilinear", align_corners=False
+                )
+            native_BTDn = native_bDhw.flatten(2).unflatten(0, keys_BTDhw.shape[:2])
+            keys_BTND = _tokens(keys_BTDhw)
+            correlation_BTNn = keys_BTND @ native_BTDn.roll(1, dims=1)
+            projection = self.transport_proj
+            return keys_BTND + F.linear(
+                correlation_BTNn, projection.weight[..., 0], projection.bias
+            )
+
+    def forward(self, keys_BTDhw: Tensor, noise_BTSPD: Tensor, iterations: int) -> Slots:
+        """Return the slots of both stages (sections 4 and 5).
+
+        Args:
+            keys_BTDhw: the encoder's, of any grid.
+            noise_BTSPD: standard normal, from which the instances start.
+            iterations: of each stage.
+        """
+        clips = keys_BTDhw.shape[:2]
+        attention = self.slot_attention
+        keys, values = attention.project(self.fuse(keys_BTDhw).flatten(0, 1))
+        start = attention.start(len(keys)).unsqueeze(1)
+        semantic, logits = (
+            x.squeeze(1) for x in attention.attend(keys, values, start, iterations)
+        )
+        instance, instance_logits = attention.attend(
+            keys,
+            values,
+            attention.sample(noise_BTSPD.flatten(0, 1)),
+            iterations,
+            semantic_mask(logits, self.mask, self.mask_threshold),
+        )
+        return Slots(
+            semantic_logits=logits.unflatten(0, clips),
+            keys=_tokens(full(keys_BTDhw)),
+            semantic=semantic.unflatten(0, clips),
+            instance=instance.unflatten(0, clips),
+            instance_logits=instance_logits.unflatten(0, clips),
+        )
+
+    def projected(self, instance: Tensor) -> Tensor:
+        """Return instances (..., D) as the loss compares them: projected, of length 1."""
+        with torch.autocast(instance.device.type, enabled=False):
+            return F.normalize(self.mlp_slot(full(instance)), dim=-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state under the published names, and the settings: what a run saves."""
+        settings = {
+            "native_grid": torch.tensor(self.native_grid),
+            "instances": torch.tensor(self.instances),
+            "mask": torch.tensor(MASKS.index(self.mask)),
+            "mask_threshold": torch.tensor(self.mask_threshold, dtype=torch.float64),
+        }
+        return {**self.state_dict(), **settings}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SlotNetwork":
+        """Return the network of :meth:`tensors`, or of a published checkpoint's slots.
+
+        The latter have no settings: their native grid is square, and the rest is as published.
+
+        Raises:
+            UserError: tensors do not fit; its text goes on after the file's name.
+        """
+        state = {key: value for key, value in tensors.items() if key not in SETTINGS}
+        network = cls(**_shape(tensors), **_settings(tensors))
+        own = network.state_dict()
+        if different := sorted(own.keys() ^ state.keys()):
+            raise UserError(
+                f"holds slots with tensors missing or unknown ({', '.join(different[:8])}); name "
+                "a checkpoint of SMTC, or train the run again."
+            )
+        if wrong := [key for key in own if own[key].shape != state[key].shape]:
+            raise UserError(
+                f"holds slots whose '{wrong[0]}' is {tuple(state[wrong[0]].shape)} instead of "
+                f"{tuple(own[wrong[0]].shape)}; name a checkpoint of SMTC, or train the run again."
+            )
+        network.load_state_dict(state)
+        return network
+
+
+def semantic_mask(logits: Tensor, kind: Mask, threshold: float) -> Tensor:
+    """Return where each semantic's instances may look (section 5).
+
+    Args:
+        logits: (b, S, N) of the first stage.
+        kind: see :class:`SlotNetwork`; only `soft` carries a gradient.
+        threshold: for `logit` and `prob`, strict.
+
+    Returns:
+        (b, S, N) weights from 0 to 1.
+    """
+    if kind == "soft":
+        return logits.softmax(dim=1)
+    scores = logits if kind == "logit" else logits.softmax(dim=1)
+    return (scores > threshold).to(logits.dtype)
+
+
+@dataclass
+class SlotMasks:
+    """What an evaluation takes from slots.
+
+    Attributes:
+        semantic_prob: (B, T, S, N), of sum 1 over the semantics.
+        similarity: (B, T, S, P) cosine of an instance with its semantic.
+        instance_masks: (B, T, S, P, N), of sum 1 over all instances.
+    """
+
+    semantic_prob: Tensor
+    similarity: Tensor
+    instance_masks: Tensor
+
+
+def slot_masks(slots: Slots) -> SlotMasks:
+    """Return soft masks of the slots, and how like its semantic each instance is (section 6)."""
+    semantic_prob = slots.semantic_logits.softmax(dim=2)
+    return SlotMasks(
+        semantic_prob=semantic_prob,
+        similarity=F.cosine_similarity(slots.semantic.unsqueeze(3), slots.instance, dim=-1),
+        instance_masks=semantic_prob.unsqueeze(3) * slots.instance_logits.softmax(dim=3),
+    )
+
+
+def load_slots(run: Path) -> SlotNetwork | None:
+    """Return the slots of a run, in eval mode on the CPU; None if its method has none.
+
+    Args:
+        run: the run's folder, or its encoder's file.
+
+    Raises:
+        UserError: the file is damaged, or its slots do not fit together.
+    """
+    tensors = load_head(run)
+    if not any(key.startswith(PARTS) for key in tensors):
+        return None
+    try:
+        return SlotNetwork.from_tensors(tensors).eval()
+    except UserError as error:
+        raise UserError(f"the head of {run} {error}") from None
+
+
+def _tokens(keys_BTDhw: Tensor) -> Tensor:
+    return keys_BTDhw.flatten(3).mT
+
+
+def _shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the number of slots and the width, and the grid where it is saved or square."""
