@@ -1,13 +1,22 @@
-"""A clip's augmentation: torchvision's operations, one decision for all frames."""
+"""A clip's augmentations: torchvision's operations, one decision for all frames."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from scipy.ndimage import correlate1d
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from timewalk.data.clip_views import ClipAugmentation, clip_view, plain_view, shorter_side
+from timewalk.data.clip_views import (
+    ClipAugmentation,
+    clip_view,
+    gaussian_blur,
+    gaussian_kernel,
+    photometric_view,
+    plain_view,
+    shorter_side,
+)
 from timewalk.data.views import random_window
 
 OFF = {"jitter_prob": 0.0, "grey_prob": 0.0, "blur_prob": 0.0, "flip_prob": 0.0}
@@ -164,3 +173,134 @@ def test_the_plain_view_is_the_centre():
     found = plain_view(frames, 40)
     assert torch.equal(found, frames[..., 10:50])
     assert plain_view(frames, 16).shape == (2, 3, 16, 16)
+
+
+def photometric(frames, seed=0, size=32, **keys):
+    return photometric_view(frames, size, rng(seed), **keys)
+
+
+def photometric_draws(generator):
+    """Return the numbers that one view takes, in their order."""
+    uniform = torch.rand(5, generator=generator, dtype=torch.float64).tolist()
+    order = torch.randperm(4, generator=generator).tolist()
+    return uniform, order, torch.rand(3, generator=generator, dtype=torch.float64).tolist()
+
+
+def changes(generator):
+    """Return whether a view is anything but resized."""
+    uniform, _, (grey, blur, _) = photometric_draws(generator)
+    return uniform[0] < 0.8 or grey < 0.2 or blur < 0.5
+
+
+def bilinear(frames, size):
+    """Return frames (T, 3, H, W) resized by OpenCV's formula, float64."""
+    result = frames.double().numpy()
+    for axis in (2, 3):
+        length = result.shape[axis]
+        places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, length - 1)
+        low = np.floor(places).astype(int)
+        share = (places - low).reshape(-1, 1) if axis == 2 else places - low
+        high = np.minimum(low + 1, length - 1)
+        result = (1 - share) * result.take(low, axis) + share * result.take(high, axis)
+    return torch.from_numpy(result)
+
+
+class TestPhotometric:
+    """SMTC's views: colours and sharpness, everything in its place."""
+
+    def test_each_view_is_the_chain_of_its_draws(self):
+        frames = clip(3, 32, 32)
+        steps = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+        kinds = set()
+        for seed in range(12):
+            found, generator = photometric(frames, seed, count=3), rng(seed)
+            assert found.shape == (3, 3, 3, 32, 32)
+            assert found.dtype == torch.uint8
+            for view in found:
+                uniform, order, (grey, blur, share) = photometric_draws(generator)
+                pictures = images(frames)
+                if grey < 0.2:
+                    pictures = [TF.to_grayscale(image, 3) for image in pictures]
+                if uniform[0] < 0.8:
+                    factors = [0.6 + 0.8 * draw for draw in uniform[1:4]]
+                    factors.append(-0.1 + 0.2 * uniform[4])
+                    for number in order:
+                        pictures = [steps[number](image, factors[number]) for image in pictures]
+                expected = stacked(pictures)
+                if blur < 0.5:
+                    expected = gaussian_blur(expected, 0.1 + 1.9 * share)
+                assert torch.equal(view, expected)
+                kinds.add((grey < 0.2, uniform[0] < 0.8, blur < 0.5))
+        assert len(kinds) >= 6
+
+    def test_views_of_a_clip_differ_and_its_frames_share_them(self):
+        found = photometric(same_frames(), 3, count=4)
+        assert all(torch.equal(found[:, 0], found[:, n]) for n in (1, 2))
+        assert all(not torch.equal(found[0], found[n]) for n in (1, 2, 3))
+        assert torch.equal(found[:2], photometric(same_frames(), 3))
+
+    def test_chances(self):
+        frames, plain = clip(1, 32, 32), clip(1, 32, 32)[0]
+        found = photometric(frames, count=800)[:, 0]
+        grey = (found == found[:, :1]).flatten(1).all(1)
+        same = (found == plain).flatten(1).all(1)
+        assert 120 < int(grey.sum()) < 200
+        # Neither grey, nor jitter, nor blur: 0.8 x 0.2 x 0.5, and blurs too narrow to be seen.
+        assert 40 < int(same.sum()) < 130
+
+    @pytest.mark.parametrize(("height", "width"), [(48, 85), (85, 48), (20, 20), (7, 90)])
+    def test_both_sides_are_resized_as_opencv_does(self, height, width):
+        frames = clip(2, height, width)
+        seed = next(n for n in range(100) if not changes(rng(n)))
+        plain = photometric(frames, seed, count=1)[0]
+        assert plain.is_contiguous()
+        assert (plain - bilinear(frames, 32)).abs().max() <= 1
+        assert (plain - bilinear(frames, 32)).mean().abs() < 0.2
+
+    def test_sigma_can_be_given_and_takes_no_other_draws(self):
+        for seed in range(8):
+            drawn, given = photometric(clip(), seed), photometric(clip(), seed, sigma=1.5)
+            generator = rng(seed)
+            for one, other in zip(drawn, given, strict=True):
+                *_, (_, blur, _) = photometric_draws(generator)
+                assert torch.equal(one, other) == (blur >= 0.5)
+        one, other = rng(1), rng(1)
+        photometric_view(clip(), 32, one)
+        photometric_view(clip(), 32, other, sigma=0.3)
+        assert torch.equal(torch.rand(1, generator=one), torch.rand(1, generator=other))
+
+    def test_the_clip_is_left_as_it_was(self):
+        frames = clip(2, 32, 32)
+        before = frames.clone()
+        photometric(frames, 4)
+        assert torch.equal(frames, before)
+
+
+class TestBlur:
+    @pytest.mark.parametrize("sigma", [0.1, 0.4, 1.0, 2.0])
+    @pytest.mark.parametrize("side", [40, 256])
+    def test_it_is_a_gaussian_over_a_tenth_of_the_side(self, side, sigma):
+        frames = clip(2, side, side)
+        reach = int(0.1 * side) // 2
+        assert (side, reach) in ((40, 2), (256, 12))
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        kernel /= kernel.sum()
+        expected = frames.double().numpy()
+        for axis in (2, 3):
+            expected = correlate1d(expected, kernel, axis, mode="mirror")
+        found = gaussian_blur(frames, sigma).double().numpy()
+        assert np.abs(found - expected).max() <= 0.5 + 0.01
+
+    def test_a_constant_stays(self):
+        frames = torch.full((1, 3, 64, 64), 77, dtype=torch.uint8)
+        assert torch.equal(gaussian_blur(frames, 2.0), frames)
+
+    def test_a_small_side_has_no_kernel(self):
+        frames = clip(1, 19, 19)
+        assert torch.equal(gaussian_blur(frames, 2.0), frames)
+
+    @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+    def test_the_kernel_sums_to_one(self, sigma):
+        taps = gaussian_kernel(256, sigma)
+        assert taps[0] + 2 * sum(taps[1:]) == pytest.approx(1, abs=2e-5)
+        assert taps == sorted(taps, reverse=True)

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -117,3 +119,56 @@ def test_gradients_reach_everything(vit):
     images = torch.randn(2, 3, 16, 16)
     vit(images).summary.square().sum().backward()
     assert all(p.grad is not None for p in vit.parameters())
+
+
+def test_keys_alone_are_the_keys_beside_the_tokens(vit):
+    images, weights = torch.randn(2, 3, 24, 40), torch.randn(2, 24, 3, 5)
+    vit.learn_from_keys()
+    learning = [p for p in vit.parameters() if p.requires_grad]
+    beside = vit.tokens(images, keys=True).keys.mT.unflatten(-1, (3, 5))
+    found = [vit.keys(images), beside]
+    torch.testing.assert_close(*found)
+    gradients = [torch.autograd.grad((weights * keys).sum(), learning) for keys in found]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_keys_need_nothing_that_comes_after_them(vit):
+    images = torch.randn(2, 3, 16, 16)
+    expected = vit.keys(images)
+    last = vit.blocks[-1]
+    for module in (last.attn.proj, last.norm2, last.mlp, vit.norm):
+        for parameter in module.parameters():
+            parameter.data.fill_(torch.nan)
+    # Nor the last block's queries and values.
+    last.attn.qkv.weight.data.unflatten(0, (3, -1))[::2] = torch.nan
+    assert torch.equal(vit.keys(images), expected)
+
+
+def test_what_learns_from_keys(vit):
+    own = vit.state_dict()
+    vit.learn_from_keys()
+    assert vit.state_dict().keys() == own.keys()
+    after = ("blocks.2.attn.proj.", "blocks.2.norm2.", "blocks.2.mlp.", "norm.")
+    resting = {name for name, p in vit.named_parameters() if not p.requires_grad}
+    assert resting == {name for name in own if name.startswith(after)}
+    vit.keys(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    for name, parameter in vit.named_parameters():
+        assert (parameter.grad is None) == (name in resting), name
+    for block in vit.blocks:
+        q, k, v = block.attn.qkv.bias.grad.unflatten(0, (3, -1))
+        last = block is vit.blocks[-1]
+        # Of the last block the keys alone matter; of the others, all but the keys' bias.
+        assert bool(k.any()) == last
+        assert bool(q.any()) == bool(v.any()) == (not last)
+
+
+def test_a_copy_learns_from_keys_as_well(vit):
+    copy.deepcopy(vit).learn_from_keys()
+    vit.keys(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert not vit.blocks[-1].attn.qkv.bias.grad.any(), "the original's keys keep their rule"
+    taught = copy.deepcopy(vit)
+    taught.learn_from_keys()
+    taught.zero_grad()
+    taught.keys(torch.randn(2, 3, 16, 16)).square().sum().backward()
+    assert taught.blocks[-1].attn.qkv.bias.grad.any()

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from timewalk.config import EncoderConfig
-from timewalk.encoders import build_encoder, load_encoder, save_encoder
+from timewalk.encoders import build_encoder, head_of_weights, load_encoder, save_encoder
 from timewalk.encoders.heads import DinoHead
 from timewalk.encoders.weights import (
     crw,
@@ -355,3 +355,37 @@ def test_timms_own_weights_come_with_their_mean(tmp_path, monkeypatch):
 def test_a_name_that_timm_does_not_know_is_one_sentence():
     with pytest.raises(UserError, match=r"timm gives no weights 'vit_tiny_patch16_224\.nosuch'"):
         encoder(weights="timm:vit_tiny_patch16_224.nosuch")
+
+
+SLOTS = {
+    "transport_proj.weight": torch.rand(24, 16, 1),
+    "slot_attention.slots_mu": torch.rand(1, 3, 1, 24),
+    "slot_attention.mlp.0.bias": torch.rand(24),
+    "mlp_slot.2.weight": torch.rand(24, 48),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_slots_of_smtcs_checkpoint_come_under_their_published_names(tmp_path, prefix):
+    state = {f"encoder.{key}": value for key, value in tensors().items()} | SLOTS
+    state = {prefix + key: value for key, value in state.items()}
+    path = tmp_path / "smtc.pth"
+    torch.save({"iteration": 500, "model_state_dict": state}, path)
+    config = EncoderConfig(**VIT, weights=str(path))
+    found = head_of_weights(config)
+    assert found.keys() == SLOTS.keys()
+    assert all(torch.equal(found[key], value) for key, value in SLOTS.items())
+    same(build_encoder(config, seed=5), VIT)
+
+
+@pytest.mark.parametrize(
+    "made", [tensors, dino_full, timet_whole, lambda: smtc.from_ours(tensors())]
+)
+def test_files_without_slots_bring_no_head(tmp_path, made):
+    torch.save(made(), tmp_path / "one.pth")
+    assert head_of_weights(EncoderConfig(**VIT, weights=str(tmp_path / "one.pth"))) == {}
+
+
+def test_no_file_brings_no_head():
+    assert head_of_weights(EncoderConfig(**VIT)) == {}
+    assert head_of_weights(EncoderConfig(**VIT, weights="timm:vit_tiny_patch16_224.tag")) == {}

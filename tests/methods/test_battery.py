@@ -16,6 +16,8 @@ from timewalk.methods.base import Step
 from timewalk.training.loop import InterruptedTraining, Trainer
 
 TRAINED = [name for name in method_names() if get_method(name).trains]
+DECAY_ALONE = {"smtc": {"student.slots.slot_attention.slots_sigma"}}
+"""parameters whose gradient is zero by design, so that only the weight decay moves them"""
 
 
 @pytest.fixture
@@ -126,7 +128,8 @@ def test_gradients_reach_what_learns_and_nothing_else(build, name):
         assert (parameter.grad is not None) == learns, key
         if learns:
             assert parameter.grad.isfinite().all(), key
-            assert parameter.grad.any(), f"{key} gets no gradient"
+            moves = key not in DECAY_ALONE.get(name, ())
+            assert bool(parameter.grad.any()) == moves, f"{key} gets no gradient, or one too many"
 
 
 @pytest.mark.parametrize("name", TRAINED)

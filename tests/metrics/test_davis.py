@@ -218,3 +218,46 @@ def test_matching_is_the_best(seed, objects, more):
     order = rng.permutation(objects + more)
     again = davis.match(J[order], F[order])
     assert score[order][again].sum() == pytest.approx(total)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([(24, 31), (1, 9), (9, 1), (2, 2)]))
+def test_overlapping_masks_are_scored_one_by_one(seed, shape):
+    truth, found = id_map(seed, 3, shape), masks(seed, 4, shape)
+    void = masks(seed + 1, 1, shape)[0]
+    J, F = davis.overlapping_scores(truth, found, 2, void)  # the third id is background
+    assert J.shape == F.shape == (4, 2)
+    for place, mask in enumerate(found):
+        for number in (1, 2):
+            pair = truth == number, mask, void
+            assert J[place, number - 1] == davis.region_similarity(*pair)
+            assert F[place, number - 1] == davis.contour_accuracy(*pair)
+
+
+def test_overlapping_masks_without_overlap_are_an_id_map():
+    truth, result = id_map(0, 3), id_map(1, 4)
+    stack = np.stack([result == number for number in range(1, 5)])
+    expected = davis.frame_scores(truth, result, 3, 4)
+    for values, others in zip(davis.overlapping_scores(truth, stack, 3), expected, strict=True):
+        np.testing.assert_array_equal(values, others)
+
+
+def test_any_number_of_overlapping_masks():
+    truth = id_map(0, 2)
+    J, F = davis.overlapping_scores(truth, np.zeros((0, *truth.shape), bool), 2)
+    assert J.shape == F.shape == (0, 2)
+    many = np.stack([truth == 1, truth == 2] * 150)
+    J, F = davis.overlapping_scores(truth, many, 2)
+    np.testing.assert_array_equal(J, np.tile(np.eye(2), (150, 1)))
+    assert (F[::2, 0] == 1).all()
+    assert (F[1::2, 1] == 1).all()
+    assert davis.overlapping_scores(truth, many, 0)[0].shape == (300, 0)
+
+
+def test_match_frame_maximises_the_sum_of_both():
+    J = np.array([[0.9, 0.8], [0.8, 0.1], [0.0, 0.0]])
+    F = np.array([[0.1, 0.3], [0.0, 0.0], [0.5, 0.2]])
+    # 1.0 for the first object's proposal 0 would leave 0.2 for the second: 1.2 against 1.9.
+    assert davis.match_frame(J, F).tolist() == [1, 0]
+    assert davis.match_frame(J[::-1], F[::-1]).tolist() == [1, 2]
+    assert davis.match_frame(np.zeros((3, 0)), np.zeros((3, 0))).tolist() == []

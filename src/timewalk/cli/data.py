@@ -67,7 +67,7 @@ def folders(arguments: Arguments) -> None:
     from timewalk.config import Split
     from timewalk.data.frame_folders import index_frame_folders
 
-    split = check(Split, arguments.split, "split") if arguments.split is not None else None
+    split = check(Split, arguments.split, "split") if arguments.split else None
     index_frame_folders(arguments.source, arguments.manifest, arguments.workers, split)
 
 

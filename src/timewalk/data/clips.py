@@ -8,7 +8,7 @@ ranges follow one another; a clip never crosses videos.
 
 Sampled clips, as TimeT (ICCV 2023) has them, are not numbered by their frames: each video has the
 same number of clips, and which frames a clip takes is drawn anew each time (sheet of TimeT's data
-sets, section 4).
+sets, section 4). So are the windows of SMTC (ICCV 2023; its sheet, section 1).
 """
 
 import io
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 SHOWN = 3
 """videos that a message names"""
 
-Sampling = Literal["uniform", "dense", "regular", "full"]
+Sampling = Literal["uniform", "dense", "regular", "full", "window"]
 """how the frames of a sampled clip lie in their video: anywhere, in order; in a row; with a fixed
-step; all of them"""
+step; all of them; with a fixed step around a frame that leaves half a clip free on both sides"""
 
 
 class ClipShape(NamedTuple):
@@ -140,7 +140,8 @@ class SampledClips:
         stores: the videos, each long enough (:func:`open_clips` sees to it).
         num_frames: F, frames of a clip; `full` takes all of a video.
         sampling: how frames are drawn.
-        step: between frames, in frames of the data set (`regular`).
+        step: between frames, in frames of the data set (`regular`, `window`); smaller, video by
+            video, where it does not fit.
         per_video: clips of each video.
     """
 
@@ -175,6 +176,8 @@ class SampledClips:
             return list(range(length))
         if self.sampling == "uniform":
             return _anywhere(length, self.num_frames, rng)
+        if self.sampling == "window":
+            return _window(length, self.num_frames, self.step, rng)
         step = self.step if self.sampling == "regular" else 1
         # A video too short for the step takes the largest that fits.
         step = min(step, length // self.num_frames)
@@ -193,6 +196,40 @@ def _anywhere(length: int, count: int, rng: torch.Generator | None) -> list[int]
     else:
         drawn = torch.randperm(length, generator=rng)[:count]
     return [int(number) for number in drawn.sort().values]
+
+
+def window_step(length: int, count: int, step: int) -> int | None:
+    """Return the step of a window of ``count`` frames in a video of ``length``; None: none fits.
+
+    As published, the step is lowered by one unless two windows or more fit. From then on one is
+    enough; where the published code fails, and where it would show one frame ``count`` times, the
+    step is lowered on, down to 1.
+    """
+    low, high = _anchors(length, count, step)
+    if low < high:
+        return step
+    for lower in range(max(step - 1, 1), 0, -1):
+        low, high = _anchors(length, count, lower)
+        if low <= high:
+            return lower
+    return None
+
+
+def _anchors(length: int, count: int, step: int) -> tuple[int, int]:
+    """Return the first and the last frame that can be a window's anchor, its frame count // 2."""
+    half = step * count // 2
+    return half, length - half - 1
+
+
+def _window(length: int, count: int, step: int, rng: torch.Generator | None) -> list[int]:
+    """Return a window's frames; the video is long enough."""
+    found = window_step(length, count, step)
+    assert found is not None, "videos that are too short are left out when clips are opened"
+    low, high = _anchors(length, count, found)
+    anchor = (low + high) // 2
+    if rng is not None:
+        anchor = int(torch.randint(low, high + 1, (), generator=rng))
+    return [anchor + found * (place - count // 2) for place in range(count)]
 
 
 def _clip(store: FrameStore, numbers: list[int]) -> Clip:
@@ -267,6 +304,9 @@ def open_clips(
             f"{num_frames} frames; choose a data set of videos, or a method that learns from "
             "images (dino)."
         )
+    if sampling == "window":
+        fitting = _with_windows(stores, num_frames, step)
+        return SampledClips(fitting, num_frames, sampling, step, per_video or 1)
     if sampling is not None:
         _refuse_short(stores, num_frames, sampling)
         return SampledClips(stores, num_frames, sampling, step, per_video or 1)
@@ -296,6 +336,28 @@ def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampl
         f"a clip with `sampling: {sampling}` needs {needed} frames, but there are less in "
         f"{_few(short)}: {remedy}"
     )
+
+
+def _with_windows(stores: Sequence[FrameStore], num_frames: int, step: int) -> list[FrameStore]:
+    """Return the videos that hold a window at all; name the others, and those of smaller steps."""
+    steps = [window_step(len(store), num_frames, step) for store in stores]
+    each = list(zip(stores, steps, strict=True))
+    fitting = [store for store, found in each if found is not None]
+    short = [f"'{store.video}' ({len(store)})" for store, found in each if found is None]
+    needed = 2 * (num_frames // 2) + 1
+    if not fitting:
+        raise UserError(
+            f"no video has the {needed} frames that a clip of {num_frames} needs: {_few(short)}; "
+            "lower the run's frames_per_clip, or use longer videos."
+        )
+    if short:
+        log.warning("left out, with less than %d frames: %s", needed, _few(short))
+    lowered = [f"'{store.video}' ({found})" for store, found in each if found not in (None, step)]
+    if lowered:
+        log.warning(
+            "too short for a step of %d frames, take a smaller one: %s", step, _few(lowered)
+        )
+    return fitting
 
 
 def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameStore]:

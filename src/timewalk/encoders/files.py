@@ -149,6 +149,20 @@ def load_head(folder: Path | str) -> dict[str, Tensor]:
     return read_tensors(path) if path.exists() else {}
 
 
+def head_of_weights(config: EncoderConfig) -> dict[str, Tensor]:
+    """Return what the file of `encoder.weights` holds for evaluations beside the encoder.
+
+    Returns:
+        Tensors under their published names; none where the format has none.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    if config.weights is None or config.weights.startswith("timm:"):
+        return {}
+    return weights.head(read_checkpoint(weights_path(config.weights)))
+
+
 def load_encoder(folder: Path | str) -> Encoder:
     """Return a saved encoder, in eval mode on the CPU.
 

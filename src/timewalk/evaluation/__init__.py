@@ -41,11 +41,17 @@ _ENTRIES = {
     "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels=VIDEOS),
     "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
     "foreground": Entry("timewalk.evaluation.foreground", needs="encoder", labels=MASKS),
+    "foreground_segmentation": Entry(
+        "timewalk.evaluation.foreground_segmentation", needs="encoder", labels=VIDEOS
+    ),
     "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
     "linear_segmentation": Entry(
         "timewalk.evaluation.linear_segmentation", needs="encoder", labels=MASKS
+    ),
+    "object_discovery": Entry(
+        "timewalk.evaluation.object_discovery", needs="encoder", labels=VIDEOS
     ),
     "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),

@@ -245,18 +245,20 @@ def slot_proposals(
         std=None if own else KINETICS_STD,
     )
     rng = _generator(seed, video.name)
+    _, semantics, _, width = network.slot_attention.slots_mu.shape
     parts: list[tuple[Tensor, ...]] = []
     length = config.frames_per_clip
     for number, clip in enumerate(chunks(len(video.frames), length)):
         keys_TDhw = extractor(pixels_of(video, clip, config.size, device))
         check_finite(keys_TDhw, f"the frames of '{video.name}'")
-        noise = torch.randn(1, len(clip), *network.noise_shape, generator=rng).to(device)
+        drawn = (1, len(clip), semantics, network.instances, width)
+        noise = torch.randn(drawn, generator=rng).to(device)
         slots = network(keys_TDhw[None], noise, config.iterations)
-        masks = slot_masks(slots)
-        masks_TSPhw = masks.instance_masks[0].unflatten(-1, keys_TDhw.shape[-2:])
+        found = slot_masks(slots)
+        masks_TSPhw = found.instance_masks[0].unflatten(-1, keys_TDhw.shape[-2:])
         new = min(length, len(video.frames) - number * length)
-        found = masks_TSPhw, masks.similarity[0], slots.instance[0]
-        parts.append(tuple(tensor[:new].cpu() for tensor in found))
+        of_clip = masks_TSPhw, found.similarity[0], slots.instance[0]
+        parts.append(tuple(tensor[:new].cpu() for tensor in of_clip))
     masks, similarity, vectors = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
     return collect(masks, similarity, vectors, config.min_similarity)
 

@@ -17,6 +17,7 @@ from timewalk.data.sequences import KIND, VOID, LabelledVideos, read_ids
 from timewalk.data.sequences import Sequence as Video
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result
+from timewalk.evaluation.davis_folders import Task as DavisTask
 from timewalk.evaluation.davis_folders import score_folders
 from timewalk.evaluation.davis_official import compare_with_official
 from timewalk.evaluation.davis_tables import Scores, write_csv, write_scores
@@ -99,20 +100,25 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     return evaluate_videos(inputs, config, output_dir, task)
 
 
-def check_set(manifest: Path) -> None:
+def check_set(manifest: Path, task: DavisTask = "semi-supervised", kind: str = "davis") -> None:
     """Refuse sets of which the official scores are not to be had: they are given at 480p only, and
     annotations for the unsupervised task number the objects differently.
+
+    Args:
+        manifest: of the set.
+        task: whose annotations it must have.
+        kind: of the evaluation, for the message.
 
     Raises:
         UserError: names the set's key.
     """
     parameters = read_manifest(manifest, KIND)["parameters"]
-    for key, needed in (("task", "semi-supervised"), ("resolution", "480p")):
+    for key, needed in (("task", task), ("resolution", "480p")):
         found = parameters.get(key, needed)
         if found != needed and parameters["kind"] == "davis2017":
             raise UserError(
-                f"{manifest} has the {key} '{found}', but evaluations of kind 'davis' score "
-                f"'{needed}'; name another set under the key 'dataset'."
+                f"{manifest} has the {key} '{found}', but evaluations of kind '{kind}' "
+                f"score '{needed}'; name another set under the key 'dataset'."
             )
 
 
@@ -183,8 +189,16 @@ def save_masks(folder: Path, names: Sequence[str], masks: Sequence[np.ndarray]) 
             save_ids(temporary, mask)
 
 
-def scored(folder: Path, videos: LabelledVideos, workers: int) -> Scores:
+def scored(
+    folder: Path, videos: LabelledVideos, workers: int, task: DavisTask = "semi-supervised"
+) -> Scores:
     """Return J and F of the masks in a folder.
+
+    Args:
+        folder: holds `masks/<sequence>/<frame>.png`.
+        videos: the set.
+        workers: processes.
+        task: how masks and objects are paired.
 
     Raises:
         UserError: a sequence cannot be scored; the tables of the others are written.
@@ -193,7 +207,7 @@ def scored(folder: Path, videos: LabelledVideos, workers: int) -> Scores:
     scores = score_folders(
         folder / "masks",
         videos.root,
-        "semi-supervised",
+        task,
         videos.subset,
         workers=max(1, workers),
         sequences=names,

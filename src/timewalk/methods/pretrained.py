@@ -3,9 +3,10 @@
 from typing import Any
 
 from pydantic import model_validator
+from torch import Tensor
 
 from timewalk.config import RunConfig
-from timewalk.encoders import build_encoder
+from timewalk.encoders import build_encoder, head_of_weights
 from timewalk.methods.base import Method
 
 
@@ -29,8 +30,14 @@ class Pretrained(Method):
     """An encoder from a file."""
 
     Config = PretrainedConfig
+    config: PretrainedConfig
     trains = False
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
+        self.config = config
         self.encoder = build_encoder(config.encoder, config.seed)
+
+    def heads(self) -> dict[str, Tensor]:
+        """Return the slots of SMTC's checkpoint; nothing of other files."""
+        return head_of_weights(self.config.encoder)

@@ -29,8 +29,8 @@ class SMTCTraining(TrainingConfig):
     scale_learning_rate: bool = False
     """scale it linearly with batch_size: times batch_size / 256"""
     min_learning_rate: Annotated[float, Field(ge=0)] = 2e-6
-    """learning rate at the end of the cosine; as published a tenth of `learning_rate`, which to
-    change is to change this too"""
+    """learning rate at the end of the cosine; published is a tenth of `learning_rate`, so change
+    both together"""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     """epochs of linear warm-up from 0"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
@@ -103,7 +103,11 @@ class SMTCConfig(TrainedRunConfig):
                 f"encoder.name is '{self.encoder.name}', but smtc reads the keys of a ViT's last "
                 f"block; take one of {', '.join(VIT_SHAPES)}"
             )
-        width, _, heads = vit_shape(self.encoder)
+        width, depth, heads = vit_shape(self.encoder)
+        if depth < 2:
+            raise ValueError(
+                "encoder.depth is 1, but of the last block smtc uses the keys alone; take 2 or more"
+            )
         if width % heads:
             raise ValueError(f"encoder.width {width} is no multiple of encoder.heads {heads}")
         patch = self.encoder.patch_size
@@ -126,7 +130,7 @@ class SMTCConfig(TrainedRunConfig):
         if training.min_learning_rate > training.learning_rate:
             raise ValueError(
                 f"training.min_learning_rate {training.min_learning_rate} is above "
-                f"training.learning_rate {training.learning_rate}; lower it, to a tenth as published"
+                f"training.learning_rate {training.learning_rate}; lower it, say to a tenth of that"
             )
 
     @classmethod
@@ -141,11 +145,8 @@ class SMTCConfig(TrainedRunConfig):
             "image_size": 32,
             "frames_per_clip": 3,
             "step_between_frames": 2,
+            "clips_per_video": 8,
             "slots": 3,
             "instances": 2,
-            # Fresh slots are alike: without this no instance would be selected.
-            "area_probability": 0.3,
-            "min_area": 0.1,
-            "min_similarity": 0.0,
             "teacher_backbone": "averaged",
         }

@@ -19,8 +19,8 @@ from timewalk.ops.transport import transport_plan
 EPSILON = 1e-8
 MARGIN = 0.5
 """similarity below which instances that were not matched are left alone"""
-CHUNK_NUMEL = 1 << 22
-"""entries of the transport plans that are made at once, 16 MB: clips go one such share at a time"""
+CHUNK_NUMEL = 1 << 21
+"""entries of the transport plans that are made at once, 8 MB: clips go one such share at a time"""
 
 
 def separation(logits_BTSN: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timewalk.encoders import load_head
+from timewalk.encoders.weights import smtc
 from timewalk.errors import UserError
 from timewalk.ops.distillation import full
 from timewalk.ops.slots import SlotAttention
@@ -26,8 +27,9 @@ Mask = Literal["logit", "prob", "soft"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
 
 SETTINGS = ("native_grid", "instances", "mask", "mask_threshold")
-PUBLISHED_INSTANCES, PUBLISHED_THRESHOLD = 4, 0.3
-PARTS = ("transport_proj.", "slot_attention.", "mlp_slot.")
+PUBLISHED: dict[str, Any] = {"instances": 4, "mask": MASKS.index("logit"), "mask_threshold": 0.3}
+STARTS, PROJECTION = "slot_attention.slots_mu", "transport_proj.weight"
+REMEDY = "name a checkpoint of SMTC, or train the run again."
 
 
 @dataclass
@@ -71,7 +73,7 @@ class SlotNetwork(nn.Module):
         instances: int,
         *,
         mask: Mask = "logit",
-        mask_threshold: float = PUBLISHED_THRESHOLD,
+        mask_threshold: float = 0.3,
     ) -> None:
         super().__init__()
         self.native_grid, self.instances = native_grid, instances
@@ -114,9 +116,7 @@ class SlotNetwork(nn.Module):
         attention = self.slot_attention
         keys, values = attention.project(self.fuse(keys_BTDhw).flatten(0, 1))
         start = attention.start(len(keys)).unsqueeze(1)
-        semantic, logits = (
-            x.squeeze(1) for x in attention.attend(keys, values, start, iterations)
-        )
+        semantic, logits = (x.squeeze(1) for x in attention.attend(keys, values, start, iterations))
         instance, instance_logits = attention.attend(
             keys,
             values,
@@ -157,18 +157,15 @@ class SlotNetwork(nn.Module):
             UserError: tensors do not fit; its text goes on after the file's name.
         """
         state = {key: value for key, value in tensors.items() if key not in SETTINGS}
-        network = cls(**_shape(tensors), **_settings(tensors))
+        network = cls(**_arguments(tensors))
         own = network.state_dict()
         if different := sorted(own.keys() ^ state.keys()):
-            raise UserError(
-                f"holds slots with tensors missing or unknown ({', '.join(different[:8])}); name "
-                "a checkpoint of SMTC, or train the run again."
-            )
-        if wrong := [key for key in own if own[key].shape != state[key].shape]:
-            raise UserError(
-                f"holds slots whose '{wrong[0]}' is {tuple(state[wrong[0]].shape)} instead of "
-                f"{tuple(own[wrong[0]].shape)}; name a checkpoint of SMTC, or train the run again."
-            )
+            some = ", ".join(different[:8])
+            raise UserError(f"holds slots with tensors missing or unknown ({some}); {REMEDY}")
+        for key, value in state.items():
+            if value.shape != own[key].shape:
+                shapes = f"{tuple(value.shape)} instead of {tuple(own[key].shape)}"
+                raise UserError(f"holds slots whose '{key}' is {shapes}; {REMEDY}")
         network.load_state_dict(state)
         return network
 
@@ -225,7 +222,7 @@ def load_slots(run: Path) -> SlotNetwork | None:
         UserError: the file is damaged, or its slots do not fit together.
     """
     tensors = load_head(run)
-    if not any(key.startswith(PARTS) for key in tensors):
+    if not any(key.startswith(smtc.SLOTS) for key in tensors):
         return None
     try:
         return SlotNetwork.from_tensors(tensors).eval()
@@ -237,5 +234,35 @@ def _tokens(keys_BTDhw: Tensor) -> Tensor:
     return keys_BTDhw.flatten(3).mT
 
 
-def _shape(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the number of slots and the width, and the grid where it is saved or square."""
+def _arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what a network is made with, from the shapes and settings of its tensors."""
+    starts, projection = tensors.get(STARTS), tensors.get(PROJECTION)
+    if starts is None or starts.ndim != 4 or projection is None or projection.ndim != 3:
+        raise UserError(f"holds slots without '{STARTS}' or '{PROJECTION}'; {REMEDY}")
+    _, slots, _, width = starts.shape
+    settings: dict[str, Any] = {key: tensors[key].tolist() for key in SETTINGS if key in tensors}
+    if not settings:
+        tokens = projection.shape[1]
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise UserError(f"holds slots for {tokens} tokens, which are no square grid; {REMEDY}")
+        settings = {**PUBLISHED, "native_grid": [side, side]}
+    if settings.keys() != set(SETTINGS) or not _possible(settings, projection.shape[1]):
+        raise UserError(f"holds slots with settings that cannot be ({settings}); {REMEDY}")
+    settings["native_grid"] = tuple(settings["native_grid"])
+    settings["mask"] = MASKS[settings["mask"]]
+    return {"width": width, "slots": slots, **settings}
+
+
+def _possible(settings: Mapping[str, Any], tokens: int) -> bool:
+    grid = settings["native_grid"]
+    return (
+        isinstance(grid, list)
+        and len(grid) == 2
+        and min(grid) > 0
+        and math.prod(grid) == tokens
+        and isinstance(settings["instances"], int)
+        and settings["instances"] > 0
+        and settings["mask"] in range(len(MASKS))
+        and isinstance(settings["mask_threshold"], float)
+    )

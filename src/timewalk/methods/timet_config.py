@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from timewalk.config import EncoderConfig, Positive, Probability, TrainingConfig
-from timewalk.data.clips import Sampling
 from timewalk.encoders.base import VIT_SHAPES, vit_shape
 from timewalk.methods.base import TrainedRunConfig
 
@@ -50,7 +49,7 @@ class TimeTConfig(TrainedRunConfig):
     """side of a view in pixels, a multiple of a ViT's patch"""
     frames_per_clip: Annotated[int, Field(ge=2)] = 4
     """frames in a clip, 2 or more; labels go from the first to the last"""
-    sampling: Sampling = "uniform"
+    sampling: Literal["uniform", "dense", "regular", "full"] = "uniform"
     """which frames of a video make a clip, drawn anew each time: `uniform`: any, in order;
     `dense`: one after the other; `regular`: `step_between_frames` apart; `full`: all (batches of
     one clip only)"""

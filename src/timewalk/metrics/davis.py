@@ -3,6 +3,8 @@
 Follows sheet davis-metrics, sections 3 to 7: the figures of the official evaluation, to the last
 digit. One frame is scored at a time, every result id against every object at once: the areas of all
 pairs come from one joint histogram, and each boundary is grown once, in its own bounding box.
+Results that overlap, in no id map, are stacks of masks; their matching anew in every frame is that
+of the sheet's section 11.
 
 Shapes: T frames, H and W rows and columns of pixels, O objects of the truth, P ids of the result.
 In an id map 0 is background.
@@ -46,7 +48,7 @@ class Boundary:
     Attributes:
         y: int64 (N,), rows.
         x: int64 (N,), columns.
-        ids: uint8 (N,), 1 or more.
+        ids: integers (N,), 1 or more.
     """
 
     y: np.ndarray
@@ -112,8 +114,34 @@ def frame_scores(
     """
     return (
         _region_scores(truth, result, num_objects, num_results),
-        _contour_scores(truth, result, num_objects, num_results),
+        _agreement(boundaries(truth), num_objects, boundaries(result), num_results, truth.shape),
     )
+
+
+def overlapping_scores(
+    truth: np.ndarray, masks: np.ndarray, num_objects: int, void: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return J and F of masks that may overlap with every object, in one frame.
+
+    Args:
+        truth: uint8 (H, W); ids above ``num_objects`` are background.
+        masks: bool (P, H, W), any number of them.
+        num_objects: O.
+        void: bool (H, W), pixels that are taken out of all masks.
+
+    Returns:
+        J and F, float64 (P, O) each.
+    """
+    if void is not None:
+        truth, masks = np.where(void, 0, truth), masks & ~void
+    objects = truth == np.arange(1, num_objects + 1)[:, None, None]
+    pairs = [[np.count_nonzero(mask & object_) for object_ in objects] for mask in masks]
+    intersection = np.array(pairs, np.int64).reshape(len(masks), num_objects)
+    area_result = np.count_nonzero(masks, axis=(1, 2))[:, None]
+    area_truth = np.count_nonzero(objects, axis=(1, 2))[None]
+    J = _overlap(intersection, area_result, area_truth)
+    true, found = boundaries(truth), _stack_boundaries(masks)
+    return J, _agreement(true, num_objects, found, len(masks), truth.shape)
 
 
 def _region_scores(
@@ -125,19 +153,25 @@ def _region_scores(
     intersection = joint[results, objects]
     area_result = joint.sum(1)[results, None]
     area_truth = joint.sum(0)[None, objects]
+    return _overlap(intersection, area_result, area_truth)
+
+
+def _overlap(
+    intersection: np.ndarray, area_result: np.ndarray, area_truth: np.ndarray
+) -> np.ndarray:
     union = area_result + area_truth - intersection
     return np.where(union > 0, intersection / np.maximum(union, 1), 1.0)
 
 
-def _contour_scores(
-    truth: np.ndarray, result: np.ndarray, num_objects: int, num_results: int
+def _agreement(
+    true: Boundary, num_objects: int, found: Boundary, num_results: int, shape: Shape
 ) -> np.ndarray:
-    radius = boundary_radius(truth.shape)
-    true, found = boundaries(truth), boundaries(result)
+    """Return F of every result's boundary with every object's, (P, O)."""
+    radius = boundary_radius(shape)
     in_result = _lengths(found.ids, num_results)[:, None]
     in_truth = _lengths(true.ids, num_objects)[None, :]
-    matched_result = _near(true, num_objects, found, num_results, truth.shape, radius).T
-    matched_truth = _near(found, num_results, true, num_objects, truth.shape, radius)
+    matched_result = _near(true, num_objects, found, num_results, shape, radius).T
+    matched_truth = _near(found, num_results, true, num_objects, shape, radius)
     precision = matched_result / np.maximum(in_result, 1)
     recall = matched_truth / np.maximum(in_truth, 1)
     both = precision + recall
@@ -146,7 +180,7 @@ def _contour_scores(
 
 
 def _lengths(ids: np.ndarray, count: int) -> np.ndarray:
-    return np.bincount(ids, minlength=IDS)[1 : count + 1]
+    return np.bincount(ids, minlength=count + 1)[1 : count + 1]
 
 
 def _near(
@@ -197,6 +231,16 @@ def boundaries(ids: np.ndarray) -> Boundary:
     listed = np.concatenate(chosen)
     held = np.concatenate([near[at] for near, at in zip((a, b, c, d), chosen, strict=True)])
     return Boundary(y[listed], x[listed], held)
+
+
+def _stack_boundaries(masks: np.ndarray) -> Boundary:
+    """Return the boundary pixels of masks, bool (P, H, W); the first mask has the id 1."""
+    differ = np.zeros_like(masks)
+    np.not_equal(masks[:, :, 1:], masks[:, :, :-1], out=differ[:, :, :-1])
+    differ[:, :-1] |= masks[:, 1:] != masks[:, :-1]
+    differ[:, :-1, :-1] |= masks[:, 1:, 1:] != masks[:, :-1, :-1]
+    ids, y, x = np.unravel_index(np.flatnonzero(differ), masks.shape)
+    return Boundary(y, x, ids + 1)
 
 
 def boundary_map(mask: np.ndarray) -> np.ndarray:
@@ -290,3 +334,23 @@ def match(J: np.ndarray, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     score = (np.mean(J, axis=2) + np.mean(F, axis=2)) / 2
     proposals, objects = linear_sum_assignment(-score)
     return proposals, objects
+
+
+def match_frame(J: np.ndarray, F: np.ndarray) -> np.ndarray:
+    """Give each object one proposal in one frame so that the sum of J and F is largest.
+
+    As SMTC scores object discovery (section 11 of the sheet): identities over time do not count,
+    and the truth picks the proposals of each frame.
+
+    Args:
+        J: (P, O), P at least O.
+        F: likewise.
+
+    Returns:
+        the proposal of each object, int64 (O,), counted from 0.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    proposals, objects = linear_sum_assignment(-(J + F))
+    chosen: np.ndarray = proposals[np.argsort(objects)]
+    return chosen

@@ -46,7 +46,8 @@ def _start(points: Tensor, clusters: int, rng: torch.Generator) -> Tensor:
     for _ in range(clusters - 1):
         # Squared distance of unit vectors, up to a factor.
         distance = torch.minimum(distance, 1 - points @ points[chosen[-1]])
-        shares = distance.clamp(min=1e-12).double().cumsum(0)
-        drawn = torch.rand(1, generator=rng, dtype=torch.double).to(shares.device) * shares[-1]
+        # On the CPU, because running sums on a GPU differ from run to run.
+        shares = distance.clamp(min=1e-12).double().cpu().cumsum(0)
+        drawn = torch.rand(1, generator=rng, dtype=torch.double) * shares[-1]
         chosen.append(min(int(torch.searchsorted(shares, drawn)), len(points) - 1))
     return points[chosen]

@@ -2,7 +2,8 @@
 
 `recognises(checkpoint)`, `to_ours(checkpoint, own, part)` and `from_ours(own, …)`; ``own`` is the
 encoder's state under timm's names. A format's line in ``FORMATS`` makes it known; the first that
-recognises a checkpoint reads it.
+recognises a checkpoint reads it. `head(checkpoint)` is there where evaluations may use more of a
+format than the encoder.
 """
 
 import logging
@@ -19,6 +20,11 @@ log = logging.getLogger(__name__)
 FORMATS: tuple[Any, ...] = (dora, dino, smtc, timet, crw, torchvision, timm_names)
 
 
+def format_of(checkpoint: Any) -> Any:
+    """Return the format of a checkpoint: the first that recognises it."""
+    return next(format_ for format_ in FORMATS if format_.recognises(checkpoint))
+
+
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
     """Return a checkpoint's tensors under the encoder's names, whatever its format.
 
@@ -30,7 +36,7 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     Raises:
         UserError: its text goes on after the file's name.
     """
-    chosen = next(format_ for format_ in FORMATS if format_.recognises(checkpoint))
+    chosen = format_of(checkpoint)
     state = chosen.to_ours(checkpoint, own, part)
     used = {tensor.data_ptr() for tensor in state.values()}
     everything = general.flat_state(checkpoint, part)
@@ -39,3 +45,9 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     if dropped:
         log.info("%d tensors not used: %s", len(dropped), general.some(dropped))
     return state
+
+
+def head(checkpoint: Any) -> dict[str, Tensor]:
+    """Return a checkpoint's tensors that evaluations may use beside the encoder, or none."""
+    chosen = format_of(checkpoint)
+    return chosen.head(checkpoint) if hasattr(chosen, "head") else {}
