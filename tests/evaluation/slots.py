@@ -5,8 +5,8 @@ import torch
 
 from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder, save_encoder, save_head
+from timewalk.encoders.slots import SlotNetwork
 from timewalk.evaluation.proposals import Proposals
-from timewalk.methods.smtc_slots import SlotNetwork
 
 SLOTS, INSTANCES, WIDTH = 3, 2, 24
 VIT = EncoderConfig(name="vit_tiny", patch_size=8, image_size=32, depth=2, width=WIDTH, heads=3)

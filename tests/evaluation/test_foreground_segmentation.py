@@ -19,12 +19,12 @@ from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
 from timewalk.data.sequences import LabelledVideos
 from timewalk.encoders import save_head
+from timewalk.encoders.slots import SlotNetwork
 from timewalk.errors import UserError
 from timewalk.evaluation import foreground_segmentation, proposals
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.foreground_segmentation import Config, averages, evaluate
 from timewalk.evaluation.proposals import Proposals
-from timewalk.methods.smtc_slots import SlotNetwork
 
 CPU = torch.device("cpu")
 SIZE = (48, 64)

@@ -13,6 +13,7 @@ from tests.evaluation.slots import INSTANCES, SLOTS, WIDTH, slots_run
 from tests.evaluation.stubs import Seeing
 from timewalk.data.sequences import LabelledVideos, Sequence, read_frame
 from timewalk.encoders import load_encoder
+from timewalk.encoders.slots import Slots, load_slots
 from timewalk.errors import UserError
 from timewalk.evaluation import proposals
 from timewalk.evaluation.proposals import (
@@ -26,7 +27,6 @@ from timewalk.evaluation.proposals import (
     pixels_of,
     proposer,
 )
-from timewalk.methods.smtc_slots import Slots, load_slots
 
 KEYS = {"kind": "x", "dataset": "davis", "image_height": 32, "image_width": 48}
 ALL = -1.0

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from timewalk.encoders.slots import SlotNetwork, semantic_mask, slot_masks
 from timewalk.encoders.vit import ViT
-from timewalk.methods.smtc_slots import SlotNetwork, semantic_mask, slot_masks
 from timewalk.ops.slots import SlotAttention, attention_weights
 
 SLOTS = ("it3", "it5", "it1", "empty", "original")

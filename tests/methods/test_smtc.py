@@ -9,6 +9,7 @@ from tests.training.processes import miniature, train, train_in_processes
 from timewalk.data.clips import ClipShape, SampledClips
 from timewalk.data.views import normalise
 from timewalk.encoders import load_encoder
+from timewalk.encoders.slots import load_slots
 from timewalk.errors import UserError
 from timewalk.methods import smtc as module
 from timewalk.methods.base import Step
@@ -20,7 +21,6 @@ from timewalk.methods.smtc_losses import (
     separation,
     valid_instances,
 )
-from timewalk.methods.smtc_slots import load_slots
 from timewalk.training.loop import InterruptedTraining, Trainer
 from timewalk.training.optimizers import make_optimizer, set_rates
 from timewalk.training.run import _export

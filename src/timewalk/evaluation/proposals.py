@@ -27,10 +27,10 @@ from timewalk.data.sequences import Sequence as Video
 from timewalk.data.sequences import read_frame
 from timewalk.encoders import Encoder, encoder_digest, load_encoder
 from timewalk.encoders.files import HEAD
+from timewalk.encoders.slots import SlotNetwork, load_slots, slot_masks
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Extractor, Precision
 from timewalk.evaluation.feature_file import check_finite
-from timewalk.methods.smtc_slots import SlotNetwork, load_slots, slot_masks
 from timewalk.ops.spherical import spherical_kmeans
 
 KINETICS_MEAN = (0.43216, 0.394666, 0.37645)

@@ -4,7 +4,7 @@
 2023). A ViT's keys, joined with their correlation to the frame before, are divided among semantic
 slots; each semantic's area is divided among instance slots. A student learns to agree with a slow
 teacher about the other frames of a clip. Sheet: spec/smtc.md, sections named in the docstrings;
-slots: methods/smtc_slots.py; losses: methods/smtc_losses.py.
+slots: encoders/slots.py; losses: methods/smtc_losses.py.
 
 Shapes: B clips, V = 2 views (the student's, then the teacher's), T frames, S semantic slots, P
 instances of a semantic, N = h w tokens of a frame, D width, L side of a view in pixels.
@@ -21,6 +21,7 @@ from timewalk.data.clip_views import photometric_view
 from timewalk.data.clips import ClipShape
 from timewalk.data.views import Window, crop_resize, normalise
 from timewalk.encoders import Encoder, build_encoder, seeded
+from timewalk.encoders.slots import SlotNetwork, Slots, slot_masks
 from timewalk.methods.base import Losses, Method, ParameterGroup, Step
 from timewalk.methods.pictures import labels_picture
 from timewalk.methods.smtc_config import SMTCConfig
@@ -30,7 +31,6 @@ from timewalk.methods.smtc_losses import (
     separation,
     valid_instances,
 )
-from timewalk.methods.smtc_slots import SlotNetwork, Slots, slot_masks
 from timewalk.ops.collectives import mean_over_processes
 from timewalk.ops.ema import ema_update_
 

@@ -7,9 +7,7 @@ from torch.nn import functional as F
 
 from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder, save_encoder, save_head
-from timewalk.errors import UserError
-from timewalk.methods.pretrained import Pretrained, PretrainedConfig
-from timewalk.methods.smtc_slots import (
+from timewalk.encoders.slots import (
     MASKS,
     SETTINGS,
     SlotNetwork,
@@ -17,6 +15,8 @@ from timewalk.methods.smtc_slots import (
     semantic_mask,
     slot_masks,
 )
+from timewalk.errors import UserError
+from timewalk.methods.pretrained import Pretrained, PretrainedConfig
 
 
 def drawn(*shape, seed=0):
