@@ -53,7 +53,7 @@ class Slots:
     """Gives masks that a function makes of a frame's truth; counts the videos it has seen."""
 
     title = "slots"
-    digests = {"encoder": "e", "slots": "s"}
+    digest = "e"
 
     def __init__(self, make):
         self.make, self.videos, self.seeds = make, [], []

@@ -12,7 +12,7 @@ from tests.evaluation.davis_set import CPU, a_set
 from tests.evaluation.slots import INSTANCES, SLOTS, WIDTH, slots_run
 from tests.evaluation.stubs import Seeing
 from timewalk.data.sequences import LabelledVideos, Sequence, read_frame
-from timewalk.encoders import load_encoder
+from timewalk.encoders import load_encoder, load_head, save_head
 from timewalk.encoders.slots import Slots, load_slots
 from timewalk.errors import UserError
 from timewalk.evaluation import proposals
@@ -209,8 +209,9 @@ def test_long_videos_make_centroids_of_some_frames(video, monkeypatch):
 def test_auto_takes_slots_where_there_are_any(run, run_of):
     assert proposer(run, config(), CPU).title == "slots"
     assert proposer(run_of("vit"), config(), CPU).title == "clusters"
-    assert proposer(run, config(), CPU).digests["slots"]
-    assert proposer(run, config(proposals="clusters"), CPU).digests["slots"] is None
+    before, head = proposer(run, config(), CPU).digest, load_head(run)
+    save_head({**head, "mask_threshold": head["mask_threshold"] + 1}, run)
+    assert proposer(run, config(), CPU).digest != before, "other slots, other proposals"
 
 
 def test_slots_of_a_run_without(run_of):

@@ -8,7 +8,7 @@ import torch
 from tests.training.toy import Clips, Toy, toy_config
 from timewalk.artefacts import read_json, sha256_file
 from timewalk.config import EncoderConfig, Validation
-from timewalk.encoders import build_encoder, load_encoder
+from timewalk.encoders import build_encoder, load_encoder, load_head
 from timewalk.errors import UserError
 from timewalk.methods.base import Step
 from timewalk.training.between import BetweenEpochs
@@ -229,3 +229,16 @@ def test_the_loop_evaluates_and_a_resumed_one_does_not_repeat_it(tmp_path):
     trainer(tmp_path / "parts", scores).run()
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert scores.calls == 4
+
+
+def test_another_head_is_evaluated_anew_and_the_best_one_kept(tmp_path):
+    """A frozen encoder stays the same while its slots learn."""
+    scores = Scores(1.0, 2.0, 1.5)
+    one = between(tmp_path / "v", scores)
+    for number in range(3):
+        one(encoder(), step(4 * number), {"slots": torch.full((2,), float(number))})
+    assert scores.calls == 3
+    one.export(tmp_path / "run")
+    assert load_head(tmp_path / "run" / "best")["slots"].tolist() == [1.0, 1.0]
+    assert one(encoder(), step(8), {"slots": torch.full((2,), 2.0)})["validation_miou"] == 1.5
+    assert scores.calls == 3

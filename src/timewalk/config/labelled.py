@@ -215,6 +215,9 @@ class MovingShapes(VideoLabels):
     """moving objects a video"""
     clutter: Annotated[float, Field(ge=0, le=1)] = 1.0
     """contrast of the background, as a share of the objects'"""
+    texture: Literal["colours", "grey"] = "colours"
+    """`colours`: noise of all colours; `grey`: strong noise of light and dark, grey behind the
+    objects and tinted on them"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of shapes, textures and motion"""
 

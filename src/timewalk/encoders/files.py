@@ -190,15 +190,17 @@ def load_encoder(folder: Path | str) -> Encoder:
 
 
 def encoder_digest(folder: Path) -> str:
-    """Return the digest of a saved encoder: of its tensors and of how they are used (heads,
-    interpolation of positions, padding, mean and standard deviation are in no tensor).
+    """Return the digest of a saved encoder: of its tensors, of how they are used (heads,
+    interpolation of positions, padding, mean and standard deviation are in no tensor), and of the
+    head beside it, which some evaluations read too.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     card = read_json(folder / CARD)
     about = [card.get(key) for key in ("architecture", "mean", "std")]
-    return sha256_json([sha256_file(folder / TENSORS), *about])
+    head = [sha256_file(folder / HEAD)] if (folder / HEAD).exists() else []
+    return sha256_json([sha256_file(folder / TENSORS), *about, *head])
 
 
 def weights_path(source: str) -> Path:

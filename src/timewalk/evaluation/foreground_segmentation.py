@@ -95,7 +95,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         return segmented(video, videos.kind, passes, config, drawn)
 
     key = {
-        "proposals": [passes[0].title, passes[0].digests, passes[0].settings],
+        "proposals": [passes[0].title, passes[0].digest, passes[0].settings],
         "dataset": videos.about["digest"],
         "mask": [config.mask, config.passes],
     }
@@ -108,7 +108,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         "mask": config.mask,
         "proposals": passes[0].title,
         "settings": passes[0].settings,
-        "digests": passes[0].digests,
+        "encoder": passes[0].digest,
         "seeds": seeds(config),
     }
     files = tables(notes, about, output_dir)

@@ -82,7 +82,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         return discover(video, propose, config, output_dir, inputs.workers)
 
     key = {
-        **propose.digests,
+        "encoder": propose.digest,
         "dataset": videos.about["digest"],
         "config": config.model_dump(mode="json", exclude=NOT_FOR_RESULTS),
     }

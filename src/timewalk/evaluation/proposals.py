@@ -20,13 +20,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from timewalk.artefacts import sha256_file
 from timewalk.config import EvaluationConfig, Positive
 from timewalk.data.seeds import generator
 from timewalk.data.sequences import Sequence as Video
 from timewalk.data.sequences import read_frame
 from timewalk.encoders import Encoder, encoder_digest, load_encoder
-from timewalk.encoders.files import HEAD
 from timewalk.encoders.slots import SlotNetwork, load_slots, slot_masks
 from timewalk.errors import UserError
 from timewalk.evaluation.embed import Extractor, Precision
@@ -128,15 +126,15 @@ class Proposer:
 
     Attributes:
         title: `slots` or `clusters`.
-        digests: of the encoder, and of the slots (None for clusters): what the proposals depend on
-            beside the settings and the video.
+        digest: of the encoder and its slots: what the proposals depend on beside the settings and
+            the video.
         encoder: in eval mode, on the device.
         settings: as far as they are in use, for a record of how the proposals were made.
         make: does it.
     """
 
     title: str
-    digests: dict[str, str | None]
+    digest: str
     encoder: Encoder
     settings: dict[str, Any]
     make: Callable[[Video], Proposals]
@@ -165,7 +163,7 @@ def proposer(run: Path, config: ProposalConfig, device: torch.device) -> Propose
         )
     encoder = load_encoder(run).eval().requires_grad_(False).to(device)
     check_size(encoder, config)
-    digests: dict[str, str | None] = {"encoder": encoder_digest(run), "slots": None}
+    digest = encoder_digest(run)
     settings: dict[str, Any] = {
         "image_size": list(config.size),
         "seed": config.seed,
@@ -181,9 +179,8 @@ def proposer(run: Path, config: ProposalConfig, device: torch.device) -> Propose
         def clusters(video: Video) -> Proposals:
             return cluster_proposals(encoder, video, config, device, config.seed)
 
-        return Proposer("clusters", digests, encoder, settings, clusters)
+        return Proposer("clusters", digest, encoder, settings, clusters)
     slots = network.eval().requires_grad_(False).to(device)
-    digests["slots"] = sha256_file(run / HEAD)
     settings |= {
         key: getattr(config, key)
         for key in ("statistics", "frames_per_clip", "iterations", "min_similarity")
@@ -192,7 +189,7 @@ def proposer(run: Path, config: ProposalConfig, device: torch.device) -> Propose
     def from_slots(video: Video) -> Proposals:
         return slot_proposals(encoder, slots, video, config, device, config.seed)
 
-    return Proposer("slots", digests, encoder, settings, from_slots)
+    return Proposer("slots", digest, encoder, settings, from_slots)
 
 
 def check_size(encoder: Encoder, config: ProposalConfig) -> None:

@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
 from timewalk.config import EvaluationConfig
+from timewalk.encoders.files import HEAD
 from timewalk.errors import UserError
 from timewalk.evaluation import get_evaluation
 from timewalk.evaluation.base import Inputs
@@ -62,6 +63,7 @@ def run_evaluation(
             settings=settings,
             settings_sha256=sha256_json(settings),
             encoder_sha256=sha256_file(run / "encoder.safetensors"),
+            head_sha256=sha256_file(run / HEAD) if (run / HEAD).exists() else None,
             dataset_sha256=sha256_file(inputs.dataset),
             train_dataset_sha256=inputs.train_dataset and sha256_file(inputs.train_dataset),
             frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},

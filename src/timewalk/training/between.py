@@ -1,6 +1,6 @@
 """An evaluation between epochs: how good the encoder is while it learns.
 
-The encoder of the moment is saved and evaluated as any saved encoder is. What was found is kept by
+The encoder of the moment is saved, with the method's head, and evaluated as any saved one is. What was found is kept by
 step, so that a resumed training evaluates nothing twice, and the best encoder so far is kept.
 """
 
@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from timewalk.artefacts import atomic_path, read_json, sha256_file, write_json
 from timewalk.config import Validation
-from timewalk.encoders import Encoder, encoder_digest, save_encoder
+from timewalk.encoders import Encoder, encoder_digest, save_encoder, save_head
+from timewalk.encoders.files import CARD, HEAD, TENSORS
 from timewalk.errors import UserError, nearest
 from timewalk.methods.base import Step
 
@@ -23,7 +26,7 @@ Metrics = Mapping[str, float | None]
 Entry = dict[str, Any]
 
 NOW, BEST, HISTORY = "encoder", "best", "history.json"
-FILES = ("encoder.safetensors", "encoder.json")
+FILES = (HEAD, TENSORS, CARD)
 
 
 class Evaluate(Protocol):
@@ -61,12 +64,20 @@ class BetweenEpochs:
         """Return whether the evaluation behind the last step has not been done."""
         return all(entry["step"] != total for entry in self._history())
 
-    def __call__(self, encoder: Encoder, step: Step) -> dict[str, float | None]:
+    def __call__(
+        self, encoder: Encoder, step: Step, head: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float | None]:
         """Return the metrics of an encoder as `validation_<name>`; None for what is not finite.
+
+        Args:
+            encoder: of the moment.
+            step: before which it is.
+            head: what the method saves beside it.
 
         Raises:
             UserError: of the evaluation, or a metric that it does not have.
         """
+        save_head(head or {}, self.folder / NOW)
         save_encoder(encoder, self.folder / NOW, self.origin)
         digest = encoder_digest(self.folder / NOW)
         history = self._history()
@@ -80,7 +91,7 @@ class BetweenEpochs:
             "step": step.index,
             "epoch": step.index // step.steps_per_epoch,
             "encoder": digest,
-            "encoder_sha256": sha256_file(self.folder / NOW / FILES[0]),
+            "encoder_sha256": sha256_file(self.folder / NOW / TENSORS),
             "evaluation": self.settings.evaluation,
             "key": self.evaluate.key,
             "metrics": metrics,
@@ -118,9 +129,9 @@ class BetweenEpochs:
         best = max(scored, key=lambda entry: entry["metrics"][name], default=None)
         kept = self.folder / BEST
         if best is now:
-            for file in FILES:
-                with atomic_path(kept / file) as temporary:
-                    shutil.copyfile(self.folder / NOW / file, temporary)
+            for path in filter(Path.exists, (self.folder / NOW / file for file in FILES)):
+                with atomic_path(kept / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
         elif kept.is_dir() and (best is None or encoder_digest(kept) != best["encoder"]):
             log.warning("%s is of a part of the training that was lost: removed", kept)
             shutil.rmtree(kept)

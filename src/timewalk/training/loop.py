@@ -254,7 +254,7 @@ class Trainer:
             last = min(step.index, self.total - 1)
             where = {"step": last, "epoch": last // self.steps_per_epoch, "time": time.time()}
             try:
-                metrics.write(where | self.between(self.method.encoder, step))
+                metrics.write(where | self.between(self.method.encoder, step, self.method.heads()))
             except RuntimeError as error:
                 # What a loader says when a signal to the whole job has ended its workers too.
                 interrupted = self.stop
