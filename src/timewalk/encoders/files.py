@@ -150,17 +150,19 @@ def load_head(folder: Path | str) -> dict[str, Tensor]:
 
 
 def head_of_weights(config: EncoderConfig) -> dict[str, Tensor]:
-    """Return what the file of `encoder.weights` holds for evaluations beside the encoder.
+    """Return what `encoder.weights` holds for evaluations beside the encoder.
 
     Returns:
-        Tensors under their published names; none where the format has none.
+        Of a published checkpoint tensors under their published names, of an encoder of ours the
+        head beside it; none where there are none.
 
     Raises:
         UserError: the file is missing or damaged.
     """
     if config.weights is None or config.weights.startswith("timm:"):
         return {}
-    return weights.head(read_checkpoint(weights_path(config.weights)))
+    path = weights_path(config.weights)
+    return load_head(path) if (path.parent / CARD).exists() else weights.head(read_checkpoint(path))
 
 
 def load_encoder(folder: Path | str) -> Encoder:

@@ -59,7 +59,7 @@ def semantic_consistency(
     if frames < 2:
         raise ValueError(
             f"semantic consistency compares the frames of a clip, but clips have {frames}; "
-            "set frames_per_clip to 2 or more, or consistency_weight to 0"
+            "set frames_per_clip to 2 or more"
         )
     with torch.autocast(student_logits_BTSN.device.type, enabled=False):
         logs_BTSN = (full(student_logits_BTSN).softmax(dim=2) + EPSILON).log()

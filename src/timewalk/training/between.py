@@ -1,7 +1,8 @@
 """An evaluation between epochs: how good the encoder is while it learns.
 
-The encoder of the moment is saved, with the method's head, and evaluated as any saved one is. What was found is kept by
-step, so that a resumed training evaluates nothing twice, and the best encoder so far is kept.
+The encoder of the moment is saved, with the method's head, and evaluated as any saved one is. What
+was found is kept by step, so that a resumed training evaluates nothing twice, and the best encoder
+so far is kept.
 """
 
 import logging

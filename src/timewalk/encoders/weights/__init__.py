@@ -38,7 +38,7 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     """
     chosen = format_of(checkpoint)
     state = chosen.to_ours(checkpoint, own, part)
-    used = {tensor.data_ptr() for tensor in state.values()}
+    used = {tensor.data_ptr() for tensor in [*state.values(), *head(checkpoint).values()]}
     everything = general.flat_state(checkpoint, part)
     dropped = sorted(key for key, value in everything.items() if value.data_ptr() not in used)
     log.info("weights read as %s's: %d tensors taken", chosen.NAME, len(state))
