@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 import yaml
 
-from timewalk import evaluation, suite
+from timewalk import evaluation, schema, suite
 from timewalk.errors import UserError
 
 BASE = {
@@ -116,6 +116,14 @@ def test_shipped_configurations_are_valid(root, file):
     assert {"dora", "random", "pretrained"} <= loaded.runs.keys()
 
 
+def test_the_example_of_smtcs_page_is_valid(root):
+    page = (root / "docs" / "methods" / "smtc.md").read_text()
+    example = page.split("## Scoring the authors' checkpoint\n")[1].split("```")[1]
+    loaded = suite.load_suite(yaml.safe_load(example))
+    names = ["object_discovery", "davis_smtc", "davis_smtc_s8"]
+    assert loaded.evaluations_of("smtc_published") == names
+
+
 def test_paper_settings(root):
     run = suite.load_suite(suite.read_config(root / "config.yaml")).run("dora")
     assert (run.frames_per_clip, run.step_between_clips, run.local_crops) == (8, 60, 6)
@@ -125,25 +133,25 @@ def test_paper_settings(root):
 
 def test_published_schema_is_the_models(root):
     file = root / "workflow" / "schemas" / "config.schema.json"
-    assert json.loads(file.read_text()) == suite.json_schema(), "run make schema"
+    assert json.loads(file.read_text()) == schema.json_schema(), "run make schema"
 
 
 def test_published_page_is_the_models(root):
-    assert (root / "docs" / "configuration.md").read_text() == suite.config_markdown(), (
+    assert (root / "docs" / "configuration.md").read_text() == schema.config_markdown(), (
         "make schema"
     )
 
 
 def test_every_key_says_what_it_means():
-    schema = suite.json_schema()
-    for name, node in [("top level", schema), *schema["$defs"].items()]:
+    whole = schema.json_schema()
+    for name, node in [("top level", whole), *whole["$defs"].items()]:
         for key, item in node.get("properties", {}).items():
             if key not in ("kind",):
                 assert item.get("description"), f"{name}.{key} has no meaning"
 
 
 def test_schema_accepts_and_refuses_what_the_models_do(root):
-    validator = jsonschema.Draft202012Validator(suite.json_schema())
+    validator = jsonschema.Draft202012Validator(schema.json_schema())
     shipped = yaml.safe_load((root / "config.yaml").read_text())
     assert list(validator.iter_errors(shipped)) == []
     assert list(validator.iter_errors(changed("runs.dora.training.epochs", 0)))
@@ -191,3 +199,112 @@ def test_a_validation_names_an_evaluation_of_encoders():
         suite.load_suite(changed("runs.dora.validation", {"evaluation": "knn"}))
     with pytest.raises(UserError, match=r"validation\.evaluation: unknown evaluation 'knnn'"):
         suite.load_suite(changed("runs.dora.validation", {"evaluation": "knnn"}))
+
+
+SETS = {
+    "shapes": {"kind": "moving_shapes"},
+    "davis": {"kind": "davis2017", "root": "x"},
+    "objects": {"kind": "davis2017", "root": "x", "task": "unsupervised"},
+    "large": {
+        "kind": "davis2017",
+        "root": "x",
+        "task": "unsupervised",
+        "resolution": "Full-Resolution",
+    },
+    "single": {"kind": "davis2016", "root": "x"},
+    "mose": {"kind": "mose", "root": "x"},
+    "people": {"kind": "jhmdb", "root": "x"},
+    "parts": {"kind": "vip", "root": "x"},
+    "segtrack": {"kind": "segtrack_v2", "root": "x"},
+    "fbms": {"kind": "fbms59", "root": "x"},
+}
+
+
+def with_evaluation(kind, dataset, **keys):
+    raw = copy.deepcopy(BASE) | {"labelled": SETS}
+    raw["evaluations"] = {"it": {"kind": kind, "dataset": dataset, **keys}}
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("kind", "dataset", "message"),
+    [
+        (
+            "object_discovery",
+            "mose",
+            "needs a set of kind davis2017 or moving_shapes, but 'mose' is of kind mose; name",
+        ),
+        (
+            "object_discovery",
+            "davis",
+            "needs a set with `task: unsupervised`, but 'davis' has `task: semi-supervised`; name",
+        ),
+        ("object_discovery", "large", "`resolution: 480p`, but 'large' has `resolution: Full-Res"),
+        ("davis", "objects", "`task: semi-supervised`, but 'objects' has `task: unsupervised`"),
+        (
+            "davis",
+            "single",
+            "of kind davis2017 or moving_shapes, but 'single' is of kind davis2016",
+        ),
+        ("jhmdb", "parts", "'jhmdb' needs a set of kind jhmdb, but 'parts' is of kind vip"),
+        ("vip", "people", "'vip' needs a set of kind vip, but 'people' is of kind jhmdb"),
+        (
+            "foreground_segmentation",
+            "mose",
+            "of kind davis2016 or davis2017 or moving_shapes or fbms59 or segtrack_v2, but 'mose'",
+        ),
+    ],
+)
+def test_an_evaluation_says_which_sets_it_reads(kind, dataset, message):
+    with pytest.raises(UserError) as caught:
+        suite.load_suite(with_evaluation(kind, dataset))
+    assert str(caught.value).startswith(f"evaluations.it.dataset: '{kind}' needs a set ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "datasets"),
+    [
+        ("object_discovery", ["objects", "shapes"]),
+        ("davis", ["davis", "shapes"]),
+        ("jhmdb", ["people"]),
+        ("vip", ["parts"]),
+        (
+            "foreground_segmentation",
+            ["single", "davis", "objects", "large", "segtrack", "fbms", "shapes"],
+        ),
+        ("propagation_iou", ["mose", "davis", "shapes"]),
+    ],
+)
+def test_the_sets_that_it_reads(kind, datasets):
+    for dataset in datasets:
+        suite.load_suite(with_evaluation(kind, dataset))
+
+
+def test_slots_are_asked_of_runs_that_may_have_them():
+    keys = {"proposals": "slots", "runs": ["random"]}
+    with pytest.raises(
+        UserError, match=r"evaluations\.it\.proposals: is 'slots', but the run 'random' of .* none"
+    ):
+        suite.load_suite(with_evaluation("object_discovery", "objects", **keys))
+    for changes in ({"proposals": "clusters"}, {"proposals": "auto"}, {"runs": None}):
+        suite.load_suite(with_evaluation("object_discovery", "objects", **keys | changes))
+    raw = with_evaluation("foreground_segmentation", "single", **keys | {"runs": ["it"]})
+    raw["runs"]["it"] = {"method": "pretrained", "encoder": {"weights": "x.pth"}}
+    suite.load_suite(raw)
+    raw["runs"]["it"] = {"method": "smtc", "dataset": "walk"}
+    suite.load_suite(raw)
+
+
+@pytest.mark.parametrize("method", ["smtc", "timet"])
+def test_methods_that_compare_clips_take_no_parts_of_a_batch(method):
+    run = {"method": method, "dataset": "walk", "training": {"micro_batch_size": 8}}
+    with pytest.raises(
+        UserError,
+        match=rf"^runs\.dora\.training\.micro_batch_size: '{method}' compares .* leave it out",
+    ):
+        suite.load_suite(changed("runs.dora", run))
+    run["training"]["micro_batch_size"] = None
+    suite.load_suite(changed("runs.dora", run))
+    suite.load_suite(changed("runs.dora.training.micro_batch_size", 2))

@@ -1,7 +1,6 @@
 """A whole configuration, checked: the suite's frame, each run by its method, each evaluation.
 
-Used by the workflow before the first job, by ``timewalk validate``, and for the published JSON
-schema in ``workflow/schemas/``.
+Used by the workflow before the first job, and by ``timewalk validate``.
 """
 
 from collections.abc import Mapping
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
 from timewalk import evaluation, methods
 from timewalk.check import check
@@ -18,6 +16,7 @@ from timewalk.config import (
     Config,
     DatasetConfig,
     EvaluationConfig,
+    Labelled,
     MaskedImages,
     RunConfig,
     ShotLabels,
@@ -26,6 +25,7 @@ from timewalk.config import (
     lookup,
 )
 from timewalk.errors import UserError, nearest
+from timewalk.methods.base import TrainedRunConfig
 from timewalk.video.sources import resolve_video
 
 NEEDED = {
@@ -33,6 +33,8 @@ NEEDED = {
     "masks": "images with masks",
     "videos": "labelled videos",
 }
+WITH_SLOTS = {"smtc", "pretrained"}
+"""methods whose runs may have slots"""
 RESERVED = {"logs", "mlartifacts", "demo", "summary"}
 
 
@@ -100,7 +102,20 @@ def load_run(raw: Mapping[str, Any], key: str = "run") -> RunConfig:
         method = methods.get_method(name)
     except UserError as error:
         raise UserError(f"{key}.method: {error}") from None
-    return check(method.Config, raw, key)
+    run: RunConfig = check(method.Config, raw, key)
+    if isinstance(run, TrainedRunConfig) and not method.splits:
+        _refuse_micro_batches(run, key)
+    return run
+
+
+def _refuse_micro_batches(run: TrainedRunConfig, key: str) -> None:
+    """Refuse parts of a batch for a method whose loss needs all of it."""
+    if run.training.micro_batch_size is not None:
+        raise UserError(
+            f"{key}.training.micro_batch_size: '{run.method}' compares the clips of a batch with "
+            "each other, so none is computed in parts; leave it out, and where memory is short use "
+            "more GPUs or activation_checkpointing."
+        )
 
 
 def load_evaluation(raw: Mapping[str, Any], key: str = "evaluation") -> EvaluationConfig:
@@ -125,47 +140,6 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds no keys; see config.yaml for an example.")
     return raw
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON schema of a configuration with all registered methods and evaluations."""
-    schema = Config.model_json_schema()
-    definitions = schema.setdefault("$defs", {})
-    runs = {name: methods.get_method(name).Config for name in methods.method_names()}
-    evals = {
-        name: evaluation.get_evaluation(name).load().Config
-        for name in evaluation.evaluation_names()
-    }
-    for section, tag, models in (("runs", "method", runs), ("evaluations", "kind", evals)):
-        entries = schema["properties"][section]["patternProperties"]
-        for pattern in entries:
-            entries[pattern] = _tagged(tag, models, section, definitions)
-    for section in schema["properties"].values():
-        if "patternProperties" in section:
-            section["additionalProperties"] = False
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _tagged(
-    tag: str, models: Mapping[str, type[BaseModel]], section: str, definitions: dict[str, Any]
-) -> dict[str, Any]:
-    branches = []
-    for name, model in models.items():
-        own = model.model_json_schema()
-        definitions.update(own.pop("$defs", {}))
-        definitions[f"{section}-{name}"] = own
-        branches.append(
-            {
-                "if": {"properties": {tag: {"const": name}}},
-                "then": {"$ref": f"#/$defs/{section}-{name}"},
-            }
-        )
-    return {
-        "type": "object",
-        "required": [tag],
-        "properties": {tag: {"enum": sorted(models)}},
-        "allOf": branches,
-    }
 
 
 def _required(raw: Mapping[str, Any], tag: str, key: str) -> str:
@@ -261,6 +235,13 @@ def _check_references(suite: Suite) -> None:
             )
         for only in item.runs or ():
             _reference("run", f"evaluations.{name}.runs", only, suite.runs)
+            method = suite.runs[only].method
+            if getattr(item, "proposals", None) == "slots" and method not in WITH_SLOTS:
+                raise UserError(
+                    f"evaluations.{name}.proposals: is 'slots', but the run '{only}' of the method "
+                    f"'{method}' has none; set it to 'auto' or 'clusters', or take the run out of "
+                    "the key 'runs'."
+                )
         frames = getattr(item, "frames", None)
         if frames is not None:
             _videos_of(suite.config, f"evaluations.{name}.frames", frames)
@@ -278,7 +259,7 @@ def _check_references(suite: Suite) -> None:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
 
 
-def _labels(key: str, item: EvaluationConfig, labelled: BaseModel, name: str) -> None:
+def _labels(key: str, item: EvaluationConfig, labelled: Labelled, name: str) -> None:
     """Refuse an evaluation on a labelled set that it cannot read."""
     wanted = evaluation.get_evaluation(item.kind).labels
     found = _made_of(labelled)
@@ -288,9 +269,22 @@ def _labels(key: str, item: EvaluationConfig, labelled: BaseModel, name: str) ->
             f"{key}: '{item.kind}' needs {needs}, but "
             f"'{name}' holds {NEEDED[found]}; name another labelled set."
         )
+    entry, kind = evaluation.get_evaluation(item.kind), labelled.kind
+    if entry.kinds and kind not in entry.kinds:
+        raise UserError(
+            f"{key}: '{item.kind}' needs a set of kind {' or '.join(entry.kinds)}, but '{name}' is "
+            f"of kind {kind}; name another labelled set."
+        )
+    for option, needed in entry.keys.items():
+        value = getattr(labelled, option, needed)
+        if value != needed:
+            raise UserError(
+                f"{key}: '{item.kind}' needs a set with `{option}: {needed}`, but '{name}' has "
+                f"`{option}: {value}`; name another labelled set."
+            )
 
 
-def _made_of(labelled: BaseModel) -> evaluation.Labels:
+def _made_of(labelled: Labelled) -> evaluation.Labels:
     if isinstance(labelled, VideoLabels):
         return "videos"
     return "masks" if isinstance(labelled, MaskedImages) else "images"
@@ -319,80 +313,3 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
         result[key] = merge(result[key], value) if both else value
     return result
-
-
-def config_markdown() -> str:
-    """Return the page of all configuration keys: type, default and meaning, section by section."""
-    schema = json_schema()
-    lines = [
-        "# Configuration",
-        "",
-        "Generated from the models by `make schema`; a test keeps it so. Every key, its type and",
-        "range, its default and its meaning. Unknown keys are errors.",
-        "",
-        *_section("Top level", schema),
-    ]
-    order = sorted(schema["$defs"], key=lambda name: ("-" not in name, name))
-    for name in order:
-        title = name.replace("runs-", "A run, `method: ").replace(
-            "evaluations-", "An evaluation, `kind: "
-        )
-        title = f"{title}`" if title != name else name
-        lines += _section(title, schema["$defs"][name])
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _section(title: str, schema: dict[str, Any]) -> list[str]:
-    rows = [
-        f"| `{key}` | {_type(node)} | {_default(key, node, schema)} | {_text(node)} |"
-        for key, node in schema.get("properties", {}).items()
-    ]
-    if not rows:
-        return []
-    about = " ".join(schema.get("description", "").split())
-    return [
-        f"## {title}",
-        "",
-        about,
-        "",
-        "| key | type | default | meaning |",
-        "|---|---|---|---|",
-        *rows,
-        "",
-    ]
-
-
-def _text(node: dict[str, Any]) -> str:
-    return " ".join(node.get("description", "").split()).replace("|", "\\|")
-
-
-def _default(key: str, node: dict[str, Any], schema: dict[str, Any]) -> str:
-    if key in schema.get("required", []):
-        return "required"
-    value = node.get("default")
-    if isinstance(value, dict) and value:
-        return "see there"
-    return f"`{yaml.safe_dump(value, default_flow_style=True, width=1000).splitlines()[0]}`"
-
-
-LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-
-
-def _type(node: dict[str, Any]) -> str:
-    if "$ref" in node:
-        return f"[{node['$ref'].rpartition('/')[2]}](#{node['$ref'].rpartition('/')[2].lower()})"
-    if "anyOf" in node:
-        return " or ".join(_type(option) for option in node["anyOf"])
-    if "enum" in node or "const" in node:
-        return " or ".join(f"`{value}`" for value in node.get("enum", [node.get("const")]))
-    if node.get("type") == "array":
-        items = node.get("prefixItems") or [node.get("items", {})]
-        return "list of " + ", ".join(_type(item) for item in items)
-    limits = [f"{sign} {node[key]:g}" for key, sign in LIMITS.items() if key in node]
-    names = {
-        "object": "mapping",
-        "integer": "whole number",
-        "string": "text",
-        "boolean": "true or false",
-    }
-    return " ".join([names.get(node.get("type", ""), node.get("type", "any")), *limits])

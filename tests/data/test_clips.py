@@ -73,9 +73,9 @@ def test_videos_shorter_than_a_clip_are_named_and_left_out(videos, caplog):
     source = open_clips(videos, 28, 4, shrink=True)
     assert source.counts() == [30 - 28 + 1]
     assert source.clip(2).video == "walk"
-    assert "left out, with less than 28 frames: 'run' (25)" in caplog.text
+    assert "left out, with less than 28 frames: 'run' (25 frames)" in caplog.text
     with pytest.raises(
-        UserError, match=r"no video has the 31 frames .*'walk' \(30\), 'run' \(25\)"
+        UserError, match=r"no video has the 31 frames .*'walk' \(30 frames\), 'run' \(25 f"
     ):
         open_clips(videos, 31, 4, shrink=True)
 
@@ -207,7 +207,9 @@ class TestSampled:
 
     @pytest.mark.parametrize("sampling", ["dense", "regular"])
     def test_too_short_a_video_is_named(self, videos, sampling):
-        message = rf"`sampling: {sampling}` needs 26 frames, .* in 'run' \(25\): lower .* uniform"
+        message = (
+            rf"`sampling: {sampling}` needs 26 frames, .* in 'run' \(25 frames\): lower .* uniform"
+        )
         with pytest.raises(UserError, match=message):
             open_clips(videos, 26, 1, sampling=sampling)
         assert len(open_clips(videos, 26, 1, sampling="uniform")) == 2
@@ -215,7 +217,7 @@ class TestSampled:
     def test_all_of_a_single_frame_is_no_clip(self, make_frames, tmp_path):
         target = tmp_path / "shards" / "set" / "short.json"
         write_shards(make_frames("short", 1, (96, 48), 0), target, "folder")
-        with pytest.raises(UserError, match=r"full` needs 2 frames, .* 'short' \(1\): leave"):
+        with pytest.raises(UserError, match=r"full` needs 2 frames, .* 'short' \(1 frame\): leave"):
             open_clips([target], 4, 1, sampling="full")
 
     @pytest.mark.parametrize("index", [-1, 2])

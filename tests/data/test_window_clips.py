@@ -50,8 +50,9 @@ def test_short_videos_are_left_out_and_smaller_steps_named(videos, caplog):
     assert source.counts() == [2, 2]
     assert {source.clip(index).video for index in range(4)} == {"walk", "run"}
     assert [record.message for record in caplog.records] == [
-        "left out, with less than 5 frames: 'dip' (4)",
-        "too short for a step of 4 frames, take a smaller one: 'run' (3)",
+        "left out, since a clip of 4 frames needs 5, 2 on each side of the one that it is drawn "
+        "around: 'dip' (4 frames)",
+        "too short for a step of 4 frames, take a smaller one: 'run' (step 3)",
     ]
 
 
@@ -62,7 +63,10 @@ def test_nothing_is_said_where_every_video_fits(videos, caplog):
 
 @pytest.mark.parametrize(("frames", "needed"), [(31, 31), (30, 31), (40, 41)])
 def test_no_video_is_long_enough(videos, frames, needed):
-    message = rf"no video has the {needed} frames .* clip of {frames} needs: 'walk' \(30\), .*lower"
+    message = (
+        rf"no video has the {needed} frames .* clip of {frames} needs, {frames // 2} on each side "
+        r".*: 'walk' \(30 frames\), .*lower"
+    )
     with pytest.raises(UserError, match=message):
         open_clips(videos, frames, 4, sampling="window")
 
@@ -102,6 +106,10 @@ def test_windows_lie_within_the_video(length, frames, step, seed):
 def test_longer_videos_never_have_smaller_steps(length, frames, step):
     steps = [window_step(n, frames, step) or 0 for n in (length, length + 1)]
     assert steps[0] <= steps[1]
+
+
+def test_what_the_page_says_of_the_default_step():
+    assert [window_step(length, 4, 4) for length in (18, 17, 5, 4)] == [4, 3, 1, None]
 
 
 def test_every_anchor_is_drawn_equally_often():

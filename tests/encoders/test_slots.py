@@ -251,7 +251,7 @@ def test_slots_of_a_run(tmp_path):
     assert load_slots(tmp_path / "encoder.safetensors").native_grid == (3, 4)
 
 
-def test_a_published_checkpoint_becomes_a_run_with_slots(tmp_path):
+def test_a_published_checkpoint_becomes_a_run_with_slots(tmp_path, caplog):
     keys = PretrainedConfig.miniature()
     network = SlotNetwork(24, (4, 4), 5, 4)
     fresh = build_encoder(EncoderConfig(**keys["encoder"]), seed=5)
@@ -262,7 +262,33 @@ def test_a_published_checkpoint_becomes_a_run_with_slots(tmp_path):
     method = Pretrained(PretrainedConfig.model_validate(keys))
     save_encoder(method.encoder, tmp_path / "run", {})
     save_head(method.heads(), tmp_path / "run")
+    caplog.set_level("INFO")
     found = load_slots(tmp_path / "run")
+    assert [record.message for record in caplog.records] == [
+        "slots without settings, as in the authors' checkpoints: 4 instances of each semantic are "
+        "assumed, mask 'logit' above 0.3, a grid of 4 x 4 tokens"
+    ]
     images, noise = torch.rand(2, 3, 32, 32), drawn(1, 2, 5, 4, 24)
     maps = method.encoder.keys(images)[None]
     torch.testing.assert_close(found(maps, noise, 3).instance, network(maps, noise, 3).instance)
+
+
+@pytest.mark.parametrize("name", ["encoder.safetensors", "copy.safetensors"])
+def test_a_run_of_ours_keeps_its_slots_as_pretrained(tmp_path, caplog, name):
+    keys = PretrainedConfig.miniature()
+    network = SlotNetwork(24, (4, 4), 5, 2, mask="prob", mask_threshold=0.35)
+    fresh = build_encoder(EncoderConfig(**keys["encoder"]), seed=5)
+    save_encoder(fresh, tmp_path / "smtc", {})
+    save_head(network.tensors(), tmp_path / "smtc")
+    weights = (tmp_path / "smtc" / "encoder.safetensors").rename(tmp_path / "smtc" / name)
+
+    keys["encoder"]["weights"] = str(weights)
+    method = Pretrained(PretrainedConfig.model_validate(keys))
+    save_head(method.heads(), tmp_path / "again")
+    caplog.set_level("INFO")
+    found = load_slots(tmp_path / "again")
+    assert not caplog.records
+    assert (found.mask, found.mask_threshold, found.instances) == ("prob", 0.35, 2)
+    own = network.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in found.state_dict().items())
+    assert torch.equal(method.encoder.pos_embed, fresh.pos_embed)

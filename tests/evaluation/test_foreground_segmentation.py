@@ -50,16 +50,18 @@ def prepared(folder, kind):
 
 
 class Slots:
-    """Gives masks that a function makes of a frame's truth; counts the videos it has seen."""
+    """Gives masks that a function makes of a frame's truth; counts the videos it has seen, with
+    their seeds, and how often it was loaded."""
 
     title = "slots"
     digest = "e"
 
     def __init__(self, make):
-        self.make, self.videos, self.seeds = make, [], []
+        self.make, self.videos, self.seeds, self.loaded = make, [], [], 0
 
-    def __call__(self, video):
+    def __call__(self, video, seed):
         self.videos.append(video.name)
+        self.seeds.append(seed)
         frames = []
         for place in range(len(video.frames)):
             truth = video.foreground(place)
@@ -68,7 +70,7 @@ class Slots:
         return Proposals([], [], [], [], all_masks=masks)
 
     def proposer(self, run, config, device):
-        self.seeds.append(config.seed)
+        self.loaded += 1
         self.settings = {"seed": config.seed}
         return self
 
@@ -120,6 +122,8 @@ def test_perfect_slots_are_perfect(run, tmp_path, kind, sequences, frames, name)
     videos = LabelledVideos(manifest)
     assert slots.videos == [video.name for video in videos]
     table, about = rows_of(result.artefacts[0]), read_json(result.artefacts[1])
+    ends = {row["J_without_ends"] for row in table}
+    assert ends == ({"100"} if kind.startswith("davis") else {""})
     assert [row["sequence"] for row in table] == slots.videos
     assert sum(int(row["frames"]) for row in table) == frames
     for video in videos:
@@ -233,14 +237,15 @@ def test_passes_are_averaged(run, tmp_path):
     manifest = a_set(tmp_path, "davis2016")
 
     class Alternating(Slots):
-        def __call__(self, video):
+        def __call__(self, video, seed):
             seen = len(self.videos) % 2 == 0
             self.make = lambda place, truth: np.stack([truth & seen, ~(truth & seen)])
-            return super().__call__(video)
+            return super().__call__(video, seed)
 
     slots = Alternating(knowing)
     result = run(manifest, slots, passes=2, seed=5)
-    assert slots.seeds == [5, 6]
+    assert slots.seeds == [5, 6, 5, 6]
+    assert slots.loaded == 1
     assert slots.videos == ["blackswan", "blackswan", "camel", "camel"]
     assert result.protocol == "davis2016-val-oracle_slots-sequence_mean-p2-seed5"
     assert result.metrics["J"] == 100
@@ -274,6 +279,12 @@ def test_going_on(run, tmp_path):
     (tmp_path / "out" / "overlays" / "camel.mp4").unlink()
     run(manifest, slots, overlays=True)
     assert slots.videos[2:] == ["camel"]  # but for the lost film
+    for keys in ({}, {"overlays": True}):  # the film is of the settings that it is shown with
+        slots = Slots(knowing)
+        run(manifest, slots, seed=9, **keys)
+        assert slots.videos == ["blackswan", "camel"]
+        films = list((tmp_path / "out" / "overlays").glob("*.mp4"))
+        assert len(films) == (2 if keys else 0)
     for number, keys in enumerate(({"mask": "border"}, {"passes": 2}, {"seed": 1})):
         slots = Slots(knowing)
         run(manifest, slots, **keys)
@@ -346,6 +357,14 @@ def test_averages_of_nothing():
     none = {"sequence": None, "frame": None}
     assert averages([]) == averages([np.array([])]) == none
     assert averages([np.array([]), np.array([0.5, 1])]) == {"sequence": 75, "frame": 75}
+
+
+def test_settings_that_are_not_in_use():
+    """`min_similarity` chooses no slots here, and clusters may be many."""
+    config = Config(dataset="set", min_similarity=0.1, iterations=3, clusters=255)
+    assert config.proposal_title(slots=True) == ["i3"]
+    assert config.proposal_title(slots=False) == ["c255"]
+    assert "min_similarity" not in config.in_use(slots=True)
 
 
 CLUSTERS = {"image_height": 48, "image_width": 64, "clusters": 4}

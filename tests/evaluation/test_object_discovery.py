@@ -11,6 +11,7 @@ from tests.evaluation.davis_set import CPU, SIZE, ids_of, prepared
 from tests.evaluation.slots import slots_run
 from tests.miniature import video_sets
 from timewalk.artefacts import read_json
+from timewalk.check import check
 from timewalk.config import MOSE, MovingShapes
 from timewalk.data.generated import save_ids
 from timewalk.data.prepare import prepare
@@ -76,15 +77,17 @@ def oracle(video, *, absent=(), constant=False):
 def proposing(monkeypatch):
     """Return a function that replaces the proposals, and the list of the videos asked for."""
 
-    def put(make):
+    def put(make, title="clusters"):
         seen = []
 
-        def noted(video):
+        def noted(video, seed):
             seen.append(video.name)
             return make(video)
 
-        found = Proposer("clusters", {"encoder": "", "slots": None}, None, {}, noted)
-        monkeypatch.setattr(object_discovery, "proposer", lambda *_: found)
+        def found(run, config, device):
+            return Proposer(title, "digest", {"seed": config.seed}, noted)
+
+        monkeypatch.setattr(object_discovery, "proposer", found)
         return seen
 
     return put
@@ -94,12 +97,15 @@ def proposing(monkeypatch):
 def test_evaluation(slots, shared, tmp_path, proposals):
     result = go(slots, shared, tmp_path, proposals=proposals)
     expected = SEVEN | {f"frame_matched_{name}" for name in SEVEN}
-    assert result.metrics.keys() == expected | {"candidates_mean", "candidates_max"}
+    own = {"candidates_mean", "candidates_max", "from_slots"}
+    assert result.metrics.keys() == expected | own
+    assert result.metrics["from_slots"] == (proposals == "slots")
     assert all(np.isfinite(value) for value in result.metrics.values())
     count = 6 if proposals == "slots" else 8
     assert result.metrics["candidates_mean"] == result.metrics["candidates_max"] == count
     assert result.samples == 4
-    assert result.protocol == "davis2017-val-unsupervised-official-32x40-m-1"
+    used = "-m-1" if proposals == "slots" else ""
+    assert result.protocol == f"davis2017-val-unsupervised-32x40{used}"
     scores = score_folders(tmp_path / "masks", shared.parent / "../DAVIS", "unsupervised")
     assert percent(scores) == {name: result.metrics[name] for name in SEVEN}
     for name in NAMES:
@@ -117,10 +123,11 @@ def test_evaluation(slots, shared, tmp_path, proposals):
     about = read_json(tmp_path / "discovery.json")
     assert about["proposals"]["from"] == proposals
     assert about["proposals"]["seed"] == 0
-    assert about["proposals"]["image_size"] == [32, 40]
+    assert about["proposals"]["image_height"] == 32
     assert about["proposals"]["statistics"] == ("kinetics" if proposals == "slots" else "encoder")
     assert ("iterations" in about["proposals"]) == (proposals == "slots")
     assert about["linking"].startswith("timewalk's own")
+    assert "soft IoU with a better one is at least 0.7" in about["linking"]
     assert about["jf_official"] == {name: result.metrics[name] for name in SEVEN}
     matched = {name: result.metrics[f"frame_matched_{name}"] for name in SEVEN}
     assert about["jf_frame_matched"] == matched
@@ -212,7 +219,7 @@ def test_sets_of_moving_shapes(slots, tmp_path):
     prepare("shapes", shapes, manifest)
     result = go(slots, manifest, tmp_path / "out")
     assert result.metrics["frame_matched_JF_mean"] > 0
-    assert result.protocol.startswith("davis2017-val-unsupervised-official")
+    assert result.protocol == "davis2017-val-unsupervised-32x40-m-1"
 
 
 def test_overlays(slots, shared, tmp_path):
@@ -230,6 +237,82 @@ def test_overlays(slots, shared, tmp_path):
     assert not any("overlays/slots" in str(path) for path in only.artefacts)
 
 
+def test_the_overlay_of_slots_shows_the_semantic_ones(
+    slots, shared, tmp_path, proposing, monkeypatch
+):
+    """All cells are of the third semantic, and no proposal is painted anywhere."""
+    shown = []
+
+    def constant(video):
+        found = oracle(video, constant=True)
+        soft = np.zeros((FRAMES, 6, 4, 5), np.float32)
+        soft[:, 4:] = 1
+        return replace(found, all_masks=soft, instances=2)
+
+    def spy(path, video, masks):
+        shown.append((path.relative_to(tmp_path).as_posix(), set(np.unique(np.stack(masks)))))
+
+    proposing(constant, title="slots")
+    monkeypatch.setattr(object_discovery, "write_overlay", spy)
+    go(slots, shared, tmp_path, overlays=True)
+    camel = {path: ids for path, ids in shown if "camel" in path}
+    assert camel == {"overlays/proposals/camel.mp4": {0}, "overlays/slots/camel.mp4": {3}}
+
+
+def test_overlays_of_other_settings_are_removed(slots, shared, tmp_path, proposing):
+    pytest.importorskip("av")
+    seen = proposing(oracle)
+    films = [tmp_path / "overlays" / kind / "camel.mp4" for kind in ("proposals", "slots")]
+    go(slots, shared, tmp_path, overlays=True)
+    films[1].parent.mkdir()
+    films[1].write_bytes(b"of slots")
+    go(slots, shared, tmp_path, seed=1)
+    assert not any(path.exists() for path in films)
+    go(slots, shared, tmp_path, seed=1, overlays=True)
+    assert films[0].is_file()
+    assert seen == [*NAMES] * 3
+
+
+def test_a_job_that_is_killed_among_its_masks(slots, shared, tmp_path, monkeypatch):
+    """Settings changed, killed after a video's masks, settings reverted: as if it never was."""
+
+    def masks():
+        return [path.read_bytes() for path in sorted((tmp_path / "masks").rglob("*.png"))]
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    first, before = go(slots, shared, tmp_path).metrics, masks()
+    with monkeypatch.context() as patch:
+        patch.setattr(object_discovery, "match_frames", killed)
+        with pytest.raises(KeyboardInterrupt):
+            go(slots, shared, tmp_path, seed=1)
+    assert masks() != before
+    assert go(slots, shared, tmp_path).metrics == first
+    assert masks() == before
+
+
+def test_the_best_tracks_are_kept(slots, shared, tmp_path, proposing):
+    """The objects come after twenty columns of pixels that are trusted less."""
+
+    def late(video):
+        found = oracle(video)
+        columns = np.zeros((20, *SIZE), np.float32)
+        columns[range(20), :, range(20)] = 1
+        return replace(
+            found,
+            masks=[np.concatenate([columns, masks]) for masks in found.masks],
+            scores=[np.array([0.5] * 20 + [1, 1], np.float32)] * FRAMES,
+            groups=[np.arange(22)] * FRAMES,
+            vectors=[np.eye(22, dtype=np.float32)] * FRAMES,
+        )
+
+    proposing(late)
+    assert go(slots, shared, tmp_path, enlarge="nearest").metrics["J_mean"] > 90
+    camel = read_json(tmp_path / "discovery.json")["sequences"]["camel"]
+    assert (camel["tracks"], camel["kept"]) == (22, 20)
+
+
 def test_what_is_done_is_kept(slots, shared, tmp_path, proposing):
     seen = proposing(oracle)
     first = go(slots, shared, tmp_path)
@@ -240,8 +323,11 @@ def test_what_is_done_is_kept(slots, shared, tmp_path, proposing):
     (tmp_path / "masks" / "camel" / "00003.png").unlink()
     go(slots, shared, tmp_path)
     assert seen == [*NAMES, "camel"]
-    go(slots, shared, tmp_path, seed=1)
-    assert seen == [*NAMES, "camel", *NAMES]
+    go(slots, shared, tmp_path, clusters=9, min_similarity=0)  # of no proposals here
+    assert seen == [*NAMES, "camel"]
+    for number, keys in enumerate(({"enlarge": "nearest"}, {"enlarge": "nearest", "seed": 1}), 1):
+        go(slots, shared, tmp_path, **keys)
+        assert seen == [*NAMES, "camel", *NAMES * number]
 
 
 def test_other_slots_are_other_results(shared, tmp_path):
@@ -300,7 +386,7 @@ def test_a_video_that_fails_keeps_the_others(slots, shared, tmp_path, proposing)
         return oracle(video)
 
     proposing(failing)
-    with pytest.raises(UserError, match=r"1 of 2 videos failed \(camel: a frame is broken\.\)"):
+    with pytest.raises(UserError, match=r"1 of 2 videos failed \(camel: a frame is broken\)"):
         go(slots, shared, tmp_path)
     assert (tmp_path / "masks" / "blackswan" / "00000.png").is_file()
 
@@ -308,3 +394,11 @@ def test_a_video_that_fails_keeps_the_others(slots, shared, tmp_path, proposing)
 def test_slots_of_a_run_without(run_of, shared, tmp_path):
     with pytest.raises(UserError, match="has no slots, but proposals is 'slots'"):
         go(run_of("vit"), shared, tmp_path, proposals="slots")
+
+
+def test_more_clusters_than_proposals_are_allowed():
+    sentence = "clusters is 21: the official protocol allows 20 proposals, so set it to 20 or less."
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        check(Config, {"dataset": "davis", "clusters": 21})
+    assert Config(dataset="davis", clusters=20).clusters == 20
+    assert Config(dataset="davis").clusters == 8

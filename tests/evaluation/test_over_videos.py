@@ -59,6 +59,24 @@ def test_what_is_not_kept_or_of_another_key_is_done_again(tmp_path):
     assert tuple(others.done) == NAMES
 
 
+def test_an_interrupted_video_has_no_note(tmp_path):
+    """Settings changed, killed while files are overwritten, settings reverted: it is done again."""
+
+    def killed(video):
+        raise KeyboardInterrupt
+
+    each_video(VIDEOS, tmp_path, {"a": 1}, Worker(), kept=set())
+    with pytest.raises(KeyboardInterrupt):
+        each_video(VIDEOS, tmp_path, {"a": 2}, killed, kept=set(NAMES))
+    again = Worker()
+    each_video(VIDEOS, tmp_path, {"a": 1}, again, kept=set(NAMES))
+    assert again.done == ["a"]
+    with pytest.raises(UserError):
+        each_video(VIDEOS, tmp_path, {"a": 2}, Worker(*NAMES), kept=set(NAMES))
+    each_video(VIDEOS, tmp_path, {"a": 1}, again, kept=set(NAMES))
+    assert tuple(again.done[1:]) == NAMES
+
+
 class Title:
     title = "somehow"
 
@@ -103,8 +121,9 @@ def test_failures_are_told_at_the_end(tmp_path):
     with pytest.raises(UserError) as caught:
         each_video(iter(VIDEOS), tmp_path, {}, worker, kept=set())
     text = str(caught.value)
-    assert text.startswith("4 of 5 videos failed (a: a.jpg cannot be read; restore it.; d: d.jpg")
+    assert text.startswith("4 of 5 videos failed (a: a.jpg cannot be read; restore it; d: d.jpg")
     assert "f.jpg" not in text  # three are quoted
+    assert "e.jpg cannot be read; restore it); mend them" in text
     assert worker.done == ["b/c"]
     mended = Worker()
     each_video(VIDEOS, tmp_path, {}, mended, kept=set(NAMES))

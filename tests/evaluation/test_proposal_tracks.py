@@ -12,7 +12,6 @@ from timewalk.evaluation.proposal_tracks import (
     Track,
     binarised,
     link,
-    nearest,
     paint,
     rank,
     soft_iou,
@@ -43,12 +42,6 @@ def test_binarised_is_strict_and_may_hold_nothing():
     soft = np.array([[[0, 0.25, 0.5, 1]], [[0.7] * 4]], np.float32)
     assert binarised(soft, (1, 4)).tolist() == [[[False, False, True, True]], [[False] * 4]]
     assert binarised(soft[:0], (6, 8)).shape == (0, 6, 8)
-
-
-def test_nearest_is_the_floor():
-    rows, columns = nearest((3, 13), (2, 8))
-    assert rows.tolist() == [0, 0, 1]
-    assert columns.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7]
 
 
 def test_soft_iou():
@@ -105,22 +98,55 @@ def test_a_vector_of_length_zero_is_like_nothing():
 
 
 def test_rank_by_score_times_frames_and_the_earlier_of_equals():
-    found = proposals([[LEFT] * 3, [LEFT] * 3], scores=[[0.5, 0.9, 0.9], [0.5, 0.5, 0.9]])
+    masks = np.eye(4).reshape(4, 1, 4)[[0, 1, 2]]
+    found = proposals([masks, masks], scores=[[0.5, 0.9, 0.9], [0.5, 0.5, 0.9]])
     tracks = [Track(0, {0: 0, 1: 0}), Track(1, {0: 1}), Track(2, {0: 2}), Track(3, {1: 2})]
     assert [track.group for track in rank(tracks, found)] == [0, 1, 2, 3]
     assert [track.group for track in rank(tracks[::-1], found, most=2)] == [0, 3]
 
 
 def test_at_most_twenty_are_kept():
-    found = proposals([[LEFT] * 30])
+    found = proposals([np.eye(30).reshape(30, 1, 30)])
     tracks = [Track(k, {0: k}) for k in range(30)]
     assert [track.group for track in rank(tracks, found)] == list(range(20))
 
 
-def test_paint_nearest_is_as_binarised():
-    soft = np.random.default_rng(0).random((1, 5, 7)).astype(np.float32)
-    ids = paint([Track(0, {0: 0})], proposals([soft]), (30, 41), "nearest")
-    np.testing.assert_array_equal(ids[0], binarised(soft, (30, 41))[0])
+def test_repeats_make_room_for_others():
+    """Twenty-one near-duplicates of the best track, then one elsewhere."""
+    rng, scores = np.random.default_rng(0), np.linspace(1, 0.5, 22)
+    masks = np.zeros((3, 22, 1, 40), np.float32)
+    masks[:, :21, :, :20] = 1 - 0.1 * rng.random((3, 21, 1, 20))
+    masks[:, 21, :, 20:] = 1
+    found = proposals(list(masks), scores=[scores] * 3)
+    tracks = [Track(k, dict.fromkeys(range(3), k)) for k in range(22)]
+    assert [track.group for track in rank(tracks, found)] == [0, 21]
+
+
+@pytest.mark.parametrize(
+    ("like", "frames", "kept"), [(8, 10, 1), (6, 10, 2), (9, 8, 1), (8, 8, 2), (10, 6, 2)]
+)
+def test_what_repeats_a_better_track(like, frames, kept):
+    """Of a track in ten frames: what covers some tenths of its mask in some of the frames."""
+    masks = np.zeros((10, 2, 1, 10), np.float32)
+    masks[:, 0], masks[:, 1, :, :like] = 1, 1
+    found = proposals(list(masks))
+    tracks = [Track(0, dict.fromkeys(range(10), 0)), Track(1, dict.fromkeys(range(frames), 1))]
+    assert len(rank(tracks, found)) == kept
+    assert len(rank(tracks[::-1], found)) == kept
+
+
+def test_frames_without_either_do_not_count():
+    found = proposals([[LEFT, LEFT], np.zeros((0, 1, 2)), [LEFT, LEFT]])
+    tracks = [Track(0, {0: 0, 2: 0}), Track(1, {0: 1, 2: 1})]
+    assert [track.group for track in rank(tracks, found)] == [0]
+
+
+@pytest.mark.parametrize(("cells", "size"), [((5, 7), (30, 41)), ((30, 56), (480, 854))])
+def test_paint_nearest_is_as_binarised(cells, size):
+    """Also where the quotient of floats is not that of integers, as of 56 cells on 854 pixels."""
+    soft = np.random.default_rng(0).random((1, *cells)).astype(np.float32)
+    ids = paint([Track(0, {0: 0})], proposals([soft]), size, "nearest")
+    np.testing.assert_array_equal(ids[0], binarised(soft, size)[0])
 
 
 def test_paint_bilinear_has_smooth_edges():

@@ -33,6 +33,9 @@ ALL = -1.0
 """a similarity that every instance reaches"""
 
 
+UNREADABLE = "the encoder gives features that are not finite for the slots of 'blackswan'"
+
+
 def config(**keys):
     return ProposalConfig(**(KEYS | keys))
 
@@ -132,6 +135,17 @@ def test_what_the_slots_are_given(run, video, monkeypatch):
     assert not torch.equal(first, noise)
 
 
+def test_another_seed_for_a_call(run, video):
+    propose = proposer(run, config(), CPU)
+    other = proposer(run, config(seed=1), CPU)(video).all_masks
+    np.testing.assert_array_equal(propose(video, 1).all_masks, other)
+    np.testing.assert_array_equal(propose(video, 0).all_masks, propose(video).all_masks)
+    assert not np.allclose(propose(video).all_masks, other, atol=1e-4)
+    keys = {"proposals": "clusters", "clusters": 4}
+    propose, other = (proposer(run, config(**keys, seed=seed), CPU) for seed in (0, 3))
+    np.testing.assert_array_equal(propose(video, 3).all_masks, other(video).all_masks)
+
+
 def test_statistics_of_the_encoder(run, video):
     def masks(**keys):
         return proposer(run, config(**keys), CPU)(video).all_masks
@@ -195,6 +209,18 @@ def test_clusters_follow_what_is_alike(tmp_path):
     assert len(set.union(*names)) == 3
 
 
+def test_the_temperature_of_clusters(video):
+    """Twice as warm: half the distances between the logarithms of two shares."""
+    encoder, keys = Seeing(stride=4), {"clusters": 3}
+    gaps = []
+    for temperature in (0.1, 0.2):
+        keys["temperature"] = temperature
+        shares = cluster_proposals(encoder, video, config(**keys), CPU, 0).all_masks
+        gaps.append(np.log(shares[:, 0]) - np.log(shares[:, 1]))
+    assert np.abs(gaps[0]).max() > 1
+    np.testing.assert_allclose(gaps[0], 2 * gaps[1], rtol=0, atol=1e-3)
+
+
 def test_long_videos_make_centroids_of_some_frames(video, monkeypatch):
     encoder = Seeing(stride=4)
     whole = cluster_proposals(encoder, video, config(), CPU, 0)
@@ -247,11 +273,46 @@ def test_features_that_are_not_finite(video):
         cluster_proposals(encoder, video, config(), CPU, 0)
 
 
+@pytest.mark.parametrize("name", ["similarity", "instance_masks", "instance"])
+def test_slots_that_are_not_finite(run, video, monkeypatch, name):
+    def broken(slots: Slots):
+        found = original(slots)
+        tensor = slots.instance if name == "instance" else getattr(found, name)
+        tensor[0, 1, 0, 0] = torch.nan
+        return found
+
+    original = proposals.slot_masks
+    monkeypatch.setattr(proposals, "slot_masks", broken)
+    with pytest.raises(UserError, match=UNREADABLE):
+        proposer(run, config(), CPU)(video)
+
+
+CHANGED = {
+    "frames_per_clip": 2,
+    "iterations": 3,
+    "min_similarity": 0.25,
+    "clusters": 5,
+    "temperature": 0.2,
+    "seed": 2**31 - 1,
+    "statistics": "encoder",
+    "precision": "bf16",
+}
+
+
 def test_the_title_names_what_is_not_as_published():
-    assert ProposalConfig(kind="x", dataset="davis").proposal_title() == []
-    changed = config(
-        frames_per_clip=2, iterations=3, min_similarity=0.25, clusters=5, temperature=0.2, seed=7
-    )
-    assert changed.proposal_title() == ["32x48", "f2", "i3", "m0.25", "c5", "t0.2", "seed7"]
-    other = ProposalConfig(kind="x", dataset="d", statistics="encoder", precision="bf16")
-    assert other.proposal_title() == ["encoder_statistics", "bf16"]
+    usual = ProposalConfig(kind="x", dataset="davis")
+    assert usual.proposal_title(slots=True) == usual.proposal_title(slots=False) == []
+    changed, end = config(**CHANGED), ["seed2147483647", "encoder_statistics", "bf16"]
+    assert changed.proposal_title(slots=True) == ["32x48", "f2", "i3", "m0.25", *end]
+    found = changed.proposal_title(slots=False)
+    assert found == ["32x48", "c5", "t0.2", "seed2147483647", "bf16"]
+
+
+def test_settings_are_those_in_use(run, run_of):
+    both = {"image_height": 32, "image_width": 48, "seed": 2**31 - 1, "precision": "bf16"}
+    names = ("frames_per_clip", "iterations", "min_similarity", "statistics")
+    slots = proposer(run, config(**CHANGED), CPU).settings
+    assert slots == both | {name: CHANGED[name] for name in names}
+    clusters = proposer(run_of("vit"), config(**CHANGED | {"statistics": "kinetics"}), CPU)
+    own = {"clusters": 5, "temperature": 0.2, "statistics": "encoder"}
+    assert clusters.settings == both | own

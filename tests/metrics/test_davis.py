@@ -260,4 +260,7 @@ def test_match_frame_maximises_the_sum_of_both():
     # 1.0 for the first object's proposal 0 would leave 0.2 for the second: 1.2 against 1.9.
     assert davis.match_frame(J, F).tolist() == [1, 0]
     assert davis.match_frame(J[::-1], F[::-1]).tolist() == [1, 2]
+    # J alone would take 0.6 + 0.5, F alone 0.1 + 0.9.
+    J, F = np.array([[0.6, 0.4], [0.4, 0.5]]), np.array([[0.1, 0.8], [0.2, 0.0]])
+    assert davis.match_frame(J, F).tolist() == [1, 0]
     assert davis.match_frame(np.zeros((3, 0)), np.zeros((3, 0))).tolist() == []

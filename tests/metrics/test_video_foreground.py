@@ -94,6 +94,9 @@ def test_enlarged_takes_the_cell_at_the_floor():
     assert enlarged(cells, (2, 7)).tolist() == [[1, 1, 1, 2, 2, 3, 3]] * 2
     assert enlarged(cells, (1, 2)).tolist() == [[1, 2]]
     assert occurring(cells, (1, 2)).tolist() == [[1, 2]]
+    found = enlarged(np.arange(16).reshape(2, 8), (3, 13))
+    assert found[:, 0].tolist() == [0, 0, 8]
+    assert found[0].tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4, 5, 6, 6, 7]
 
 
 def test_constant_maps_become_nothing():

@@ -156,6 +156,16 @@ def test_a_group_without_tokens_takes_up_nothing():
     torch.testing.assert_close(weights[:, 1].sum(dim=-1), torch.ones(1, 3).double())
 
 
+def test_a_token_that_goes_to_the_other_slot_is_halved():
+    """With next to nothing of its only token, a slot's sum is no larger than the floor: it takes
+    half of the token, not all of it."""
+    logits = torch.tensor([50.0, -50.0]).double().view(1, 1, 2, 1)
+    weights = attention_weights(logits, torch.ones(1, 1, 1).double()).flatten()
+    torch.testing.assert_close(weights, torch.tensor([1, 0.5]).double(), rtol=0, atol=1e-7)
+    twice = attention_weights(logits, torch.ones(1, 1, 1).double(), mask_floor=3e-8).flatten()
+    torch.testing.assert_close(twice, torch.tensor([1, 0.25]).double(), rtol=0, atol=1e-7)
+
+
 def test_one_slot_of_a_group_takes_the_mean_of_its_tokens():
     attention = made()
     keys, values = attention.project(drawn(1, 6, 8).double())

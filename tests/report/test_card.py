@@ -11,7 +11,8 @@ import yaml
 from timewalk import cli, load_encoder
 from timewalk.artefacts import sha256_file, write_json, write_manifest
 from timewalk.config import EncoderConfig
-from timewalk.encoders import build_encoder, save_encoder
+from timewalk.encoders import build_encoder, save_encoder, save_head
+from timewalk.encoders.slots import SlotNetwork
 from timewalk.errors import UserError
 from timewalk.report.card import write_card
 from timewalk.suite import load_run
@@ -103,7 +104,7 @@ def test_training_data(trained):
         ["`carphone`", "1,234", "64 x 48", f"`{there}`", f"`{sha256_file(there)}`"],
         ["`venice`", "not here any more", "–", f"`{gone}`", f"`{'d' * 64}`"],
     ]
-    assert "Data set `talk`: 2 videos. A manifest" in card
+    assert "Data set `talk`: 2 manifests, not all of them still there. A manifest" in card
     assert "- Video `venice`: CC BY 4.0 by the built-in table" in card
     assert "- Video `carphone`: see `videos.carphone.licence`" in card
 
@@ -125,6 +126,93 @@ def test_the_total_is_there_when_every_manifest_is(trained):
     (talk / "carphone.json").write_text("{}")
     card = write_card(trained, []).read_text()
     assert rows(card, "Training data")[0][1:3] == ["made again since, differently", "–"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "storage", "counts", "title", "total"),
+    [
+        ("folders", "frame_folders", {}, {"videos": 2}, "2 videos in folders", "2 videos, 1,234 f"),
+        ("folders", "frame_folders", {}, {"videos": 1}, "1 video in folders", "1 video, 1,234 f"),
+        ("images", "shards", {"storage": "images"}, {}, "still images", "1,234 still images"),
+    ],
+)
+def test_training_data_of_files(tmp_path, name, kind, storage, counts, title, total):
+    manifest = tmp_path / "data" / "shards" / "talk" / f"{name}.json"
+    counts |= {"frames": 1234, "bytes": 9}
+    write_manifest(manifest, kind, inputs={}, parameters=storage, counts=counts)
+    digest = sha256_file(manifest)
+    folder = make_run(tmp_path / "walk", inputs={str(manifest): digest})
+    card = write_card(folder, []).read_text()
+    assert rows(card, "Training data") == [
+        [title, "1,234", "–", f"`{manifest}`", f"`{digest}`"],
+    ]
+    assert f"Data set `talk`: {total}" in card
+    assert "- Files of `talk`: see where they come from." in card
+    assert "timewalk blurred no faces in them" in card
+    assert "`blur:`" not in card
+
+    manifest.unlink()
+    card = write_card(folder, []).read_text()
+    assert rows(card, "Training data")[0][:3] == [f"`{name}`", "not here any more", "–"]
+    assert "- Files of `talk`: see" in card
+
+
+def test_a_manifest_of_something_else_is_one_sentence(tmp_path):
+    manifest = tmp_path / "walk.json"
+    write_manifest(manifest, "frames", inputs={}, parameters={}, counts={})
+    folder = make_run(tmp_path / "run", inputs={str(manifest): sha256_file(manifest)})
+    with pytest.raises(UserError, match=r"walk\.json describes 'frames', but .* 'shards'"):
+        write_card(folder, [])
+
+
+def test_without_a_head(trained):
+    card = write_card(trained, []).read_text()
+    assert "head.safetensors" not in card
+    assert "`blur:`" in card
+
+
+def test_a_head_lies_beside_the_encoder(trained, monkeypatch):
+    save_head({"prototypes": torch.ones(3, 24)}, trained)
+    monkeypatch.chdir(trained.parent)
+    card = write_card(Path("walk"), []).read_text()
+    digest = sha256_file(trained / "head.safetensors")
+    assert dict(rows(card, "Architecture"))["`head.safetensors`, SHA-256"] == f"`{digest}`"
+    assert "## Head: `head.safetensors`" in card
+    assert "Slots" not in card
+    names = {}
+    exec(next(text for text in blocks(card) if "load_head" in text), names)
+    assert torch.equal(names["tensors"]["prototypes"], torch.ones(3, 24))
+
+
+def slots_section(card):
+    return card.split("\n## Slots: `head.safetensors`\n")[1].split("\n## ")[0]
+
+
+def test_slots_and_how_to_load_them(trained, monkeypatch):
+    torch.manual_seed(0)
+    network = SlotNetwork(24, (4, 4), 5, 2, mask="prob", mask_threshold=0.25)
+    save_head(network.tensors(), trained)
+    monkeypatch.chdir(trained.parent)
+    card = write_card(Path("walk"), []).read_text()
+    assert (
+        "\n5 semantics with 2 instances each, learnt on a grid of 4 x 4 patches; the mask of a "
+        "semantic's area is `prob` above 0.25.\n"
+    ) in slots_section(card)
+    names = {"encoder": load_encoder("walk"), "frames": torch.rand(3, 3, 32, 48)}
+    with torch.no_grad():
+        exec(next(text for text in blocks(card) if "load_slots" in text), names)
+    assert names["masks"].semantic_prob.shape == (1, 3, 5, 24)
+    assert names["masks"].instance_masks.shape == (1, 3, 5, 2, 24)
+    torch.testing.assert_close(names["masks"].semantic_prob.sum(2), torch.ones(1, 3, 24))
+
+
+def test_what_is_assumed_of_published_slots(trained):
+    save_head(SlotNetwork(24, (4, 4), 5, 4).state_dict(), trained)
+    section = slots_section(write_card(trained, []).read_text())
+    assert "5 semantics with 4 instances each" in section
+    assert "area is `logit` above 0.3. The file does not tell instances, grid and mask" in section
+    save_head(SlotNetwork(24, (4, 4), 5, 4, mask="soft").tensors(), trained)
+    assert "area is `soft`.\n" in slots_section(write_card(trained, []).read_text())
 
 
 def test_training_settings(trained):

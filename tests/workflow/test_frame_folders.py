@@ -34,8 +34,11 @@ def suite(workflow):
 def test_folders_and_lists_train_dora(suite):
     workflow, config = suite
     workflow.configure(config)
-    outcome = workflow.run("results/dora/encoder.safetensors", "data")
+    outcome = workflow.run("results/dora/card.md", "data")
     assert outcome.code == 0, outcome.text
+    card = (workflow.folder / "results/dora/card.md").read_text()
+    assert "Data set `tree`: 2 videos, 13 frames." in card
+    assert "| 2 videos in folders | 13 | – | `data/shards/tree/folders.json` |" in card
     about = json.loads((workflow.folder / "results/dora/encoder.json").read_text())
     # Clips of 2 frames, 2 apart: T - 4 of each video.
     assert about["provenance"]["clips"] == (7 - 4) + (6 - 4)

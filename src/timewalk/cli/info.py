@@ -35,7 +35,7 @@ def validate(arguments: Arguments) -> None:
 def schema(arguments: Arguments) -> None:
     """Print the JSON schema of the configuration."""
     from timewalk.artefacts import write_text
-    from timewalk.suite import config_markdown, json_schema
+    from timewalk.schema import config_markdown, json_schema
 
     if arguments.markdown:
         text = config_markdown()

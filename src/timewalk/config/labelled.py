@@ -218,6 +218,8 @@ class MovingShapes(VideoLabels):
     texture: Literal["colours", "grey"] = "colours"
     """`colours`: noise of all colours; `grey`: strong noise of light and dark, grey behind the
     objects and tinted on them"""
+    shade: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """share of the light that is lost at the darkest moments of a video; it falls and rises"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of shapes, textures and motion"""
 

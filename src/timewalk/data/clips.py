@@ -326,7 +326,7 @@ def open_clips(
 def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampling) -> None:
     """Refuse videos of which no clip can be sampled; `uniform` shows frames twice instead."""
     needed = {"uniform": 1, "dense": num_frames, "regular": num_frames, "full": 2}[sampling]
-    short = [f"'{store.video}' ({len(store)})" for store in stores if len(store) < needed]
+    short = [_length(store) for store in stores if len(store) < needed]
     if not short:
         return
     remedy = "leave the video out."
@@ -343,16 +343,26 @@ def _with_windows(stores: Sequence[FrameStore], num_frames: int, step: int) -> l
     steps = [window_step(len(store), num_frames, step) for store in stores]
     each = list(zip(stores, steps, strict=True))
     fitting = [store for store, found in each if found is not None]
-    short = [f"'{store.video}' ({len(store)})" for store, found in each if found is None]
-    needed = 2 * (num_frames // 2) + 1
+    short = [_length(store) for store, found in each if found is None]
+    half = num_frames // 2
+    needed = 2 * half + 1
+    why = f"{half} on each side of the one that it is drawn around"
     if not fitting:
         raise UserError(
-            f"no video has the {needed} frames that a clip of {num_frames} needs: {_few(short)}; "
-            "lower the run's frames_per_clip, or use longer videos."
+            f"no video has the {needed} frames that a clip of {num_frames} needs, {why}: "
+            f"{_few(short)}; lower the run's frames_per_clip, or use longer videos."
         )
     if short:
-        log.warning("left out, with less than %d frames: %s", needed, _few(short))
-    lowered = [f"'{store.video}' ({found})" for store, found in each if found not in (None, step)]
+        log.warning(
+            "left out, since a clip of %d frames needs %d, %s: %s",
+            num_frames,
+            needed,
+            why,
+            _few(short),
+        )
+    lowered = [
+        f"'{store.video}' (step {found})" for store, found in each if found not in (None, step)
+    ]
     if lowered:
         log.warning(
             "too short for a step of %d frames, take a smaller one: %s", step, _few(lowered)
@@ -363,7 +373,7 @@ def _with_windows(stores: Sequence[FrameStore], num_frames: int, step: int) -> l
 def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameStore]:
     """Return the videos that hold a clip at all; name the others."""
     fitting = [store for store in stores if len(store) >= num_frames]
-    short = [f"'{store.video}' ({len(store)})" for store in stores if len(store) < num_frames]
+    short = [_length(store) for store in stores if len(store) < num_frames]
     if not fitting:
         raise UserError(
             f"no video has the {num_frames} frames of a clip: {_few(short)}; lower the run's "
@@ -372,6 +382,10 @@ def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameSto
     if short:
         log.warning("left out, with less than %d frames: %s", num_frames, _few(short))
     return fitting
+
+
+def _length(store: FrameStore) -> str:
+    return f"'{store.video}' ({len(store)} frame{'' if len(store) == 1 else 's'})"
 
 
 def _few(names: list[str]) -> str:

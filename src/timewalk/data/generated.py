@@ -21,6 +21,8 @@ Texture = Literal["colours", "grey"]
 GREY = np.float32(128)
 GREY_CONTRAST = 1.7
 """of light and dark, as a multiple of that of colours"""
+PERIOD = (6.0, 12.0)
+"""frames from one darkest moment to the next"""
 DARKEST = 0.35
 """share of the brightness that a tint leaves of the colours that it does not hold"""
 SMALLEST_CELL = 4
@@ -94,6 +96,7 @@ def moving_shapes(
     rng: np.random.Generator,
     clutter: float = 1.0,
     texture: Texture = "colours",
+    shade: float = 0.0,
 ) -> Moving:
     """Draw a video.
 
@@ -106,6 +109,7 @@ def moving_shapes(
         clutter: contrast of the background, as a share of the shapes'.
         texture: `colours`: noise of all colours, and of the object's on it; `grey`: noise of light
             and dark, tinted on the objects.
+        shade: share of the light that is lost at the darkest moment; it falls and rises again.
     """
     height, width = size
     half = np.array([width, height]) // 6
@@ -124,7 +128,16 @@ def moving_shapes(
             inside = (x / radii[k, 0]) ** 2 + (y / radii[k, 1]) ** 2 <= 1
             ids[t][inside] = k + 1
             video[t][inside] = skin[y[inside] + radii[k, 1], x[inside] + radii[k, 0]]
+    if shade > 0:
+        video = _lit(video, shade, rng)
     return Moving(video, ids, centres, radii)
+
+
+def _lit(video: np.ndarray, shade: float, rng: np.random.Generator) -> np.ndarray:
+    """Return a video under light that falls and rises as a sine."""
+    turns = rng.uniform() + np.arange(len(video)) / rng.uniform(*PERIOD)
+    light = 1 - shade * (1 + np.sin(2 * np.pi * turns)) / 2
+    return (light[:, None, None, None] * video).astype(np.uint8)
 
 
 def _paths(

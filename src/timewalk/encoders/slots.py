@@ -7,6 +7,7 @@ Shapes: B clips, T frames, b = B T frames of a batch, S semantic slots, P instan
 N = h w tokens of a frame row by row, n0 tokens of the native grid, D width.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from timewalk.encoders.weights import smtc
 from timewalk.errors import UserError
 from timewalk.ops.distillation import full
 from timewalk.ops.slots import SlotAttention
+
+log = logging.getLogger(__name__)
 
 Mask = Literal["logit", "prob", "soft"]
 MASKS: tuple[Mask, ...] = get_args(Mask)
@@ -247,6 +250,15 @@ def _arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         if side * side != tokens:
             raise UserError(f"holds slots for {tokens} tokens, which are no square grid; {REMEDY}")
         settings = {**PUBLISHED, "native_grid": [side, side]}
+        log.info(
+            "slots without settings, as in the authors' checkpoints: %d instances of each semantic "
+            "are assumed, mask '%s' above %g, a grid of %d x %d tokens",
+            settings["instances"],
+            MASKS[settings["mask"]],
+            settings["mask_threshold"],
+            side,
+            side,
+        )
     if settings.keys() != set(SETTINGS) or not _possible(settings, projection.shape[1]):
         raise UserError(f"holds slots with settings that cannot be ({settings}); {REMEDY}")
     settings["native_grid"] = tuple(settings["native_grid"])

@@ -4,12 +4,15 @@ To add one: its file in this folder with a ``Config`` and ``evaluate``, and its 
 """
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Labels = Literal["images", "masks", "videos"]
 VIDEOS: tuple[Labels, ...] = ("videos",)
 MASKS: tuple[Labels, ...] = ("masks", "videos")
+DAVIS = ("davis2017", "moving_shapes")
+"""kinds of sets in the layout of DAVIS 2017"""
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,15 @@ class Entry:
             or `encoder` (the network itself: the job gets a GPU and more time).
         labels: what its labelled set may be made of: `images` with a class each, still images with
             `masks`, or `videos` (:class:`timewalk.data.sequences.LabelledVideos`).
+        kinds: of labelled sets that it reads, where it does not read all of these.
+        keys: what those of the set's keys that it has must be.
     """
 
     module: str
     needs: Literal["embeddings", "encoder"]
     labels: tuple[Labels, ...] = ("images",)
+    kinds: tuple[str, ...] = ()
+    keys: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Any:
         """Import and return the module."""
@@ -38,26 +45,39 @@ class Entry:
 _ENTRIES = {
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
     "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
-    "davis": Entry("timewalk.evaluation.video_segmentation", needs="encoder", labels=VIDEOS),
+    "davis": Entry(
+        "timewalk.evaluation.video_segmentation",
+        needs="encoder",
+        labels=VIDEOS,
+        kinds=DAVIS,
+        keys={"task": "semi-supervised", "resolution": "480p"},
+    ),
     "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
     "foreground": Entry("timewalk.evaluation.foreground", needs="encoder", labels=MASKS),
     "foreground_segmentation": Entry(
-        "timewalk.evaluation.foreground_segmentation", needs="encoder", labels=VIDEOS
+        "timewalk.evaluation.foreground_segmentation",
+        needs="encoder",
+        labels=VIDEOS,
+        kinds=("davis2016", *DAVIS, "fbms59", "segtrack_v2"),
     ),
-    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS),
+    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS, kinds=("jhmdb",)),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
     "linear_segmentation": Entry(
         "timewalk.evaluation.linear_segmentation", needs="encoder", labels=MASKS
     ),
     "object_discovery": Entry(
-        "timewalk.evaluation.object_discovery", needs="encoder", labels=VIDEOS
+        "timewalk.evaluation.object_discovery",
+        needs="encoder",
+        labels=VIDEOS,
+        kinds=DAVIS,
+        keys={"task": "unsupervised", "resolution": "480p"},
     ),
     "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
     "propagation_iou": Entry("timewalk.evaluation.propagation_iou", needs="encoder", labels=VIDEOS),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
-    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS),
+    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS, kinds=("vip",)),
 }
 
 

@@ -11,7 +11,7 @@ W of pixels.
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -47,6 +47,8 @@ DENSE = ("davis2016", "davis2017")
 
 class Config(ProposalConfig):
     """J of one foreground on a `davis2016`, `segtrack_v2`, `fbms59` or `davis2017` set."""
+
+    OF_SLOTS: ClassVar[tuple[str, ...]] = ("frames_per_clip", "iterations", "statistics")
 
     kind: Literal["foreground_segmentation"] = "foreground_segmentation"
     mask: Literal["oracle_slots", "border"] = "oracle_slots"
@@ -85,33 +87,30 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     if config.overlays:
         check_ffmpeg()  # said before the work, not after it
     scored = with_annotation(videos)
-    passes = [
-        proposer(inputs.run, config.model_copy(update={"seed": seed}), inputs.device)
-        for seed in seeds(config)
-    ]
+    propose = proposer(inputs.run, config, inputs.device)
     drawn = output_dir / "overlays"
 
     def do(video: Video) -> dict[str, Any]:
-        return segmented(video, videos.kind, passes, config, drawn)
+        return segmented(video, videos.kind, propose, config, drawn)
 
     key = {
-        "proposals": [passes[0].title, passes[0].digest, passes[0].settings],
+        "proposals": [propose.title, propose.digest, propose.settings],
         "dataset": videos.about["digest"],
         "mask": [config.mask, config.passes],
     }
     names = {video.name for video in scored}
     kept = {name for name in names if not config.overlays or (drawn / f"{name}.mp4").is_file()}
     notes = each_video(scored, output_dir / "work", key, do, kept=kept)
-    name, found = protocol(config, videos, passes[0].title), metrics(notes, config, videos.kind)
+    name, found = protocol(config, videos, propose.title), metrics(notes, config, videos.kind)
     about = {
         "protocol": name,
         "mask": config.mask,
-        "proposals": passes[0].title,
-        "settings": passes[0].settings,
-        "encoder": passes[0].digest,
+        "proposals": propose.title,
+        "settings": propose.settings,
+        "encoder": propose.digest,
         "seeds": seeds(config),
     }
-    files = tables(notes, about, output_dir)
+    files = tables(notes, about, videos.kind, output_dir)
     if config.overlays:
         files += [drawn / f"{name}.mp4" for name in notes]
     frames = sum(len(note["frames"]) for note in notes.values())
@@ -128,7 +127,8 @@ def protocol(config: Config, videos: LabelledVideos, proposals: str) -> str:
     recipe = "oracle" if config.mask == "oracle_slots" else config.mask
     title = [videos.kind, videos.subset, f"{recipe}_{proposals}", f"{config.averaging}_mean"]
     several = f"p{config.passes}" if config.passes > 1 else ""
-    return "-".join(filter(None, [*title, several, *config.proposal_title()]))
+    changed = config.proposal_title(slots=proposals == "slots")
+    return "-".join(filter(None, [*title, several, *changed]))
 
 
 def with_annotation(videos: LabelledVideos) -> list[Video]:
@@ -155,23 +155,25 @@ def annotated(video: Video) -> list[int]:
 
 
 def segmented(
-    video: Video, kind: str, passes: Sequence[Proposer], config: Config, drawn: Path
+    video: Video, kind: str, propose: Proposer, config: Config, drawn: Path
 ) -> dict[str, Any]:
     """Return the pixels of intersection and union in each annotated frame of a video.
 
     Args:
         video: its frames and masks.
         kind: of the set.
-        passes: give the soft masks.
+        propose: gives the soft masks of each pass.
         config: settings.
-        drawn: folder of the overlay.
+        drawn: folder of the overlay; an old one of the video is removed.
 
     Returns:
         `frames` (names), `inner` (whether a frame is neither the first nor the last of the video),
         `both` and `union` (pixels), a value a frame each.
     """
+    film = drawn / f"{video.name}.mp4"
+    film.unlink(missing_ok=True)  # of other settings
     places = annotated(video)
-    masks_VFKhw = np.stack([propose(video).all_masks[places] for propose in passes])
+    masks_VFKhw = np.stack([propose(video, seed).all_masks[places] for seed in seeds(config)])
     note: dict[str, Any] = {
         "frames": [video.frames[place].stem for place in places],
         "inner": [0 < place < len(video.frames) - 1 for place in places],
@@ -195,7 +197,7 @@ def segmented(
         from timewalk.video.write import write_mp4
 
         pictures = overlay_frames(video, places, cells, truths)
-        write_mp4(drawn / f"{video.name}.mp4", pictures, FPS)
+        write_mp4(film, pictures, FPS)
     return note
 
 
@@ -258,14 +260,14 @@ def metrics(notes: Notes, config: Config, kind: str) -> dict[str, float | None]:
     return {**found, "sequences": float(len(notes))}
 
 
-def tables(notes: Notes, about: dict[str, Any], folder: Path) -> list[Path]:
+def tables(notes: Notes, about: dict[str, Any], kind: str, folder: Path) -> list[Path]:
     """Write J of each sequence as `sequences.csv` in percent, and of each frame as `frames.json`
-    (0 to 1) with what it was computed with."""
+    (0 to 1) with what it was computed with; without the ends for DAVIS alone."""
     rows: list[list[object]] = [["sequence", "frames", "J", "J_without_ends", "J_motion_grouping"]]
     frames = {}
     for name, note in notes.items():
         values = scores(note)
-        inner = values[np.array(note["inner"])]
+        inner = values[np.array(note["inner"])] if kind in DENSE else values[:0]
         columns = averages([values]), averages([inner]), averages([scores(note, empty=0)])
         percents = [None if (x := each["frame"]) is None else f"{x:.6g}" for each in columns]
         rows.append([name, len(values), *percents])

@@ -7,29 +7,33 @@ that are written as masks of ids, which the official protocol matches once a seq
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import AfterValidator, Field
 
 from timewalk.artefacts import write_json
 from timewalk.data.sequences import LabelledVideos
 from timewalk.data.sequences import Sequence as Video
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result
+from timewalk.evaluation.davis_folders import MAX_PROPOSALS
 from timewalk.evaluation.davis_tables import Scores, SequenceScores, write_csv, write_scores
 from timewalk.evaluation.frame_matching import annotations, as_scores, match_frames, true_ids
 from timewalk.evaluation.over_videos import Notes, each_video
 from timewalk.evaluation.overlays import check_ffmpeg, write_overlay
-from timewalk.evaluation.proposal_tracks import Enlarge, link, nearest, paint, rank
+from timewalk.evaluation.proposal_tracks import DUPLICATE, Enlarge, link, paint, rank
 from timewalk.evaluation.proposals import ProposalConfig, Proposals, Proposer, proposer
 from timewalk.evaluation.video_segmentation import check_set, percent, save_masks, scored
+from timewalk.metrics.video_foreground import enlarged
 
 LAYOUT = "davis2017"
-NOT_FOR_RESULTS = {"runs", "overlays"}
-"""keys that change no video's scores"""
+OVERLAYS = ("proposals", "slots")
+"""what overlay videos show; the latter where proposals are slots"""
 LINKING = (
     "timewalk's own: candidates of a group are linked over frames by cosine of their vectors and "
-    "soft IoU of their masks; SMTC's release links nothing"
+    "soft IoU of their masks, ranked by score times frames, and left out where their mean soft IoU "
+    f"with a better one is at least {DUPLICATE}; SMTC's release links nothing"
 )
 MATCHING = {
     "jf_official": "one proposal an object for the whole sequence, as davis2017-evaluation",
@@ -38,10 +42,21 @@ MATCHING = {
 }
 
 
+def _allowed(clusters: int) -> int:
+    if clusters > MAX_PROPOSALS:
+        raise ValueError(
+            f"the official protocol allows {MAX_PROPOSALS} proposals, so set it to {MAX_PROPOSALS} "
+            "or less"
+        )
+    return clusters
+
+
 class Config(ProposalConfig):
     """Unsupervised object discovery on a `davis2017` set of the task `unsupervised`."""
 
     kind: Literal["object_discovery"] = "object_discovery"
+    clusters: Annotated[int, Field(ge=2), AfterValidator(_allowed)] = 8
+    """proposals of a video where they are clusters; 20 at most, as the official protocol allows"""
     enlarge: Enlarge = "bilinear"
     """how masks of tracks are enlarged from cells to pixels; those that are matched in every frame
     are enlarged by `nearest`, as published"""
@@ -82,19 +97,17 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         return discover(video, propose, config, output_dir, inputs.workers)
 
     key = {
-        "encoder": propose.digest,
+        "proposals": [propose.title, propose.digest, propose.settings],
         "dataset": videos.about["digest"],
-        "config": config.model_dump(mode="json", exclude=NOT_FOR_RESULTS),
+        "enlarge": config.enlarge,
     }
     slots = propose.title == "slots"
-    drawn = {
-        video.name: overlays(output_dir, video, slots) if config.overlays else {}
-        for video in videos
-    }
+    shown = [kind for kind in OVERLAYS if kind != "slots" or slots] if config.overlays else []
+    drawn = {video.name: [overlay(output_dir, kind, video) for kind in shown] for video in videos}
     kept = {
         video.name
         for video in videos
-        if all(path.is_file() for path in drawn[video.name].values())
+        if all(path.is_file() for path in drawn[video.name])
         and all((output_dir / "masks" / video.name / name).is_file() for name in pngs(video))
     }
     notes = each_video(videos, output_dir / "work", key, do, kept=kept)
@@ -106,6 +119,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         **{f"frame_matched_{name}": value for name, value in percent(frame_matched).items()},
         "candidates_mean": float(np.mean(counts)),
         "candidates_max": float(max(counts)),
+        "from_slots": float(slots),
     }
     about = {
         "matching": MATCHING,
@@ -119,16 +133,16 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         *write_csv(official, output_dir),
         write_scores(official, output_dir),
         output_dir / "discovery.json",
-        *(path for paths in drawn.values() for path in paths.values()),
+        *(path for paths in drawn.values() for path in paths),
     ]
-    return Result(protocol(config, videos), metrics, len(official.rows()), files)
+    return Result(protocol(config, videos, slots), metrics, len(official.rows()), files)
 
 
-def protocol(config: Config, videos: LabelledVideos) -> str:
-    """Return the name of the official protocol; what differs from the published settings is part
-    of it."""
-    own = [*config.proposal_title(), *(["nearest"] if config.enlarge == "nearest" else [])]
-    return "-".join([LAYOUT, videos.subset, "unsupervised", "official", *own])
+def protocol(config: Config, videos: LabelledVideos, slots: bool) -> str:
+    """Return the name of the set and task; what differs from the published settings is part of
+    it, where they are in use."""
+    own = [*config.proposal_title(slots), *(["nearest"] if config.enlarge == "nearest" else [])]
+    return "-".join([LAYOUT, videos.subset, "unsupervised", *own])
 
 
 def discover(
@@ -140,6 +154,8 @@ def discover(
         J and F of the objects by frame, matched in every frame; candidates of each frame; and how
         many tracks there were, and were kept.
     """
+    for kind in OVERLAYS:
+        overlay(folder, kind, video).unlink(missing_ok=True)  # of other settings
     truth = true_ids(video)
     proposals = propose(video)
     tracks = link(proposals)
@@ -147,9 +163,10 @@ def discover(
     ids = paint(kept, proposals, video.size, config.enlarge)
     save_masks(folder / "masks" / video.name, pngs(video), list(ids))
     if config.overlays:
-        for kind, path in overlays(folder, video, propose.title == "slots").items():
-            drawn = slot_ids(proposals, video.size) if kind == "slots" else ids
-            write_overlay(path, video, list(drawn))
+        write_overlay(overlay(folder, "proposals", video), video, list(ids))
+        if propose.title == "slots":
+            semantic = slot_ids(proposals, video.size)
+            write_overlay(overlay(folder, "slots", video), video, list(semantic))
     matches = match_frames(proposals.masks, truth, workers)
     return {
         "J": matches.J.tolist(),
@@ -165,17 +182,14 @@ def pngs(video: Video) -> list[str]:
     return [f"{path.stem}.png" for path in video.frames]
 
 
-def overlays(folder: Path, video: Video, slots: bool) -> dict[str, Path]:
-    """Return the overlay videos of a sequence by what they show."""
-    kinds = ["proposals", "slots"] if slots else ["proposals"]
-    return {kind: folder / "overlays" / kind / f"{video.name}.mp4" for kind in kinds}
+def overlay(folder: Path, kind: str, video: Video) -> Path:
+    """Return the overlay video of a sequence that shows one of ``OVERLAYS``."""
+    return folder / "overlays" / kind / f"{video.name}.mp4"
 
 
 def slot_ids(proposals: Proposals, size: tuple[int, int]) -> np.ndarray:
     """Return the largest semantic slot of each pixel, uint8 (T, H, W), from 1."""
-    maps = proposals.group_maps()
-    rows, columns = nearest(size, maps.shape[1:])
-    return (maps % 255 + 1).astype(np.uint8)[:, rows][:, :, columns]
+    return enlarged((proposals.group_maps() % 255 + 1).astype(np.uint8), size)
 
 
 def frame_matched_scores(videos: LabelledVideos, notes: Notes) -> Scores:

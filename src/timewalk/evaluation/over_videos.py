@@ -194,6 +194,8 @@ def each_video(
             done[video.name] = known["found"]
             continue
         log.info("%s: %d frames", video.name, len(video.frames))
+        # While its files are overwritten no note may vouch for them.
+        note.unlink(missing_ok=True)
         try:
             done[video.name] = do(video)
         except UserError as error:
@@ -202,7 +204,8 @@ def each_video(
             continue
         write_json(note, {"key": digest, "found": done[video.name]})
     if faults:
-        first = "; ".join(f"{name}: {fault}" for name, fault in list(faults.items())[:SHOWN])
+        quoted = list(faults.items())[:SHOWN]
+        first = "; ".join(f"{name}: {fault.removesuffix('.')}" for name, fault in quoted)
         raise UserError(
             f"{len(faults)} of {len(videos)} videos failed ({first}); mend them and start again: "
             "the others are kept."

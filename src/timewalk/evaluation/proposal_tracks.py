@@ -3,7 +3,8 @@
 Sheet: object-discovery-eval, A.3 (masks) and D (tracks). SMTC's release links nothing, while the
 official scores of DAVIS need one id an object, so what is here beyond A.3 is a choice of our own:
 candidates of a group follow each other if they look alike and cover the same place, the tracks that
-are trusted most and longest are kept, and where they overlap the largest soft value wins.
+are trusted most and longest are kept but for their near-duplicates, and where they overlap the
+largest soft value wins.
 
 Shapes: T frames, n candidates of a frame, D width of vectors, h and w rows and columns of cells, H
 and W of pixels.
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from timewalk.evaluation.davis_folders import MAX_PROPOSALS
 from timewalk.evaluation.proposals import Proposals
+from timewalk.metrics.video_foreground import enlarged, occurring
 
 Enlarge = Literal["bilinear", "nearest"]
 
@@ -25,6 +27,8 @@ FOREGROUND = 0.3
 """share of the way from a soft mask's smallest value to its largest above which it is foreground"""
 MIN_AFFINITY = 0.5
 """cosine plus soft IoU from which a candidate continues a track"""
+DUPLICATE = 0.7
+"""mean soft IoU with a better track from which a track is left out"""
 
 
 @dataclass
@@ -40,29 +44,17 @@ class Track:
     members: dict[int, int]
 
 
-def nearest(size: tuple[int, ...], cells: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row and column of the cell, of (h, w), for those of pixels, int64 (H,), (W,)."""
-    rows, columns = (
-        np.arange(pixels) * number // pixels for pixels, number in zip(size, cells, strict=True)
-    )
-    return rows, columns
-
-
-def binarised(soft: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+def binarised(soft: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return soft masks (n, h, w) as masks at another size, bool (n, H, W), as published.
 
     Enlarged by nearest neighbour, brought to 0..1 one by one, foreground above 0.3; a constant mask
     is empty.
     """
-    rows, columns = nearest(size, soft.shape[1:])
-    # Cells that no pixel takes do not count: where the frame is smaller than the map.
-    taken_rows, row_of = np.unique(rows, return_inverse=True)
-    taken_columns, column_of = np.unique(columns, return_inverse=True)
-    cells = soft[:, taken_rows][:, :, taken_columns]
+    # Cells that no pixel takes do not count.
+    cells = occurring(soft, size)
     low, high = (end(axis=(1, 2), keepdims=True) for end in (cells.min, cells.max))
     stretched = (cells - low) / np.where(high > low, high - low, 1)
-    # `take`, because indexing would leave pixels in an order that is slow to read.
-    return (stretched > FOREGROUND).take(column_of, axis=2).take(row_of, axis=1)
+    return enlarged(stretched > FOREGROUND, size)
 
 
 def link(proposals: Proposals) -> list[Track]:
@@ -126,14 +118,37 @@ def soft_iou(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def rank(tracks: list[Track], proposals: Proposals, most: int = MAX_PROPOSALS) -> list[Track]:
-    """Return the best tracks, best first: by mean score times frames; of equals the earlier."""
+    """Return the best tracks, best first: by mean score times frames; of equals the earlier.
+
+    A track that repeats one that is kept is left out: their soft IoU, a mean over the frames where
+    either is seen and 0 where one is absent, is at least 0.7.
+    """
 
     def weight(track: Track) -> float:
         # The mean times the number is the sum.
         scores = (proposals.scores[frame][k] for frame, k in track.members.items())
         return float(sum(map(float, scores)))
 
-    return sorted(tracks, key=weight, reverse=True)[:most]
+    kept: list[Track] = []
+    for track in sorted(tracks, key=weight, reverse=True):
+        if len(kept) == most:
+            break
+        if not any(_repeats(track, better, proposals) for better in kept):
+            kept.append(track)
+    return kept
+
+
+def _repeats(track: Track, better: Track, proposals: Proposals) -> bool:
+    shared = track.members.keys() & better.members.keys()
+    frames = len(track.members | better.members)
+    if len(shared) / frames < DUPLICATE:
+        return False  # however like they are in the frames that they share
+    total = 0.0
+    for frame in shared:
+        masks = proposals.masks[frame]
+        one, other = masks[track.members[frame]], masks[better.members[frame]]
+        total += float(soft_iou(one[None], other[None])[0, 0])
+    return total / frames >= DUPLICATE
 
 
 def paint(
@@ -174,7 +189,7 @@ def paint(
 
 
 def _enlarged(cells: np.ndarray, size: tuple[int, int], how: Enlarge) -> np.ndarray:
-    maps = torch.from_numpy(cells)[None]
     if how == "nearest":
-        return F.interpolate(maps, size, mode="nearest")[0].numpy()
+        return enlarged(cells, size)
+    maps = torch.from_numpy(cells)[None]
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)[0].numpy()

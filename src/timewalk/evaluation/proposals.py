@@ -12,7 +12,7 @@ width of vectors, h and w rows and columns of cells.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,10 +35,30 @@ KINETICS_MEAN = (0.43216, 0.394666, 0.37645)
 KINETICS_STD = (0.22803, 0.22145, 0.216989)
 FRAMES_FOR_CENTROIDS = 48
 """of longer videos as many frames, evenly spread, make the centroids"""
+MARKS = {
+    "frames_per_clip": "f{}",
+    "iterations": "i{}",
+    "min_similarity": "m{:g}",
+    "clusters": "c{}",
+    "temperature": "t{:g}",
+    "seed": "seed{}",
+    "statistics": "{}_statistics",
+    "precision": "{}",
+}
+"""how a protocol's name says that a setting is not as published"""
 
 
 class ProposalConfig(EvaluationConfig):
     """Keys of an evaluation of object proposals."""
+
+    OF_SLOTS: ClassVar[tuple[str, ...]] = (
+        "frames_per_clip",
+        "iterations",
+        "min_similarity",
+        "statistics",
+    )
+    OF_CLUSTERS: ClassVar[tuple[str, ...]] = ("clusters", "temperature")
+    OF_BOTH: ClassVar[tuple[str, ...]] = ("image_height", "image_width", "seed", "precision")
 
     proposals: Literal["auto", "slots", "clusters"] = "auto"
     """where proposals come from: `slots` of a run of SMTC, `clusters` of patch features (any
@@ -52,7 +72,8 @@ class ProposalConfig(EvaluationConfig):
     iterations: Positive = 5
     """of slot attention"""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] = 0.5
-    """cosine of an instance slot with its semantic from which it is a candidate"""
+    """cosine of an instance slot with its semantic from which it is a candidate;
+    `foreground_segmentation` takes all"""
     statistics: Literal["kinetics", "encoder"] = "kinetics"
     """mean and deviation of the colours under slots: of Kinetics, as published though SMTC is
     trained with ImageNet's, or the encoder's own; clusters always take the encoder's"""
@@ -65,25 +86,20 @@ class ProposalConfig(EvaluationConfig):
     precision: Precision = "fp32"
     """arithmetic of the encoder; slots and clusters are always in fp32"""
 
-    def proposal_title(self) -> list[str]:
-        """Return what of these settings is not as published, for the protocol's name."""
-        fields = ProposalConfig.model_fields
-        parts = []
-        if self.size != (fields["image_height"].default, fields["image_width"].default):
-            parts.append(f"{self.image_height}x{self.image_width}")
-        marks = {
-            "frames_per_clip": "f",
-            "iterations": "i",
-            "min_similarity": "m",
-            "clusters": "c",
-            "temperature": "t",
-            "seed": "seed",
-        }
-        for key, mark in marks.items():
-            if (value := getattr(self, key)) != fields[key].default:
-                parts.append(f"{mark}{value:g}")
-        own = "encoder_statistics" if self.statistics == "encoder" else ""
-        return [*parts, *filter(None, [own, self.precision.replace("fp32", "")])]
+    def in_use(self, slots: bool) -> dict[str, Any]:
+        """Return the settings, by key, that change proposals of slots, or of clusters."""
+        keys = (*self.OF_BOTH, *(self.OF_SLOTS if slots else self.OF_CLUSTERS))
+        return {key: getattr(self, key) for key in keys}
+
+    def proposal_title(self, slots: bool) -> list[str]:
+        """Return what of the settings in use is not as published, for the protocol's name."""
+        fields, used = ProposalConfig.model_fields, self.in_use(slots)
+        usual = (fields["image_height"].default, fields["image_width"].default)
+        parts = [] if self.size == usual else [f"{self.image_height}x{self.image_width}"]
+        for key, mark in MARKS.items():
+            if key in used and (value := used[key]) != fields[key].default:
+                parts.append(mark.format(value))
+        return parts
 
     @property
     def size(self) -> tuple[int, int]:
@@ -128,20 +144,19 @@ class Proposer:
         title: `slots` or `clusters`.
         digest: of the encoder and its slots: what the proposals depend on beside the settings and
             the video.
-        encoder: in eval mode, on the device.
-        settings: as far as they are in use, for a record of how the proposals were made.
-        make: does it.
+        settings: those in use, by key: for the key of what is done, and for a record.
+        make: does it, given the video and the seed.
     """
 
-    title: str
+    title: Literal["slots", "clusters"]
     digest: str
-    encoder: Encoder
     settings: dict[str, Any]
-    make: Callable[[Video], Proposals]
+    make: Callable[[Video, int], Proposals]
 
-    def __call__(self, video: Video) -> Proposals:
-        """Return the proposals of a video; errors as of :func:`slot_proposals`."""
-        return self.make(video)
+    def __call__(self, video: Video, seed: int | None = None) -> Proposals:
+        """Return the proposals of a video, by another seed than that of the settings if one is
+        given; errors as of :func:`slot_proposals` and :func:`cluster_proposals`."""
+        return self.make(video, self.settings["seed"] if seed is None else seed)
 
 
 def proposer(run: Path, config: ProposalConfig, device: torch.device) -> Proposer:
@@ -164,32 +179,19 @@ def proposer(run: Path, config: ProposalConfig, device: torch.device) -> Propose
     encoder = load_encoder(run).eval().requires_grad_(False).to(device)
     check_size(encoder, config)
     digest = encoder_digest(run)
-    settings: dict[str, Any] = {
-        "image_size": list(config.size),
-        "seed": config.seed,
-        "precision": config.precision,
-    }
     if network is None:
-        settings |= {
-            "statistics": "encoder",
-            "clusters": config.clusters,
-            "temperature": config.temperature,
-        }
 
-        def clusters(video: Video) -> Proposals:
-            return cluster_proposals(encoder, video, config, device, config.seed)
+        def clusters(video: Video, seed: int) -> Proposals:
+            return cluster_proposals(encoder, video, config, device, seed)
 
-        return Proposer("clusters", digest, encoder, settings, clusters)
+        settings = {"statistics": "encoder"} | config.in_use(slots=False)
+        return Proposer("clusters", digest, settings, clusters)
     slots = network.eval().requires_grad_(False).to(device)
-    settings |= {
-        key: getattr(config, key)
-        for key in ("statistics", "frames_per_clip", "iterations", "min_similarity")
-    }
 
-    def from_slots(video: Video) -> Proposals:
-        return slot_proposals(encoder, slots, video, config, device, config.seed)
+    def from_slots(video: Video, seed: int) -> Proposals:
+        return slot_proposals(encoder, slots, video, config, device, seed)
 
-    return Proposer("slots", digest, encoder, settings, from_slots)
+    return Proposer("slots", digest, config.in_use(slots=True), from_slots)
 
 
 def check_size(encoder: Encoder, config: ProposalConfig) -> None:
@@ -229,7 +231,8 @@ def slot_proposals(
         seed: of the instance slots, with the video's name.
 
     Raises:
-        UserError: a frame cannot be read or has another size, or its features are not finite.
+        UserError: a frame cannot be read or has another size, or its features or slots are not
+            finite.
     """
     keys: Any = encoder
     own = config.statistics == "encoder"
@@ -255,6 +258,8 @@ def slot_proposals(
         masks_TSPhw = found.instance_masks[0].unflatten(-1, keys_TDhw.shape[-2:])
         new = min(length, len(video.frames) - number * length)
         of_clip = masks_TSPhw, found.similarity[0], slots.instance[0]
+        for tensor in of_clip:
+            check_finite(tensor, f"the slots of '{video.name}'")
         parts.append(tuple(tensor[:new].cpu() for tensor in of_clip))
     masks, similarity, vectors = (torch.cat(each).numpy() for each in zip(*parts, strict=True))
     return collect(masks, similarity, vectors, config.min_similarity)

@@ -20,11 +20,13 @@ from pydantic import BaseModel
 from safetensors import safe_open
 
 from timewalk.artefacts import read_json, read_manifest, sha256_file, write_text
+from timewalk.encoders.files import HEAD
 from timewalk.errors import UserError
 from timewalk.methods import get_method
 from timewalk.methods.base import Method
-from timewalk.report.loading import loading
+from timewalk.report.loading import loading, loading_head
 from timewalk.report.page import code, number, table
+from timewalk.report.sources import Source, data_counts, read_source
 from timewalk.report.tables import long_table
 from timewalk.training.checkpoint import MACHINE_KEYS
 from timewalk.video.sources import load_sources
@@ -58,12 +60,14 @@ class Run:
         folder: of the run.
         about: the content of ``encoder.json``.
         method: the class of the run's method.
+        sources: manifests of what it was trained on; none if it was not.
         results: path and content of each result, in the order of the table.
     """
 
     folder: Path
     about: dict[str, Any]
     method: type[Method]
+    sources: list[Source] = field(default_factory=list)
     results: dict[Path, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -105,6 +109,7 @@ def write_card(folder: Path, results: Sequence[Path]) -> Path:
         _training(run),
         _results(run),
         loading(run.about, folder.as_posix()),
+        loading_head(folder),
         _use(run),
         _licence(run),
         _environment(run),
@@ -119,7 +124,8 @@ def _read_run(folder: Path) -> Run:
     path, tensors = folder / "encoder.json", folder / "encoder.safetensors"
     about = read_json(path)
     origin = about.get("provenance") if isinstance(about, dict) else None
-    config = origin.get("config") if isinstance(origin, dict) else None
+    origin = origin if isinstance(origin, dict) else {}
+    config = origin.get("config")
     if not isinstance(config, dict) or "method" not in config or about.get("kind") != "encoder":
         raise UserError(f"{path} does not say how its encoder was made; train the run again.")
     if not tensors.is_file():
@@ -129,7 +135,10 @@ def _read_run(folder: Path) -> Run:
             f"{tensors} has SHA-256 {found} but encoder.json says {about['sha256']}; "
             "train the run again."
         )
-    return Run(folder, about, get_method(config["method"]))
+    method = get_method(config["method"])
+    inputs = origin.get("inputs", {}) if method.trains else {}
+    sources = [read_source(Path(name), digest) for name, digest in inputs.items()]
+    return Run(folder, about, method, sources)
 
 
 def _read_result(path: Path, run: Run) -> dict[str, Any]:
@@ -192,30 +201,20 @@ def _architecture(run: Run) -> str:
     if run.config.get("encoder", {}).get("weights"):
         rows.append(("started from", code(run.config["encoder"]["weights"])))
         rows.append(("its SHA-256 as configured", code(run.config["encoder"].get("sha256"))))
+    if (head := run.folder / HEAD).is_file():
+        rows.append((f"`{HEAD}`, SHA-256", code(sha256_file(head))))
     return f"## Architecture\n\n{table(('', ''), rows)}"
 
 
 def _data(run: Run) -> str:
     if not run.method.trains:
         return "## Training data\n\nNone: timewalk trained nothing here.\n"
-    rows, total, known = [], 0, True
-    for name, digest in run.origin.get("inputs", {}).items():
-        path = Path(name)
-        frames, size = "not here any more", "–"
-        if path.is_file() and sha256_file(path) != digest:
-            frames = "made again since, differently"
-        elif path.is_file():
-            counts = read_manifest(path, "shards")["counts"]
-            frames, size = number(counts["frames"]), f"{counts['width']} x {counts['height']}"
-            total += counts["frames"]
-        known = known and size != "–"
-        rows.append((code(path.stem), frames, size, code(name), code(digest)))
-    count = f", {number(total)} frames" if known else ""
+    sources = run.sources
+    rows = [(s.title, s.state, s.size, code(s.path.as_posix()), code(s.digest)) for s in sources]
     return (
-        f"## Training data\n\nData set `{run.config['dataset']}`: {len(rows)} "
-        f"{'video' if len(rows) == 1 else 'videos'}{count}. A manifest describes a video's frames "
-        "as they were read, with their digest.\n\n"
-        + table(("video", "frames", "pixels", "manifest", "SHA-256 of the manifest"), rows)
+        f"## Training data\n\nData set `{run.config['dataset']}`: {data_counts(sources)}. A "
+        "manifest describes frames as they were read, with their digest.\n\n"
+        + table(("frames of", "frames", "pixels", "manifest", "SHA-256 of the manifest"), rows)
     )
 
 
@@ -299,9 +298,7 @@ def _use(run: Run) -> str:
         seen = (
             f"- It has seen the data set `{run.config['dataset']}` and {before}: what does not "
             "occur there, other places,\n  seasons or cameras, it may not tell apart. It carries "
-            "the biases of what was filmed.\n- Whether faces were blurred before training is in "
-            "the suite's configuration under `blur:` and in\n  the manifests of the frames. The "
-            "blur covers faces only, no licence plates, and misses some."
+            f"the biases of what was filmed.\n{_blur(run)}"
         )
     elif weights:
         seen = "- What it has seen, and with which biases, those say who made its weights."
@@ -316,16 +313,27 @@ people, nor for decisions about them.
 """
 
 
+def _blur(run: Run) -> str:
+    if run.sources and all(source.files for source in run.sources):
+        return "- Its images were read as they lay on disk: timewalk blurred no faces in them."
+    return (
+        "- Whether faces were blurred before training is in the suite's configuration under "
+        "`blur:` and in\n  the manifests of the frames. The blur covers faces only, no licence "
+        "plates, and misses some."
+    )
+
+
 def _licence(run: Run) -> str:
     lines = []
     if weights := run.config.get("encoder", {}).get("weights"):
         lines.append(f"- The weights that it started from, {code(weights)}: see their source.")
     built_in = load_sources()
-    for name in run.origin.get("inputs", {}) if run.method.trains else ():
-        path = Path(name)
-        video = path.stem
-        manifest = path.parent.parent.parent / "videos" / f"{video}.json"
-        if manifest.is_file():
+    for source in run.sources:
+        video = source.path.stem
+        manifest = source.path.parent.parent.parent / "videos" / f"{video}.json"
+        if source.files:
+            lines.append(f"- Files of `{run.config['dataset']}`: see where they come from.")
+        elif manifest.is_file():
             licence = read_manifest(manifest, "video").get("licence", "unknown")
             lines.append(f"- Video `{video}`: {licence} (`{manifest.as_posix()}`).")
         elif video in built_in:

@@ -2,9 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from timewalk.encoders import load_head
 from timewalk.encoders.base import VIT_SHAPES
+from timewalk.encoders.files import HEAD
+from timewalk.encoders.slots import load_slots
 from timewalk.report.page import fenced
 
 
@@ -55,6 +59,53 @@ encoder = torch.hub.load(".", "encoder", {json.dumps(folder)}, source="local")
             f"The tensors are those of timm's `{spec['name']}` with `body.` before each name.\n"
         )
     return "\n".join(parts)
+
+
+def loading_head(folder: Path) -> str:
+    """Return the card's section on the head beside an encoder; empty where there is none.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        UserError: the head is damaged.
+    """
+    if not (folder / HEAD).is_file():
+        return ""
+    slots = load_slots(folder)
+    place, title = json.dumps(folder.as_posix()), f"`{HEAD}`"
+    if slots is None:
+        about = "What the method has behind the encoder, for evaluations that read it:"
+        lines = f"""
+from timewalk.encoders import load_head
+
+tensors = load_head({place})  # a dictionary
+"""
+        return f"## Head: {title}\n\n{about}\n\n{fenced(lines)}"
+    _, semantics, _, width = slots.slot_attention.slots_mu.shape
+    rows, columns = slots.native_grid
+    mask = f"`{slots.mask}`" + ("" if slots.mask == "soft" else f" above {slots.mask_threshold:g}")
+    assumed = ""
+    if "instances" not in load_head(folder):
+        assumed = (
+            " The file does not tell instances, grid and mask: the published ones are assumed."
+        )
+    lines = f"""
+import torch
+from timewalk.encoders.slots import load_slots, slot_masks
+
+slots = load_slots({place})
+keys = encoder.keys(frames)[None]  # frames: (T, 3, H, W) of a clip, normalised as above
+noise = torch.randn(1, len(frames), {semantics}, {slots.instances}, {width})
+masks = slot_masks(slots(keys, noise, iterations=5))
+masks.semantic_prob  # (1, T, {semantics}, h * w)
+masks.instance_masks  # (1, T, {semantics}, {slots.instances}, h * w)
+"""
+    return (
+        f"## Slots: {title}\n\n{semantics} semantics with {slots.instances} instances each, learnt "
+        f"on a grid of {rows} x {columns} patches; the mask of a semantic's area is {mask}."
+        f"{assumed}\n\n{fenced(lines)}"
+    )
 
 
 def _timm_lines(spec: Mapping[str, Any], folder: str) -> str:
