@@ -234,3 +234,17 @@ def test_a_set_written_again_is_the_same(tmp_path):
         assert len(files) == 6
     write_davis(tmp_path / "DAVIS", {"b": video})
     assert not (tmp_path / "DAVIS" / "JPEGImages" / "480p" / "a").exists()
+
+
+def test_shade_takes_light_and_leaves_the_masks():
+    plain, shaded = (
+        moving_shapes(24, (48, 64), 2, np.random.default_rng(3), shade=shade)
+        for shade in (0.0, 0.75)
+    )
+    np.testing.assert_array_equal(plain.ids, shaded.ids)
+    light = shaded.frames.mean((1, 2, 3)) / plain.frames.mean((1, 2, 3))
+    assert light.max() <= 1
+    assert 0.2 < light.min() < 0.35, "three quarters are lost at the darkest"
+    assert light.max() > 0.9, "and come again"
+    dark = light.argmin()
+    np.testing.assert_allclose(shaded.frames[dark], light[dark] * plain.frames[dark], atol=1.5)

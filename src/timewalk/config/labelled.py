@@ -215,9 +215,6 @@ class MovingShapes(VideoLabels):
     """moving objects a video"""
     clutter: Annotated[float, Field(ge=0, le=1)] = 1.0
     """contrast of the background, as a share of the objects'"""
-    texture: Literal["colours", "grey"] = "colours"
-    """`colours`: noise of all colours; `grey`: strong noise of light and dark, grey behind the
-    objects and tinted on them"""
     shade: Annotated[float, Field(ge=0, le=1)] = 0.0
     """share of the light that is lost at the darkest moments of a video; it falls and rises"""
     seed: Annotated[int, Field(ge=0)] = 0

@@ -1,30 +1,21 @@
 """Generated videos: textured shapes that move over a texture, with exact masks.
 
 Every shape is an ellipse with a texture of its own and keeps a constant velocity in whole pixels a
-frame, turning round at the image's edge; the later object lies in front. Textures are noise of all
-colours, or, harder for whatever goes by brightness, strong noise of light and dark, grey behind
-the shapes and tinted on them. Written in the layout of
-DAVIS 2017, so that everything that reads DAVIS reads them.
+frame, turning round at the image's edge; the later object lies in front. The light may fall and
+rise. Written in the layout of DAVIS 2017, so that everything that reads DAVIS reads them.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from timewalk.artefacts import atomic_path
 
-Texture = Literal["colours", "grey"]
-
 GREY = np.float32(128)
-GREY_CONTRAST = 1.7
-"""of light and dark, as a multiple of that of colours"""
 PERIOD = (6.0, 12.0)
 """frames from one darkest moment to the next"""
-DARKEST = 0.35
-"""share of the brightness that a tint leaves of the colours that it does not hold"""
 SMALLEST_CELL = 4
 """pixels between the values that a texture is interpolated from, at least"""
 
@@ -95,7 +86,6 @@ def moving_shapes(
     objects: int,
     rng: np.random.Generator,
     clutter: float = 1.0,
-    texture: Texture = "colours",
     shade: float = 0.0,
 ) -> Moving:
     """Draw a video.
@@ -107,22 +97,20 @@ def moving_shapes(
             seen in the first.
         rng: of textures, shapes and motion.
         clutter: contrast of the background, as a share of the shapes'.
-        texture: `colours`: noise of all colours, and of the object's on it; `grey`: noise of light
-            and dark, tinted on the objects.
         shade: share of the light that is lost at the darkest moment; it falls and rises again.
     """
     height, width = size
     half = np.array([width, height]) // 6
     radii = np.stack([rng.integers(half * 2 // 3, half + 1) for _ in range(objects)])
     centres = _paths(frames, np.array([width, height]), radii, rng)
-    background = _texture(size, rng) if texture == "colours" else _grey(size, rng)
+    background = _texture(size, rng)
     if clutter < 1:
         background = (GREY + clutter * (background - GREY)).astype(np.uint8)
     video = np.repeat(background[None], frames, axis=0)
     ids = np.zeros((frames, height, width), np.uint8)
     rows, columns = np.mgrid[:height, :width]
     for k in range(objects):
-        skin = _skin(tuple(2 * radii[k][::-1] + 1), k, rng, texture)
+        skin = _skin(tuple(2 * radii[k][::-1] + 1), k, rng)
         for t in range(frames):
             x, y = columns - centres[t, k, 0], rows - centres[t, k, 1]
             inside = (x / radii[k, 0]) ** 2 + (y / radii[k, 1]) ** 2 <= 1
@@ -171,22 +159,10 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     return total.astype(np.uint8)
 
 
-def _grey(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Return smooth noise of light and dark, uint8 (H, W, 3)."""
-    light = _texture(size, rng).mean(axis=2, keepdims=True, dtype=np.float32)
-    light = np.clip(GREY + GREY_CONTRAST * (light - GREY), 0, 255)
-    return np.repeat(light.astype(np.uint8), 3, axis=2)
-
-
-def _skin(
-    size: tuple[int, int], number: int, rng: np.random.Generator, texture: Texture
-) -> np.ndarray:
+def _skin(size: tuple[int, int], number: int, rng: np.random.Generator) -> np.ndarray:
     """Return a texture under the colour of an object's number, so that objects differ."""
-    colour = np.array(PALETTE_START[1 + number % 6], np.float32)
-    if texture == "colours":
-        return (0.5 * 1.9 * colour + 0.5 * _texture(size, rng)).astype(np.uint8)
-    tint = DARKEST + (1 - DARKEST) * colour / colour.max()
-    return (tint * _grey(size, rng)).astype(np.uint8)
+    colour = np.array(PALETTE_START[1 + number % 6], np.float32) * 1.9
+    return (0.5 * colour + 0.5 * _texture(size, rng)).astype(np.uint8)
 
 
 def write_davis(

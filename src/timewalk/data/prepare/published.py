@@ -153,7 +153,7 @@ def _generate(name: str, config: MovingShapes, manifest: Path) -> Davis2017:
     write_davis(
         root,
         {
-            f"shapes_{i:02d}": moving_shapes(*shape, rng, config.clutter, config.texture, config.shade)
+            f"shapes_{i:02d}": moving_shapes(*shape, rng, config.clutter, config.shade)
             for i, rng in enumerate(rngs)
         },
     )
