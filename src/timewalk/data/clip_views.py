@@ -6,9 +6,9 @@ frame's own. SMTC's (:func:`photometric_view`, sheet: SMTC section 1), in this o
 the view's size, grey, colour jitter, blur; no crop and no flip, so that the patches of two views
 show the same.
 
-Both by PIL's 8-bit arithmetic, but for SMTC's resize (torch's on bytes) and blur (exact, in floats).
-Every draw comes from the generator that is passed in, and as many of
-them whatever happens by chance.
+Both by PIL's 8-bit arithmetic, but for SMTC's resize (torch's on bytes) and blur (exact, in
+floats). Every draw comes from the generator that is passed in, and as many of them whatever happens
+by chance.
 
 Shapes: F frames, V views, S side of the view in pixels.
 """
