@@ -1,6 +1,6 @@
 """Does it discover: SMTC's slots on generated moving objects, beside clusters of fresh features.
 
-    python benchmarks/discovery.py                 the demo's run and sets, two seeds: five minutes
+    python benchmarks/discovery.py                 the demo's run and sets, two seeds: three minutes
     python benchmarks/discovery.py --seeds 0 1 2 3
 
 A small ViT with two slots learns, without any label, from videos in which one textured object moves
@@ -41,7 +41,7 @@ from timewalk.suite import load_suite
 from timewalk.training.loop import Machine, Trainer
 
 DEMO = Path(__file__).parents[1] / "workflow" / "demo.yaml"
-MARGIN = 5.0
+MARGIN = 10.0
 """points of J&F"""
 CLUSTERS = (2, 4, 8, 12, 16, 20)
 FRAMES, SIZE, CELLS, CANDIDATES = 30, (480, 854), (30, 50), 64
