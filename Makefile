@@ -32,7 +32,7 @@ demo: setup
 	@cat workflow/demo.txt
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 pytest -n 2
 
 lint: setup
 	ruff check .

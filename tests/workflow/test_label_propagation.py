@@ -9,9 +9,6 @@ import yaml
 from tests.workflow.conftest import ROOT, Workflow
 from timewalk.evaluation.davis_folders import score_folders
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("label_propagation")
-
 MARGIN = 2.0
 """points of J&F by which a minute of CRW has to beat the same network with fresh weights: 4.6, 4.8
 and 8.8 with the demo's settings and three seeds"""

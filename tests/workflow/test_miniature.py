@@ -10,9 +10,6 @@ import pytest
 
 from tests.workflow.conftest import Workflow, miniature
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("miniature")
-
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):

@@ -6,9 +6,6 @@ import pytest
 
 from tests.workflow.conftest import TINY, Workflow, miniature
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("segmentation")
-
 EVALUATIONS = ("clustering", "foreground", "propagation_iou")
 
 

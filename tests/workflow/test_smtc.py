@@ -7,9 +7,6 @@ import pytest
 from tests.workflow.conftest import TINY, Workflow, miniature
 from timewalk.encoders import load_head
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("smtc")
-
 EVALUATIONS = ("object_discovery", "foreground_segmentation")
 
 

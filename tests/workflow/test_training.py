@@ -14,9 +14,6 @@ import pytest
 from tests.workflow.conftest import Workflow, miniature
 from timewalk.training.checkpoint import checkpoints
 
-# One process: the others would run the same workflow again.
-pytestmark = pytest.mark.xdist_group("training")
-
 ENCODER = "results/dora/encoder.safetensors"
 
 
