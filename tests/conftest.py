@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,15 +20,16 @@ def root() -> Path:
     return ROOT
 
 
-class WorkflowsTogether(LoadScopeScheduling):
-    """Tests on several processes, those of one workflow module on the same one: each process that
-    had some would run the workflow again. (The marks of xdist's `loadgroup` do nothing with
-    pytest 9.2.) Modules come first, single tests fill up."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        module, _, _ = nodeid.partition("::")
-        return module if "/workflow/" in module else nodeid
-
-
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
+    """On several processes, run the tests of one workflow module in the same one: each process that
+    had some of them would run the workflow again. (The marks of xdist's `loadgroup` do nothing with
+    pytest 9.2.) Modules come first, single tests fill up."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class WorkflowsTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module, _, _ = nodeid.partition("::")
+            return module if "/workflow/" in module else nodeid
+
     return WorkflowsTogether(config, log)
