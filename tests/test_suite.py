@@ -279,7 +279,8 @@ def test_an_evaluation_says_which_sets_it_reads(kind, dataset, message):
 )
 def test_the_sets_that_it_reads(kind, datasets):
     for dataset in datasets:
-        suite.load_suite(with_evaluation(kind, dataset))
+        loaded = suite.load_suite(with_evaluation(kind, dataset))
+        assert loaded.evaluation("it").dataset == dataset
 
 
 def test_slots_are_asked_of_runs_that_may_have_them():
