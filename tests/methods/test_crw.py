@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from torch import nn
 
+from tests.methods.batches import batch, clip, generator
 from tests.training.processes import free_port, train
 from timewalk.config import RunConfig
 from timewalk.data.patches import patch_grid
@@ -33,22 +33,6 @@ def config(**keys):
 
 def published(**keys):
     return CrwConfig.model_validate({"method": "crw", "dataset": "walks", **keys})
-
-
-def clip(frames=3, height=48, width=64, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    small = torch.rand(frames, 3, 6, 8, generator=rng)
-    large = nn.functional.interpolate(small, size=(height, width), mode="bilinear")
-    return (large * 255).to(torch.uint8)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(method, count=2, frames=3):
-    views = [method.views(clip(frames, seed=n), generator(n)) for n in range(count)]
-    return {key: torch.stack([view[key] for view in views]) for key in views[0]}
 
 
 def step():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from pydantic import ValidationError
-from torch.nn import functional as F
 
+from tests.methods.batches import batch, clip, generator, step
 from tests.training.processes import miniature, train, train_in_processes
 from timewalk.data.clips import ClipShape, SampledClips
 from timewalk.data.views import normalise
@@ -12,7 +12,6 @@ from timewalk.encoders import load_encoder
 from timewalk.encoders.slots import load_slots
 from timewalk.errors import UserError
 from timewalk.methods import smtc as module
-from timewalk.methods.base import Step
 from timewalk.methods.smtc import SMTC
 from timewalk.methods.smtc_config import SMTCConfig
 from timewalk.methods.smtc_losses import (
@@ -47,26 +46,6 @@ def smtc(**keys):
 
 def published(**keys):
     return SMTCConfig.model_validate({"method": "smtc", "dataset": "ytvos", **keys})
-
-
-def clip(frames=3, height=48, width=64, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    small = torch.rand(frames, 3, 6, 8, generator=rng)
-    large = F.interpolate(small, size=(height, width), mode="bilinear")
-    return (large * 255).to(torch.uint8)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(method, count=2, frames=3):
-    views = [method.views(clip(frames, seed=n), generator(n)) for n in range(count)]
-    return {key: torch.stack([view[key] for view in views]) for key in views[0]}
-
-
-def step(index=0, total=10):
-    return Step(index, 0, total, total, 1)
 
 
 def gradients(method, data, index=0):

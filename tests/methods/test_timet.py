@@ -7,13 +7,13 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from tests.methods.batches import batch, clip, generator, step
 from tests.training.processes import train
 from timewalk.data.clips import ClipShape
 from timewalk.data.views import normalise
 from timewalk.encoders import build_encoder, load_encoder, load_head
 from timewalk.encoders.weights.timet import from_ours
 from timewalk.errors import UserError
-from timewalk.methods.base import Step
 from timewalk.methods.timet import TimeT
 from timewalk.methods.timet_config import TimeTConfig
 from timewalk.ops.distillation import full
@@ -40,26 +40,6 @@ def published(**keys):
 
 def encoder(**keys):
     return {**TimeTConfig.miniature()["encoder"], **keys}
-
-
-def clip(frames=3, height=48, width=64, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    small = torch.rand(frames, 3, 6, 8, generator=rng)
-    large = torch.nn.functional.interpolate(small, size=(height, width), mode="bilinear")
-    return (large * 255).to(torch.uint8)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def batch(method, count=2, frames=3):
-    views = [method.views(clip(frames, seed=n), generator(n)) for n in range(count)]
-    return {key: torch.stack([view[key] for view in views]) for key in views[0]}
-
-
-def step(index=0, total=10):
-    return Step(index, 0, total, total, 1)
 
 
 def learn(method, data, index=0, rate=0.05):
