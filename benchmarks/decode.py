@@ -218,7 +218,7 @@ def pipelines(manifest):
         method = get_method(name)(config)
         shape = method.clip_shape()
         source = open_clips([manifest], shape.frames, shape.step, shape.shrink)
-        dataset = ViewsDataset(source, method.views, config.seed)
+        dataset = ViewsDataset(source, method.sample, config.seed)
         numbers = [(0, index) for index in random.Random(0).sample(range(len(source)), samples)]
         rates = [timed(dataset.__getitem__, numbers) for _ in range(REPEATS)]
         loading = statistics.median(rates)

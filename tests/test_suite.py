@@ -194,9 +194,9 @@ def test_a_run_that_begins_with_another_has_its_architecture():
         suite.load_suite(changed("runs.dora.encoder", {**weights, "weights_part": "student"}))
 
 
-def test_a_validation_names_an_evaluation_of_encoders():
-    with pytest.raises(UserError, match=r"runs\.dora\.validation\.evaluation: 'knn' reads embedd"):
-        suite.load_suite(changed("runs.dora.validation", {"evaluation": "knn"}))
+def test_a_validation_names_an_evaluation():
+    found = suite.load_suite(changed("runs.dora.validation", {"evaluation": "knn"}))
+    assert found.runs["dora"].validation.evaluation == "knn"
     with pytest.raises(UserError, match=r"validation\.evaluation: unknown evaluation 'knnn'"):
         suite.load_suite(changed("runs.dora.validation", {"evaluation": "knnn"}))
 
@@ -281,6 +281,65 @@ def test_the_sets_that_it_reads(kind, datasets):
     for dataset in datasets:
         loaded = suite.load_suite(with_evaluation(kind, dataset))
         assert loaded.evaluation("it").dataset == dataset
+
+
+PHASES = {
+    "records": {"kind": "phase_records", "root": "x"},
+    "frames": {
+        "kind": "phase_frames",
+        "dataset": "walk",
+        "label_file": "x.json",
+        "classes": ["up", "down"],
+        "test": ["venice"],
+    },
+}
+
+
+def with_phases(**frames):
+    raw = copy.deepcopy(BASE)
+    raw["datasets"] = {
+        "walk": {"videos": ["venice", "wildlife"]},
+        "stills": {"images": "x"},
+        "pour": {"labelled": "records"},
+    }
+    raw["labelled"] |= PHASES | {"frames": PHASES["frames"] | frames}
+    return raw
+
+
+def test_videos_with_phases_train_and_are_read_by_their_evaluations(monkeypatch):
+    assert suite.load_suite(with_phases()).dataset("pour").labelled == "records"
+    raw = with_phases()
+    raw["evaluations"]["knn"]["dataset"] = "records"
+    message = r"'knn' needs labelled images, but 'records' holds videos with phases of an action;"
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(raw)
+    entry = dataclasses.replace(evaluation.get_evaluation("knn"), labels=("phases",))
+    monkeypatch.setitem(evaluation._ENTRIES, "knn", entry)
+    assert suite.load_suite(raw).evaluation("knn").dataset == "records"
+    raw["evaluations"]["knn"]["dataset"] = "digits"
+    message = r"'knn' needs videos with phases of an action, but 'digits' holds labelled images"
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(raw)
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [
+        ({"dataset": "wolk"}, r"labelled\.frames\.dataset: unknown data set 'wolk'.*'walk'"),
+        ({"dataset": "stills"}, r"labelled\.frames\.dataset: 'stills' holds still images"),
+        ({"test": ["venise"]}, r"labelled\.frames\.test: unknown video 'venise'.*'venice'"),
+        (
+            {"test": ["venice", "wildlife"]},
+            r"labelled\.frames\.test: names every video of 'walk', so that none is left to train",
+        ),
+        ({"test": []}, r"labelled\.frames\..*test is \[\]"),
+        ({"classes": []}, r"labelled\.frames\..*classes is \[\]"),
+        ({"stride": 0}, r"stride is 0"),
+    ],
+)
+def test_phases_of_frames(frames, message):
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(with_phases(**frames))
 
 
 def test_slots_are_asked_of_runs_that_may_have_them():

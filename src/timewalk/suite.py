@@ -18,6 +18,8 @@ from timewalk.config import (
     EvaluationConfig,
     Labelled,
     MaskedImages,
+    PhaseFrames,
+    PhaseLabels,
     RunConfig,
     ShotLabels,
     VideoConfig,
@@ -31,6 +33,7 @@ from timewalk.video.sources import resolve_video
 NEEDED = {
     "images": "labelled images",
     "masks": "images with masks",
+    "phases": "videos with phases of an action",
     "videos": "labelled videos",
 }
 WITH_SLOTS = {"smtc", "pretrained"}
@@ -194,12 +197,6 @@ def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
         return
     key = f"runs.{name}.validation.evaluation"
     _reference("evaluation", key, validation.evaluation, suite.evaluations)
-    kind = suite.evaluations[validation.evaluation].kind
-    if evaluation.get_evaluation(kind).needs != "encoder":
-        raise UserError(
-            f"{key}: '{validation.evaluation}' reads embeddings, which belong to a finished run; "
-            "name an evaluation that reads the encoder itself."
-        )
     if getattr(suite.evaluations[validation.evaluation], "frames", None) is not None:
         raise UserError(
             f"{key}: '{validation.evaluation}' draws the frames of a data set (its key 'frames'), "
@@ -249,7 +246,7 @@ def _check_references(suite: Suite) -> None:
         if dataset.labelled is not None:
             key, known = f"datasets.{name}.labelled", suite.config.labelled
             _reference("labelled set", key, dataset.labelled, known)
-            if _made_of(known[dataset.labelled]) != "videos":
+            if _made_of(known[dataset.labelled]) not in ("videos", "phases"):
                 raise UserError(f"{key}: '{dataset.labelled}' holds no videos; name one that does.")
     for name, labelled in suite.config.labelled.items():
         if isinstance(labelled, ShotLabels):
@@ -257,6 +254,19 @@ def _check_references(suite: Suite) -> None:
             videos = _videos_of(suite.config, f"{key}.dataset", labelled.dataset)
             for video in labelled.cuts:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
+        if isinstance(labelled, PhaseFrames):
+            _check_phase_frames(suite.config, f"labelled.{name}", labelled)
+
+
+def _check_phase_frames(config: Config, key: str, labelled: PhaseFrames) -> None:
+    videos = _videos_of(config, f"{key}.dataset", labelled.dataset)
+    for video in labelled.test:
+        _reference("video", f"{key}.test", video, dict.fromkeys(videos))
+    if not set(videos) - set(labelled.test):
+        raise UserError(
+            f"{key}.test: names every video of '{labelled.dataset}', so that none is left to train "
+            "on; take one out."
+        )
 
 
 def _labels(key: str, item: EvaluationConfig, labelled: Labelled, name: str) -> None:
@@ -287,6 +297,8 @@ def _labels(key: str, item: EvaluationConfig, labelled: Labelled, name: str) -> 
 def _made_of(labelled: Labelled) -> evaluation.Labels:
     if isinstance(labelled, VideoLabels):
         return "videos"
+    if isinstance(labelled, PhaseLabels):
+        return "phases"
     return "masks" if isinstance(labelled, MaskedImages) else "images"
 
 

@@ -1,5 +1,6 @@
 """What a training needs to evaluate its encoder between epochs: an evaluation and its sets."""
 
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,12 +8,17 @@ from typing import Any
 
 import torch
 
-from timewalk.artefacts import sha256_file, sha256_json
+from timewalk.artefacts import atomic_path, sha256_file, sha256_json
 from timewalk.check import check
 from timewalk.config import EvaluationConfig, Strict
 from timewalk.evaluation import get_evaluation
-from timewalk.evaluation.base import Inputs
+from timewalk.evaluation.base import Inputs, Result
+from timewalk.evaluation.phase_embeddings import Split, embed_split
 from timewalk.suite import load_evaluation
+
+SPLITS: tuple[Split, Split] = ("train", "test")
+DRAWN = (".png", ".gif", ".mp4")
+"""suffixes of pictures among an evaluation's files"""
 
 
 class Sources(Strict):
@@ -50,19 +56,33 @@ class Validator:
         settings = self.config.model_dump(mode="json", exclude={"runs"})
         return sha256_json([settings, *(path and sha256_file(path) for path in self.sets)])
 
-    def __call__(self, run: Path) -> dict[str, float | None]:
-        """Return the metrics of the encoder in a folder."""
+    def __call__(self, run: Path, pictures: Path | None = None) -> dict[str, float | None]:
+        """Return the metrics of the encoder in a folder; None: its pictures are not kept."""
+        entry = get_evaluation(self.config.kind)
+        train, test = self._embed(run) if entry.needs == "embeddings" else (None, None)
         inputs = Inputs(
             run=run,
             dataset=self.sets[0],
             device=self.device,
+            train=train,
+            test=test,
             train_dataset=self.sets[1],
             workers=self.workers,
         )
         folder = run.parent / "evaluation"
-        module = get_evaluation(self.config.kind).load()
-        metrics: dict[str, float | None] = module.evaluate(inputs, self.config, folder).metrics
-        return metrics
+        result: Result = entry.load().evaluate(inputs, self.config, folder)
+        for path in result.artefacts:
+            if pictures is not None and path.suffix in DRAWN:
+                with atomic_path(pictures / path.relative_to(folder)) as temporary:
+                    shutil.copyfile(path, temporary)
+        return result.metrics
+
+    def _embed(self, run: Path) -> tuple[Path, Path]:
+        """Return embeddings of both splits by the encoder of the moment, beside it."""
+        train, test = (run.parent / f"embeddings-{split}.safetensors" for split in SPLITS)
+        for split, path in zip(SPLITS, (train, test), strict=True):
+            embed_split(run, self.sets[0], split, path, device=self.device, workers=self.workers)
+        return train, test
 
 
 def validator(raw: Any, device: torch.device, workers: int) -> Validator:

@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.data.conftest import read_number
 from timewalk.data.clips import SampledClips, VideoClips, decode_frames, open_clips
+from timewalk.data.sampling import Drawn
 from timewalk.data.shards import write_shards
 from timewalk.errors import UserError
 
@@ -244,3 +245,45 @@ def test_bytes_that_are_no_picture():
     """The checksum agrees, so the frames stage wrote it."""
     with pytest.raises(UserError, match=r"walk\.tfrecord at byte 77: .* cannot be decoded"):
         decode_frames(NoPicture(), [3, 5])
+
+
+class Two:
+    """Draws the last frame of a video, a frame before its beginning, and the last one again."""
+
+    shortest = 26
+
+    def draw(self, length, rng):
+        return Drawn([length - 1, 0, length - 1], [length - 1, -3, length])
+
+
+def test_a_sampler_of_the_methods_own(videos):
+    source = open_clips(videos[:1], 3, 1, sampler=Two(), per_video=2)
+    assert (len(source), source.counts(), source.groups()) == (2, [2], [0, 0])
+    clip = source.clip(1, rng())
+    assert [read_number(frame) for frame in clip.frames] == [29, 0, 29]
+    assert clip.steps.tolist() == [29, -3, 30]
+    assert clip.steps.dtype == torch.int64
+    assert (clip.length, clip.start, clip.labels) == (30, 29, None)
+    assert clip.times.tolist() == [29 / 25, 0, 29 / 25]
+
+
+def test_a_video_too_short_for_a_sampler_is_named(videos):
+    message = r"videos of at least 26 frames, .* less in 'run' \(25 frames\): lower .*offset"
+    with pytest.raises(UserError, match=message):
+        open_clips(videos, 3, 1, sampler=Two())
+
+
+@pytest.mark.parametrize(
+    ("fraction", "names"), [(1, ["walk", "run"]), (0.99, ["walk"]), (0.1, ["walk"])]
+)
+def test_a_share_of_the_videos(videos, fraction, names):
+    source = open_clips(videos, 2, 1, sampling="dense", fraction=fraction)
+    assert [source.clip(index).video for index in range(len(source))] == names
+
+
+def test_numbered_clips_know_their_frames(videos):
+    source = open_clips(videos, 3, 4)
+    clip = source.clip(19)
+    assert (clip.video, clip.length, clip.labels) == ("run", 25, None)
+    assert clip.steps.tolist() == [1, 5, 9]
+    assert source.groups() == [0] * len(source)

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from timewalk.data import checksum
 from timewalk.data.checksum import crc32c_numpy
-from timewalk.data.labels import frame_labels, merge_segments
 from timewalk.data.protobuf import (
     WireError,
     decode_example,
@@ -203,19 +202,3 @@ def test_records_outside_the_schema(tmp_path, context, lists, words):
 def test_shard_names():
     assert shard_name("pouring_train", 0, 2) == "pouring_train-0-of-2.tfrecord"
     assert shard_name("x", 0, 12) == "x-00-of-12.tfrecord"
-
-
-def test_labels_of_one_phase_that_is_out_of_order():
-    raw = {"p": {"0": [5e6, 9e6], "1": [1e6, 4e6]}}
-    segments = merge_segments(raw, 2, "x")
-    assert segments == [(4.5, 9.0), (1.0, 4.5)]
-    assert frame_labels(segments, [0.0, 2.0, 4.5, 8.0, 20.0], "x") == [1, 1, 0, 0, 0]
-
-
-def test_labels_that_are_missing():
-    with pytest.raises(UserError, match="annotator 'p' gives no start and end of phase 1"):
-        merge_segments({"p": {"0": [1, 2]}}, 2, "labels.json, walk")
-    with pytest.raises(UserError, match="no annotator"):
-        merge_segments({}, 2, "labels.json, walk")
-    with pytest.raises(UserError, match=r"2\.500 s belongs to no phase"):
-        frame_labels([(0.0, 2.0), (3.0, 4.0)], [2.5], "x")

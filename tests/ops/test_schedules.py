@@ -2,7 +2,13 @@ import math
 
 import pytest
 
-from timewalk.ops.schedules import linear_then_constant, warmup_cosine
+from timewalk.ops.schedules import (
+    linear_then_constant,
+    warmup_cosine,
+    warmup_exponential,
+    warmup_linear,
+    warmup_multistep,
+)
 
 
 def test_warm_up_includes_its_end_and_the_cosine_starts_there():
@@ -28,3 +34,21 @@ def test_teacher_temperature():
     assert [linear_then_constant(e, 1.0, 3.0, 3) for e in range(5)] == [1.0, 2.0, 3.0, 3.0, 3.0]
     assert [linear_then_constant(e, 1.0, 3.0, 1) for e in range(2)] == [1.0, 3.0]
     assert linear_then_constant(0, 1.0, 3.0, 0) == 3.0
+
+
+def test_stairs_of_a_factor():
+    """TCC section 5: INITIAL_LR times rate to the power of the steps' whole thousands."""
+    values = [warmup_exponential(i, 2.0, 3, 0.5) for i in range(7)]
+    assert values == [2, 2, 2, 1, 1, 1, 0.5]
+    assert [warmup_exponential(i, 2.0, 3, 0.5, warmup_steps=3) for i in range(5)] == [0, 1, 2, 1, 1]
+
+
+def test_linear_to_zero():
+    assert [warmup_linear(i, 4, 2.0) for i in range(4)] == [2, 1.5, 1, 0.5]
+    assert [warmup_linear(i, 4, 2.0, warmup_steps=2) for i in range(4)] == [0, 2, 1, 0.5]
+
+
+def test_a_milestone_counts_from_itself_on():
+    assert [warmup_multistep(i, 1.0, [2, 3], 0.1) for i in range(4)] == pytest.approx(
+        [1, 1, 0.1, 0.01]
+    )

@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 import socket
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from timewalk.data.clips import Clip
+from timewalk.data.seeds import generator
 from timewalk.methods import get_method
 from timewalk.training.checkpoint import checkpoints
 from timewalk.training.distributed import ALONE, Processes, joined
@@ -16,15 +16,31 @@ from timewalk.training.loop import Machine, Trainer
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Clip:
-    frames: Tensor
+LENGTH = 40
+"""frames of the videos that clips are said to be of"""
+
+
+def as_clip(frames, sampler=None, number=0):
+    """Return frames as a clip of a video in three phases, its steps drawn by a method's sampler."""
+    steps = range(len(frames))
+    if sampler is not None:
+        steps = sampler.draw(LENGTH, generator(number)).steps
+    return Clip(
+        frames,
+        times=torch.arange(len(frames), dtype=torch.float64),
+        video="smooth",
+        start=0,
+        steps=torch.tensor(steps),
+        length=LENGTH,
+        labels=3 * torch.arange(len(frames)) // len(frames),
+    )
 
 
 class SmoothClips:
     """Smooth random clips in memory: something to learn from, unlike noise."""
 
-    def __init__(self, count, frames, size=(48, 64)):
+    def __init__(self, count, frames, sampler=None, size=(48, 64)):
+        self.sampler = sampler
         rng = torch.Generator().manual_seed(3)
         small = torch.rand(count * frames, 3, 6, 8, generator=rng)
         large = torch.nn.functional.interpolate(small, size=size, mode="bilinear")
@@ -37,7 +53,10 @@ class SmoothClips:
         return [len(self.data)]
 
     def clip(self, index, rng=None):
-        return Clip(self.data[index])
+        return as_clip(self.data[index], self.sampler, index)
+
+    def groups(self):
+        return [0] * len(self.data)
 
 
 def miniature(name, **training):
@@ -60,7 +79,8 @@ def train(config, folder, group=ALONE, clips=9):
     """Train in this process and return the trainer."""
     torch.set_num_threads(1)
     method = get_method(config.method)(config)
-    source = SmoothClips(clips, method.clip_shape()[0])
+    shape = method.clip_shape()
+    source = SmoothClips(clips, shape.frames, shape.sampler)
     trainer = Trainer(method, config, source, folder, Machine(CPU, 0, group), {"inputs": {}})
     trainer.run()
     return trainer

@@ -1,10 +1,19 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from timewalk.data.clips import Clip
 from timewalk.data.seeds import generator
-from timewalk.training.batches import BatchSampler, SomeOfEach, ViewsDataset, epoch_size
+from timewalk.errors import UserError
+from timewalk.training.batches import (
+    BatchSampler,
+    OneGroupABatch,
+    SomeOfEach,
+    ViewsDataset,
+    clips_of_epoch,
+    epoch_size,
+)
 
 
 @given(
@@ -79,9 +88,58 @@ class Drawn:
 
 def test_frames_and_views_come_from_one_generator_of_the_sample():
     dataset = ViewsDataset(
-        Drawn(), lambda clip, rng: {"clip": clip, "draw": torch.rand((), generator=rng)}, seed=4
+        Drawn(),
+        lambda clip, rng: {"clip": clip.frames, "draw": torch.rand((), generator=rng)},
+        seed=4,
     )
     for sample in ((0, 0), (0, 1), (1, 0)):
         expected = torch.rand(4, generator=generator(4, *sample))
         found = dataset[sample]
         assert torch.equal(torch.cat([found["clip"], found["draw"][None]]), expected)
+
+
+@given(
+    groups=st.lists(st.integers(0, 2), min_size=1, max_size=40),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_a_batch_holds_one_group(groups, batch, seed):
+    groups = groups + [number for number in set(groups) for _ in range(batch)]
+    clips = OneGroupABatch(groups, batch)
+    sampler = BatchSampler(clips, batch, seed, 0, 2 * (len(groups) // batch))
+    steps = list(sampler)
+    assert len(steps) == len(sampler)
+    for part in steps:
+        numbers = [number for _, number in part]
+        assert len(set(numbers)) == len(numbers) == batch
+        assert len({groups[number] for number in numbers}) == 1
+
+
+def test_groups_have_the_same_chance_and_are_dealt_out_whole():
+    groups = [0] * 900 + [1] * 100
+    batches = OneGroupABatch(groups, 10).draw(generator(0)).reshape(-1, 10)
+    of_one = [batch for batch in batches.tolist() if batch[0] >= 900]
+    assert 30 < len(of_one) < 70
+    assert len({number for batch in of_one[:10] for number in batch}) == 100
+
+
+class Actions:
+    def __init__(self, *groups):
+        self.all = list(groups)
+
+    def __len__(self):
+        return len(self.all)
+
+    def groups(self):
+        return self.all
+
+
+def test_one_group_needs_no_order_of_its_own():
+    assert clips_of_epoch(Actions(3, 3, 3), None, 2, by_group=True) == 3
+    assert clips_of_epoch(Actions(3, 4, 3), None, 2) == 3
+    assert isinstance(clips_of_epoch(Actions(3, 4, 3, 4), None, 2, by_group=True), OneGroupABatch)
+
+
+def test_a_group_smaller_than_a_batch_is_refused():
+    with pytest.raises(UserError, match=r"action 4 has 1 videos, less than training\.batch_size 2"):
+        clips_of_epoch(Actions(3, 4, 3), None, 2, by_group=True)

@@ -33,7 +33,7 @@ class Scores:
     def __init__(self, *scores, key="a"):
         self.scores, self.calls, self.key = list(scores), 0, key
 
-    def __call__(self, folder):
+    def __call__(self, folder, pictures):
         load_encoder(folder)
         self.calls += 1
         return {"miou": self.scores[self.calls - 1], "empty": None}
@@ -151,6 +151,20 @@ class WithEncoder(Toy):
         return {}
 
 
+def test_pictures_are_kept_by_step(tmp_path):
+    class Draws(Scores):
+        def __call__(self, folder, pictures):
+            pictures.mkdir(parents=True)
+            (pictures / "x.png").write_text(f"call {self.calls}")
+            return super().__call__(folder, pictures)
+
+    one = between(tmp_path, Draws(1.0, 2.0))
+    for number in range(2):
+        one(encoder(number), step(4 * number))
+    kept = {path.parent.name: path.read_text() for path in tmp_path.glob("pictures/*/x.png")}
+    assert kept == {"00000000": "call 0", "00000004": "call 1"}
+
+
 def trainer(folder, scores):
     config = toy_config().model_copy(update={"validation": Validation(evaluation="c", every=1)})
     origin = {"inputs": {"a": "b"}}
@@ -159,9 +173,9 @@ def trainer(folder, scores):
 
 def test_an_evaluation_leaves_the_training_as_it_is(tmp_path):
     class Draws(Scores):
-        def __call__(self, folder):
+        def __call__(self, folder, pictures):
             torch.rand(3)
-            return super().__call__(folder)
+            return super().__call__(folder, pictures)
 
     plain = trainer(tmp_path / "plain", None)
     plain.run()
@@ -177,11 +191,11 @@ def test_a_signal_during_an_evaluation_is_an_interruption(tmp_path):
     class Ends(Scores):
         """A signal to the whole job ends the evaluation's workers."""
 
-        def __call__(self, folder):
+        def __call__(self, folder, pictures):
             if self.calls == 1:
                 run.stop = True
                 raise RuntimeError("DataLoader worker exited unexpectedly")
-            return super().__call__(folder)
+            return super().__call__(folder, pictures)
 
     run = trainer(tmp_path, Ends(*range(9)))
     with pytest.raises(InterruptedTraining, match="before step 6"):
@@ -194,7 +208,7 @@ def test_a_signal_during_an_evaluation_is_an_interruption(tmp_path):
 
 def test_a_fault_of_an_evaluation_is_one(tmp_path):
     class Fails(Scores):
-        def __call__(self, folder):
+        def __call__(self, folder, pictures):
             raise UserError("no masks.")
 
     with pytest.raises(UserError, match=r"no masks\."):

@@ -115,3 +115,30 @@ def test_lars_leaves_what_has_no_gradient():
     weight.grad = torch.zeros(2, 2)
     optimizer.step()
     assert torch.equal(weight, torch.zeros(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"schedule": "exponential", "gamma": 0.5, "decay_steps": 3}, [1, 1, 1, 0.5, 0.5, 0.5]),
+        ({"schedule": "linear"}, [1, 0.9, 0.8, 0.7, 0.6, 0.5]),
+        ({"schedule": "step", "milestone_steps": [1], "milestones": [1]}, [1, *[0.1] * 4, 0.01]),
+        ({"schedule": "constant", "warmup_steps": 3, "warmup_epochs": 2}, [0, 0.5, 1, 1, 1, 1]),
+    ],
+)
+def test_schedules_in_steps(keys, expected):
+    parts = groups()
+    settings = TrainingConfig(
+        **{"learning_rate": 1.0, "scale_learning_rate": False, "warmup_epochs": 0} | keys
+    )
+    optimizer = make_optimizer(parts, settings)
+    found = [set_rates(optimizer, parts, settings, Step(i, 0, 10, 5, 2)) for i in range(6)]
+    assert [rates["learning_rate"] for rates in found] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_epsilon(name):
+    (group,) = make_optimizer(
+        groups()[:1], TrainingConfig(optimizer=name, epsilon=1e-7)
+    ).param_groups
+    assert group["eps"] == 1e-7

@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from timewalk import evaluation as evaluation_registry
 from timewalk import methods as method_registry
-from timewalk.config import ShotLabels
+from timewalk.config import PhaseFrames, ShotLabels
 from timewalk.errors import UserError
 from timewalk.suite import load_suite
 from timewalk.video.sources import resolve_video
@@ -165,9 +165,9 @@ def labelled_json(wildcards):
 
 
 def labelled_frames(wildcards):
-    """Return the frames that a labelled set of shots is made of."""
+    """Return the frames that a labelled set of shots or of phases is made of."""
     labelled = SUITE.config.labelled[wildcards.labelled]
-    if not isinstance(labelled, ShotLabels):
+    if not isinstance(labelled, ShotLabels | PhaseFrames):
         return []
     videos = SUITE.dataset(labelled.dataset).videos
     return [
@@ -176,9 +176,9 @@ def labelled_frames(wildcards):
 
 
 def labelled_lists(wildcards):
-    """Return the lists of one's own that a labelled set names: files that may change."""
+    """Return the files of one's own that a labelled set names: they may change."""
     labelled = SUITE.config.labelled[wildcards.labelled]
-    named = [getattr(labelled, key, None) for key in ("list_file", "classes")]
+    named = [getattr(labelled, key, None) for key in ("list_file", "classes", "label_file")]
     # The job itself says in one sentence which one is missing, and under which key.
     return [path for path in named if isinstance(path, str) and os.path.isfile(path)]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from timewalk import __doc__ as package_doc
 from timewalk.artefacts import version
-from timewalk.cli import data, info, metrics, report, runs, video
+from timewalk.cli import align, data, info, metrics, records, report, runs, video
 from timewalk.errors import UserError, reason
 
 
@@ -64,6 +64,6 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--version", action="version", version=version())
     root.add_argument("--log", type=Path, help="write all output to this file")
     verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (video, data, runs, metrics, report, info):
+    for part in (video, records, data, runs, align, metrics, report, info):
         part.add_verbs(verbs)
     return root

@@ -9,11 +9,6 @@ from timewalk.errors import UserError
 
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
-    verb = add_verb(verbs, "shards", shards)
-    verb.add_argument("frames", type=Path, help="manifest.json of a folder of frames")
-    verb.add_argument("manifest", type=Path, help="…/<video>.json to write")
-    verb.add_argument("--storage", choices=("tfrecord", "folder"), default="tfrecord")
-
     verb = add_verb(verbs, "images", images)
     verb.add_argument("folder", type=Path, help="folder of images")
     verb.add_argument("manifest", type=Path, help="…/<data set>/images.json to write")
@@ -23,7 +18,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "source",
         type=Path,
-        help="folder of folders of images, a list of them, or the manifest of labelled videos",
+        help="folder of folders of images, a list of them, or the manifest of a set of videos",
     )
     verb.add_argument("manifest", type=Path, help="…/<data set>/folders.json to write")
     verb.add_argument("--workers", type=int, default=1, help="threads")
@@ -39,19 +34,12 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("manifest", type=Path, help="manifest.json to write")
     add_settings(verb, "settings", "keys of an entry of `labelled:`")
     verb.add_argument(
-        "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for shots"
+        "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for some kinds"
     )
     verb.add_argument(
         "--root", help="instead of settings, where the name is a kind such as davis2017: its folder"
     )
     verb.add_argument("--subset", help="with --root: which part, such as val")
-
-
-def shards(arguments: Arguments) -> None:
-    """Pack frames into a TFRecord with an index, or index the folder itself."""
-    from timewalk.data.shards import write_shards
-
-    write_shards(arguments.frames, arguments.manifest, arguments.storage)
 
 
 def images(arguments: Arguments) -> None:

@@ -15,6 +15,7 @@ from timewalk.cli.common import (
     read_settings,
     workers_of,
 )
+from timewalk.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -36,8 +37,19 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("encoder", type=Path, help="the run's folder")
     verb.add_argument("dataset", type=Path, help="manifest.json of a labelled set")
     verb.add_argument("split", choices=("train", "test"))
-    verb.add_argument("output", type=Path, help="…safetensors")
+    verb.add_argument("output", type=Path, help="…safetensors, or …npy")
     verb.add_argument("--batch-size", type=int, default=64, help="images at a time")
+    videos = verb.add_argument_group("sets of videos with phases")
+    videos.add_argument(
+        "--format",
+        choices=("safetensors", "npy"),
+        help="npy: the file of the TCC tools; default: by the output's suffix",
+    )
+    videos.add_argument(
+        "--keep-frames", action="store_true", help="npy alone: keep the frames beside them"
+    )
+    videos.add_argument("--max-videos", type=int, default=0, help="first videos alone; 0: all")
+    videos.add_argument("--frames-per-batch", type=int, default=25, help="frames at a time")
     add_machine(verb)
 
     verb = add_verb(verbs, "evaluate", evaluate)
@@ -131,17 +143,39 @@ def embed(arguments: Arguments) -> None:
     with lease(arguments.gpus):
         import torch
 
-        from timewalk.evaluation.embed import embed as call
+        from timewalk.evaluation import phase_embeddings
+        from timewalk.evaluation.embed import embed as embed_images
 
         torch.set_num_threads(max(1, arguments.threads))
-        call(
-            arguments.encoder,
-            arguments.dataset,
-            arguments.split,
-            arguments.output,
+        words = (arguments.encoder, arguments.dataset, arguments.split, arguments.output)
+        if phase_embeddings.holds_phases(arguments.dataset):
+            phase_embeddings.embed_phases(
+                *words,
+                frames_per_batch=arguments.frames_per_batch,
+                max_videos=arguments.max_videos,
+                keep_frames=arguments.keep_frames,
+                form=arguments.format,
+                device=device_of(arguments),
+            )
+            return
+        _refuse_video_options(arguments)
+        embed_images(
+            *words,
             batch_size=arguments.batch_size,
             workers=workers_of(arguments),
             device=device_of(arguments),
+        )
+
+
+def _refuse_video_options(arguments: Arguments) -> None:
+    given = {
+        "--format npy": arguments.format == "npy",
+        "--keep-frames": arguments.keep_frames,
+        "--max-videos": arguments.max_videos,
+    }
+    for option in (name for name, used in given.items() if used):
+        raise UserError(
+            f"{option}: {arguments.dataset} holds no videos with phases; leave the option out."
         )
 
 

@@ -27,7 +27,8 @@ class DatasetConfig(Strict):
     to the file's own folder, or absolute"""
     labelled: Name | None = None
     """a labelled set of videos, of `labelled:`, whose frames are trained on; its annotations are
-    not read"""
+    not read. Of a set with phases it is the training split, and labels go to methods that use
+    them"""
     frames: FramesConfig = FramesConfig()
     """how frames are taken"""
     storage: Literal["tfrecord", "folder"] = "tfrecord"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from timewalk.config.base import Name, Positive, Split, Strict
+from timewalk.config.base import Name, Names, Positive, Probability, Split, Strict
 
 
 def _below(path: str) -> str:
@@ -22,6 +22,24 @@ def _one_folder(name: str) -> str:
 
 Below = Annotated[str, AfterValidator(_below)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
+
+
+PennActionName = Literal[
+    "all",
+    "baseball_pitch",
+    "baseball_swing",
+    "bench_press",
+    "bowling",
+    "clean_and_jerk",
+    "golf_swing",
+    "jumping_jacks",
+    "pullups",
+    "pushups",
+    "situp",
+    "squats",
+    "tennis_forehand",
+    "tennis_serve",
+]
 
 
 class _Labelled(Strict):
@@ -255,7 +273,111 @@ class SegmentationFolder(MaskedImages):
     null: as many as the masks' greatest id needs"""
 
 
+class PhaseLabels(Strict):
+    """Videos of one action, each frame with the phase that it belongs to. The keys here change no
+    file of the set, only how an evaluation embeds it."""
+
+    image_size: Positive | None = None
+    """side in pixels of the square frame; null: as the run was trained, 224 for runs without an
+    embedder"""
+    stride: Positive = 1
+    """every how many-th frame is embedded"""
+
+
+class PhaseRecords(PhaseLabels):
+    """TFRecords of the TCC tools (`timewalk shards` writes them), a video a record, read where they
+    are."""
+
+    kind: Literal["phase_records"]
+    root: str
+    """folder of the files"""
+    train: Annotated[Below, Field(min_length=1)] = "*_train-*.tfrecord"
+    """pattern of the training split's files, below `root`"""
+    test: Annotated[Below, Field(min_length=1)] = "*_val-*.tfrecord"
+    """pattern of the files of the split that is scored, below `root`"""
+    classes: list[str] | None = None
+    """names of the phases in the order of their labels; null: as the records say themselves"""
+
+
+class Pouring(PhaseLabels):
+    """Pouring, as the authors of TCC publish it: three TFRecords."""
+
+    kind: Literal["pouring"]
+    root: str
+    """folder of the three files; never written to but by `url`"""
+    url: Annotated[str, Field(pattern=r"^(official|https?://.+)$")] | None = None
+    """http(s) address of the folder that the missing files are fetched from; `official`: its
+    authors' address; null: nothing is fetched"""
+
+
+class PennAction(PublishedSet, PhaseLabels):
+    """Penn Action: frames and annotations as published. Labels of phases are no part of it."""
+
+    kind: Literal["penn_action"]
+    action: PennActionName
+    """which action; `all`: each of the thirteen with a number of its own. Strumming a guitar and
+    jumping rope have no phases and are left out"""
+    label_file: str | None = None
+    """JSON file with the seconds of each video's phases, in the form of the TCC tools; null: videos
+    without labels, for training"""
+
+
+class PhaseFrames(PhaseLabels):
+    """Videos of a data set, through the frames stage (and blurred as all others)."""
+
+    kind: Literal["phase_frames"]
+    dataset: Name
+    """the data set whose frames are used"""
+    label_file: str
+    """JSON file with the seconds of each video's phases, in the form of the TCC tools"""
+    classes: Annotated[list[str], Field(min_length=1)]
+    """names of the phases in the order of their numbers"""
+    test: Annotated[Names, Field(min_length=1)]
+    """videos that are scored; the others train"""
+
+
+class MovingPhases(PhaseLabels):
+    """Generated videos of one action, a hand that pours, at a speed of its own each: for trying the
+    way from video to number. Scores say little."""
+
+    kind: Literal["moving_phases"]
+    train: Positive = 16
+    """videos of the training split"""
+    test: Positive = 8
+    """videos of the split that is scored"""
+    shortest: Annotated[int, Field(ge=10)] = 30
+    """fewest frames of a video"""
+    longest: Annotated[int, Field(ge=10)] = 60
+    """most frames of a video"""
+    height: Annotated[int, Field(ge=32)] = 96
+    """pixels"""
+    width: Annotated[int, Field(ge=32)] = 96
+    """pixels"""
+    clutter: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """contrast of the background, as a share of the objects'"""
+    distractors: Annotated[int, Field(ge=0)] = 4
+    """shapes that move behind the action"""
+    variety: Probability = 1.0
+    """of the actors' colours: 0, the same in all videos; 1, any"""
+    shade: Probability = 0.0
+    """share of the light that is lost at the darkest moments of a video; it falls and rises"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of everything random"""
+
+    @model_validator(mode="after")
+    def _range(self) -> "MovingPhases":
+        if self.longest < self.shortest:
+            raise ValueError(
+                f"longest is {self.longest} but shortest is {self.shortest}; make longest >= "
+                "shortest"
+            )
+        return self
+
+
 _Images = FolderLabels | ArrayLabels | ShotLabels
 _Masked = VOC2012 | SegmentationFolder
 _Published = Davis2017 | Davis2016 | YouTubeVOS | MOSE | VISOR | SegTrackV2 | FBMS59 | JHMDB | VIP
-Labelled = Annotated[_Images | _Masked | _Published | MovingShapes, Field(discriminator="kind")]
+_Phases = PhaseRecords | Pouring | PennAction | PhaseFrames | MovingPhases
+Labelled = Annotated[
+    _Images | _Masked | _Published | MovingShapes | _Phases, Field(discriminator="kind")
+]

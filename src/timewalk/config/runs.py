@@ -12,7 +12,8 @@ class EncoderConfig(Strict):
 
     name: str = "vit_small"
     """`vit_tiny`, `vit_small`, `vit_base`; `resnet18_s8`, `resnet50_s8` (ResNets whose maps have
-    stride 8); or the name of any model of timm"""
+    stride 8); `resnet50v2_conv4c`, `resnet50_conv4c`, `vgg_m` (TCC's base networks, stride 16: the
+    first as Keras builds it, the second as torchvision does); or the name of any model of timm"""
     patch_size: Annotated[int, Field(ge=2)] = 16
     """side of a ViT's patch in pixels (ViT names only)"""
     image_size: Annotated[int, Field(ge=16)] = 224
@@ -31,8 +32,8 @@ class EncoderConfig(Strict):
     weights: str | None = None
     """a path, an http(s) address, `package:<import name>/<file inside it>`, `timm:<model name>`, or
     `run:<name>` for the encoder of another run of this configuration;
-    published checkpoints of DINO, DoRA, TimeT, SMTC, CRW and torchvision's ResNets are read as they
-    are; null: fresh weights"""
+    published checkpoints of DINO, DoRA, TimeT, SMTC, CRW, torchvision's ResNets and Keras's
+    ResNet50V2 (`.h5`) are read as they are; null: fresh weights"""
     weights_part: Literal["teacher", "student"] | None = None
     """which network of a checkpoint that holds two; null: as its authors do"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
@@ -55,20 +56,30 @@ class TrainingConfig(Strict):
     """peak learning rate; for a batch of 256 clips where `scale_learning_rate` is on"""
     scale_learning_rate: bool = True
     """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """how the learning rate falls from its peak: as a cosine, in steps at `milestones`, or not at
-    all (`constant`)"""
+    schedule: Literal["cosine", "step", "exponential", "linear", "constant"] = "cosine"
+    """how the learning rate falls from its peak: as a cosine; in steps at `milestones` and
+    `milestone_steps`; by `gamma` each `decay_steps` (`exponential`); linearly to 0 at the end; or
+    not at all (`constant`)"""
     min_learning_rate: Annotated[float, Field(ge=0)] = 1e-6
     """learning rate at the end of the cosine, not scaled"""
     milestones: list[Positive] = []
     """epochs after which the learning rate is multiplied by `gamma` (`schedule: step`)"""
+    milestone_steps: list[Positive] = []
+    """the same in optimiser steps, besides the epochs"""
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """factor on the learning rate at each milestone"""
+    """factor on the learning rate at each milestone (`step`), or each `decay_steps`
+    (`exponential`)"""
+    decay_steps: Positive = 1000
+    """optimiser steps from one factor `gamma` to the next (`schedule: exponential`)"""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
     """epochs of linear warm-up from 0"""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """optimiser steps of the warm-up, instead of `warmup_epochs`; null: those epochs"""
     optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     """adamw, adam: betas 0.9, 0.999 (adam: the weight decay is part of the gradient); sgd: momentum
     0.9; lars: momentum 0.9, trust coefficient 0.001"""
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """added to the denominator of adam and adamw"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     """weight decay at the start of the cosine"""
     weight_decay_end: Annotated[float, Field(ge=0)] = 0.4
@@ -109,7 +120,7 @@ class Validation(Strict):
     """An evaluation between epochs; changes nothing of the training."""
 
     evaluation: Name
-    """name of an evaluation of `evaluations:` that reads the encoder itself"""
+    """name of an evaluation of `evaluations:`; one that reads embeddings has them computed first"""
     every: Positive = 4
     """epochs from one to the next; the first is before the training, the last after it"""
     metric: str | None = None

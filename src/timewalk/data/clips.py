@@ -8,26 +8,27 @@ ranges follow one another; a clip never crosses videos.
 
 Sampled clips, as TimeT (ICCV 2023) has them, are not numbered by their frames: each video has the
 same number of clips, and which frames a clip takes is drawn anew each time (sheet of TimeT's data
-sets, section 4). So are the windows of SMTC (ICCV 2023; its sheet, section 1).
+sets, section 4). So are the windows of SMTC (ICCV 2023; its sheet, section 1). A sampler of a
+method's own (:class:`timewalk.data.sampling.FrameSampler`) draws in the same way.
 """
 
-import io
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from timewalk.data.decode import decode_frames
 from timewalk.data.folder import FrameStore
 from timewalk.data.frame_folders import open_stores
-from timewalk.data.images import ImageStore, to_rgb
+from timewalk.data.images import ImageStore
+from timewalk.data.sampling import Drawn, FrameSampler, anywhere, window, window_step
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class ClipShape(NamedTuple):
         per_video: most clips of one video in an epoch, drawn anew in each; None: all.
         shrink: whether the step is reduced, video by video, until a clip fits.
         sampling: how a clip's frames are drawn; None: clips have numbers and their frames follow.
+        sampler: draws a clip's frames, instead of ``sampling``.
+        fraction: share of the videos that are used, the first ones; at least one is.
     """
 
     frames: int
@@ -57,6 +60,8 @@ class ClipShape(NamedTuple):
     per_video: int | None = None
     shrink: bool = False
     sampling: Sampling | None = None
+    sampler: FrameSampler | None = None
+    fraction: float = 1.0
 
 
 @dataclass
@@ -69,12 +74,19 @@ class Clip:
             no clock, the frames' numbers; of still images 0.
         video: the video's name.
         start: number of the first frame within the video.
+        steps: int64 (S,), the sampled frames as drawn. Those of a sampler may lie outside the video
+            and are fewer than T where frames come with context; else the T frames' numbers.
+        length: frames of the video.
+        labels: int64 (T,), label of each frame; None where the video has none.
     """
 
     frames: Tensor
     times: Tensor
     video: str
     start: int
+    steps: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    length: int = 0
+    labels: Tensor | None = None
 
 
 class ClipSource(Protocol):
@@ -85,6 +97,9 @@ class ClipSource(Protocol):
 
     def counts(self) -> list[int]:
         """Return the number of clips of each video, in the clips' order."""
+
+    def groups(self) -> list[int]:
+        """Return the group of each clip, its video's action; 0 where videos have none."""
 
     def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
         """Return a clip; damaged data is a :class:`UserError` with file and offset.
@@ -119,6 +134,10 @@ class VideoClips:
         """Return the number of clips of each video."""
         return self._counts
 
+    def groups(self) -> list[int]:
+        """Return the action of each clip's video."""
+        return _groups(self.stores, self._counts)
+
     def locate(self, index: int) -> tuple[int, int]:
         """Return (number of the video, first frame within it) of a clip."""
         if not 0 <= index < len(self):
@@ -143,18 +162,21 @@ class SampledClips:
         step: between frames, in frames of the data set (`regular`, `window`); smaller, video by
             video, where it does not fit.
         per_video: clips of each video.
+        sampler: draws frames instead.
     """
 
     def __init__(
         self,
         stores: Sequence[FrameStore],
         num_frames: int,
-        sampling: Sampling,
+        sampling: Sampling | None,
         step: int = 1,
         per_video: int = 1,
+        sampler: FrameSampler | None = None,
     ) -> None:
         self.stores, self.num_frames = list(stores), num_frames
         self.sampling, self.step, self.per_video = sampling, step, per_video
+        self.sampler = sampler
 
     def __len__(self) -> int:
         return len(self.stores) * self.per_video
@@ -163,11 +185,17 @@ class SampledClips:
         """Return the number of clips of each video."""
         return [self.per_video] * len(self.stores)
 
+    def groups(self) -> list[int]:
+        """Return the action of each clip's video."""
+        return _groups(self.stores, self.counts())
+
     def clip(self, index: int, rng: torch.Generator | None = None) -> Clip:
         """Return a clip, decoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"clip {index} of {len(self)}")
         store = self.stores[index // self.per_video]
+        if self.sampler is not None:
+            return _drawn(store, self.sampler.draw(len(store), rng))
         return _clip(store, self.numbers(len(store), rng))
 
     def numbers(self, length: int, rng: torch.Generator | None = None) -> list[int]:
@@ -175,9 +203,9 @@ class SampledClips:
         if self.sampling == "full":
             return list(range(length))
         if self.sampling == "uniform":
-            return _anywhere(length, self.num_frames, rng)
+            return anywhere(length, self.num_frames, rng)
         if self.sampling == "window":
-            return _window(length, self.num_frames, self.step, rng)
+            return window(length, self.num_frames, self.step, rng)
         step = self.step if self.sampling == "regular" else 1
         # A video too short for the step takes the largest that fits.
         step = min(step, length // self.num_frames)
@@ -187,89 +215,33 @@ class SampledClips:
         return [start + frame * step for frame in range(self.num_frames)]
 
 
-def _anywhere(length: int, count: int, rng: torch.Generator | None) -> list[int]:
-    """Return sorted frames, each at most once if there are enough."""
-    if rng is None:
-        return [(2 * place + 1) * length // (2 * count) for place in range(count)]
-    if length < count:
-        drawn = torch.randint(length, (count,), generator=rng)
-    else:
-        drawn = torch.randperm(length, generator=rng)[:count]
-    return [int(number) for number in drawn.sort().values]
-
-
-def window_step(length: int, count: int, step: int) -> int | None:
-    """Return the step of a window of ``count`` frames in a video of ``length``; None: none fits.
-
-    As published, the step is lowered by one unless two windows or more fit. From then on one is
-    enough; where the published code fails, and where it would show one frame ``count`` times, the
-    step is lowered on, down to 1.
-    """
-    low, high = _anchors(length, count, step)
-    if low < high:
-        return step
-    for lower in range(max(step - 1, 1), 0, -1):
-        low, high = _anchors(length, count, lower)
-        if low <= high:
-            return lower
-    return None
-
-
-def _anchors(length: int, count: int, step: int) -> tuple[int, int]:
-    """Return the first and the last frame that can be a window's anchor, its frame count // 2."""
-    half = step * count // 2
-    return half, length - half - 1
-
-
-def _window(length: int, count: int, step: int, rng: torch.Generator | None) -> list[int]:
-    """Return a window's frames; the video is long enough."""
-    found = window_step(length, count, step)
-    assert found is not None, "videos that are too short are left out when clips are opened"
-    low, high = _anchors(length, count, found)
-    anchor = (low + high) // 2
-    if rng is not None:
-        anchor = int(torch.randint(low, high + 1, (), generator=rng))
-    return [anchor + found * (place - count // 2) for place in range(count)]
+def _groups(stores: Sequence[FrameStore], counts: Sequence[int]) -> list[int]:
+    each = zip(stores, counts, strict=True)
+    return [max(getattr(store, "action", 0), 0) for store, count in each for _ in range(count)]
 
 
 def _clip(store: FrameStore, numbers: list[int]) -> Clip:
+    return _made(store, numbers, numbers, decode_frames(store, numbers))
+
+
+def _drawn(store: FrameStore, drawn: Drawn) -> Clip:
+    """Return the clip of what was drawn; a frame that comes again is decoded once."""
+    once, places = np.unique(drawn.frames, return_inverse=True)
+    frames = decode_frames(store, once.tolist())[torch.from_numpy(places)]
+    return _made(store, drawn.frames, drawn.steps, frames)
+
+
+def _made(store: FrameStore, numbers: list[int], steps: list[int], frames: Tensor) -> Clip:
+    labels = getattr(store, "labels", None)
     return Clip(
-        frames=decode_frames(store, numbers),
+        frames=frames,
         times=torch.from_numpy(store.times[numbers]),
         video=store.video,
         start=numbers[0],
+        steps=torch.tensor(steps),
+        length=len(store),
+        labels=None if labels is None else torch.from_numpy(labels[numbers]),
     )
-
-
-def decode_frames(store: FrameStore, numbers: Sequence[int]) -> Tensor:
-    """Return frames of one video, uint8 (T, 3, H, W) RGB.
-
-    Pillow, written straight into the clip, is as fast as the other decoders on libjpeg-turbo
-    (`benchmarks/decode.py`) and always there; torchvision's is deprecated since 0.29.
-    """
-    clip: np.ndarray | None = None
-    for place, number in enumerate(numbers):
-        pixels = _decode(store, number)
-        if clip is None:
-            height, width = pixels.shape[:2]
-            clip = np.empty((len(numbers), 3, height, width), np.uint8)
-        clip[place] = pixels.transpose(2, 0, 1)
-    assert clip is not None, "a clip has at least one frame"
-    return torch.from_numpy(clip)
-
-
-def _decode(store: FrameStore, number: int) -> np.ndarray:
-    """Return one frame, uint8 (H, W, 3)."""
-    data = store.jpeg(number)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image if image.mode == "RGB" else to_rgb(image))
-    except (OSError, SyntaxError) as error:  # Pillow reports damage as either
-        reason = str(error).split("<")[0].strip()
-        raise UserError(
-            f"{store.where(number)}: frame {number} cannot be decoded ({reason}); "
-            "run the frames stage again."
-        ) from None
 
 
 def open_clips(
@@ -279,6 +251,8 @@ def open_clips(
     shrink: bool = False,
     sampling: Sampling | None = None,
     per_video: int | None = None,
+    sampler: FrameSampler | None = None,
+    fraction: float = 1.0,
 ) -> ClipSource:
     """Open the shards of some videos as one source of clips.
 
@@ -290,6 +264,8 @@ def open_clips(
             warning.
         sampling: draw each clip's frames so; None: number the clips by their first frame.
         per_video: sampled clips of each video; None: one.
+        sampler: draws each clip's frames instead; ``num_frames`` and ``step`` then say nothing.
+        fraction: share of the videos that are used, the first ones; at least one is.
 
     Raises:
         UserError: no video, damaged shards, or a video shorter than a clip.
@@ -297,6 +273,7 @@ def open_clips(
     if not manifests:
         raise UserError("no videos: name at least one under the data set's key 'videos'.")
     stores = [store for path in manifests for store in open_stores(Path(path))]
+    stores = stores[: max(1, int(fraction * len(stores)))]
     stills = [store.video for store in stores if isinstance(store, ImageStore)]
     if stills and num_frames > 1:
         raise UserError(
@@ -304,6 +281,9 @@ def open_clips(
             f"{num_frames} frames; choose a data set of videos, or a method that learns from "
             "images (dino)."
         )
+    if sampler is not None:
+        _refuse_below(stores, sampler.shortest)
+        return SampledClips(stores, num_frames, None, step, per_video or 1, sampler)
     if sampling == "window":
         fitting = _with_windows(stores, num_frames, step)
         return SampledClips(fitting, num_frames, sampling, step, per_video or 1)
@@ -336,6 +316,16 @@ def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampl
         f"a clip with `sampling: {sampling}` needs {needed} frames, but there are less in "
         f"{_few(short)}: {remedy}"
     )
+
+
+def _refuse_below(stores: Sequence[FrameStore], shortest: int) -> None:
+    """Refuse videos of which a sampler can draw no clip."""
+    short = [_length(store) for store in stores if len(store) < shortest]
+    if short:
+        raise UserError(
+            f"frames are drawn from videos of at least {shortest} frames, but there are less in "
+            f"{_few(short)}: lower the run's offset, or leave the video out."
+        )
 
 
 def _with_windows(stores: Sequence[FrameStore], num_frames: int, step: int) -> list[FrameStore]:

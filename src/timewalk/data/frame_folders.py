@@ -4,7 +4,8 @@ The folders are found below a root, at any depth, or named by a list (sheet of C
 of TimeT's data sets, sections 3 and 4), or they are the sequences of a prepared labelled set, whose
 annotations are not read. The images stay where they are and nothing is converted, renamed or
 removed. Beside the manifest lie the list of all frames' paths and an index of their
-lengths and checksums, so that a frame that was changed later is noticed when it is read.
+lengths and checksums, so that a frame that was changed later is noticed when it is read. A set with
+phases has its index already, so that its manifest is all that is named.
 """
 
 import hashlib
@@ -24,6 +25,8 @@ from timewalk.artefacts import atomic_path, read_json, read_manifest, sha256_fil
 from timewalk.config import Split
 from timewalk.data.folder import FrameIndex, FrameStore, verified
 from timewalk.data.images import SHOWN, Checked, check_file
+from timewalk.data.phases import KIND as PHASES
+from timewalk.data.phases import LINK, link_phases, open_link
 from timewalk.data.prepare.folder import relative_to
 from timewalk.data.prepare.videos import folders_in
 from timewalk.data.sequences import LabelledVideos
@@ -112,13 +115,13 @@ def index_frame_folders(
     Args:
         source: the root, or a text file with a line `<directory> <number of frames>` for each
             video, the directory relative to the file's own folder or absolute; or the manifest of
-            labelled videos.
+            labelled videos, or of videos with phases.
         manifest: ``…/<data set>/folders.json``.
         workers: threads that read and decode.
         split: only one part of the folders, by their paths below the root.
 
     Returns:
-        The manifest, of kind `frame_folders`.
+        The manifest, of kind `frame_folders`; of videos with phases of kind `phase_videos`.
 
     Raises:
         UserError: no folder with frames, images beside folders with images, frames and masks, video
@@ -126,6 +129,9 @@ def index_frame_folders(
             read, that have no order, or whose sizes differ within a video; with `split`, a folder
             without frames beside those with frames.
     """
+    prepared = source.is_file() and source.suffix == ".json"
+    if prepared and split is None and _kind(source) == PHASES:
+        return link_phases(source, manifest)
     videos, root = _found(source)
     parameters: dict[str, Any] = {}
     if split is not None:
@@ -176,8 +182,10 @@ def open_stores(manifest: Path) -> Sequence[FrameStore]:
     Raises:
         UserError: a file is missing, or is not the one that the manifest describes.
     """
-    about = read_json(manifest)
-    if not isinstance(about, dict) or about.get("kind") != KIND:
+    kind = _kind(manifest)
+    if kind == LINK:
+        return open_link(manifest)
+    if kind != KIND:
         return [open_store(manifest)]
     about = read_manifest(manifest, KIND)
     for key in ("files", "index"):
@@ -189,6 +197,11 @@ def open_stores(manifest: Path) -> Sequence[FrameStore]:
     ends = [*np.flatnonzero(index.times == 0).tolist(), len(index)]
     root = manifest.parent / about["root"]
     return [FrameFolderStore(root, listing, index, *ends_of) for ends_of in pairwise(ends)]
+
+
+def _kind(manifest: Path) -> str | None:
+    about = read_json(manifest)
+    return about.get("kind") if isinstance(about, dict) else None
 
 
 def _found(source: Path) -> tuple[list[_Video], Path]:

@@ -103,7 +103,7 @@ def moving_shapes(
     half = np.array([width, height]) // 6
     radii = np.stack([rng.integers(half * 2 // 3, half + 1) for _ in range(objects)])
     centres = _paths(frames, np.array([width, height]), radii, rng)
-    background = _texture(size, rng)
+    background = texture(size, rng)
     if clutter < 1:
         background = (GREY + clutter * (background - GREY)).astype(np.uint8)
     video = np.repeat(background[None], frames, axis=0)
@@ -117,11 +117,11 @@ def moving_shapes(
             ids[t][inside] = k + 1
             video[t][inside] = skin[y[inside] + radii[k, 1], x[inside] + radii[k, 0]]
     if shade > 0:
-        video = _lit(video, shade, rng)
+        video = lit(video, shade, rng)
     return Moving(video, ids, centres, radii)
 
 
-def _lit(video: np.ndarray, shade: float, rng: np.random.Generator) -> np.ndarray:
+def lit(video: np.ndarray, shade: float, rng: np.random.Generator) -> np.ndarray:
     """Return a video under light that falls and rises as a sine."""
     turns = rng.uniform() + np.arange(len(video)) / rng.uniform(*PERIOD)
     light = 1 - shade * (1 + np.sin(2 * np.pi * turns)) / 2
@@ -149,7 +149,7 @@ def _hides(centre: np.ndarray, other: np.ndarray, extent: np.ndarray) -> bool:
     return bool(np.square((centre - other) / (extent / 6)).sum() < 1.5)
 
 
-def _texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+def texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Return smooth noise of two scales, uint8 (H, W, 3)."""
     total = np.zeros((*size, 3), np.float32)
     for cell, share in ((24, 0.6), (SMALLEST_CELL, 0.4)):
@@ -162,7 +162,7 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 def _skin(size: tuple[int, int], number: int, rng: np.random.Generator) -> np.ndarray:
     """Return a texture under the colour of an object's number, so that objects differ."""
     colour = np.array(PALETTE_START[1 + number % 6], np.float32) * 1.9
-    return (0.5 * colour + 0.5 * _texture(size, rng)).astype(np.uint8)
+    return (0.5 * colour + 0.5 * texture(size, rng)).astype(np.uint8)
 
 
 def write_davis(

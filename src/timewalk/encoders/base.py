@@ -22,6 +22,9 @@ VIT_SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (
 RESNETS = ("resnet18_s8", "resnet50_s8")
 """our own ResNets with stride 8 (`resnet.py`)"""
 
+BASE_NETWORKS = ("resnet50v2_conv4c", "resnet50_conv4c", "vgg_m")
+"""the base networks of TCC with stride 16 (`resnet_v2.py`, `resnet_conv4c.py`, `vgg_m.py`)"""
+
 
 def triple(values: Any) -> Triple:
     """Return three numbers, one for each colour."""
@@ -79,6 +82,10 @@ class Encoder(nn.Module):
 
     def regions(self) -> list[nn.Module]:
         """Return the parts that follow each other: each is compiled and recomputed by itself."""
+        return []
+
+    def regularised(self) -> list[nn.Parameter]:
+        """Return kernels and biases that an L2 term of the loss counts (TCC section 2)."""
         return []
 
     def summary(self, images: Tensor) -> Tensor:

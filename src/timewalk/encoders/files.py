@@ -6,6 +6,7 @@ is built: it takes seconds.
 """
 
 import argparse
+import importlib
 import logging
 import math
 import pickle
@@ -29,9 +30,9 @@ from timewalk.artefacts import (
 )
 from timewalk.config import EncoderConfig, package_file
 from timewalk.encoders import weights
-from timewalk.encoders.base import RESNETS, Encoder, is_vit, vit_shape
+from timewalk.encoders.base import BASE_NETWORKS, RESNETS, Encoder, is_vit, vit_shape
 from timewalk.encoders.fetch import fetch
-from timewalk.encoders.weights import efficientnet_lite
+from timewalk.encoders.weights import efficientnet_lite, keras_resnet_v2
 from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,15 @@ log = logging.getLogger(__name__)
 BODY = "body."
 """what stands before timm's names in a :class:`~timewalk.encoders.cnn.TimmEncoder`"""
 LITE = "tf_efficientnet_lite0"
+FAMILIES = {
+    "vit": ("vit", "ViT"),
+    "resnet": ("resnet", "ResNet"),
+    "timm": ("cnn", "TimmEncoder"),
+    "resnet50v2_conv4c": ("resnet_v2", "ResNet50V2"),
+    "resnet50_conv4c": ("resnet_conv4c", "ResNet50Conv4c"),
+    "vgg_m": ("vgg_m", "VGGM"),
+}
+"""file and class of each kind of encoder, imported when one is built"""
 
 TENSORS, CARD = "encoder.safetensors", "encoder.json"
 HEAD = "head.safetensors"
@@ -65,10 +75,13 @@ def build_encoder(config: EncoderConfig, seed: int) -> Encoder:
             keys = {"patch_size": config.patch_size, "image_size": config.image_size}
             shape = {"width": width, "depth": depth, "heads": heads}
             rule = {"position_interpolation": config.position_interpolation}
-            encoder = _vit(**shape, **keys, **rule, drop_path=config.drop_path)
+            drop_path = {"drop_path": config.drop_path}
+            encoder = from_spec({"family": "vit", **shape, **keys, **rule, **drop_path})
         elif config.name in RESNETS:
             spec = {"family": "resnet", "name": config.name, "padding": config.padding}
             encoder = from_spec(spec)
+        elif config.name in BASE_NETWORKS:
+            encoder = from_spec({"family": config.name})
         else:
             encoder = from_spec({"family": "timm", "name": config.name})
     if config.weights is None:
@@ -85,21 +98,9 @@ def build_encoder(config: EncoderConfig, seed: int) -> Encoder:
 def from_spec(spec: Mapping[str, Any]) -> Encoder:
     """Return a fresh encoder of the architecture that ``Encoder.spec`` describes."""
     keys = {key: value for key, value in spec.items() if key != "family"}
-    if spec["family"] == "vit":
-        return _vit(**keys)
-    if spec["family"] == "resnet":
-        from timewalk.encoders.resnet import ResNet
-
-        return ResNet(**keys)
-    from timewalk.encoders.cnn import TimmEncoder
-
-    return TimmEncoder(**keys)
-
-
-def _vit(**keys: Any) -> Encoder:
-    from timewalk.encoders.vit import ViT
-
-    return ViT(**keys)
+    file, name = FAMILIES[spec["family"]]
+    encoder: Encoder = getattr(importlib.import_module(f"timewalk.encoders.{file}"), name)(**keys)
+    return encoder
 
 
 def save_encoder(encoder: Encoder, folder: Path, provenance: dict[str, Any]) -> None:
@@ -230,7 +231,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Read a safetensors file or a checkpoint of plain data; no code in it is ever run.
+    """Read a safetensors file, Keras's `.h5` or a checkpoint of plain data; no code is ever run.
 
     Raises:
         UserError: the file is missing, damaged, or holds code.
@@ -238,6 +239,8 @@ def read_checkpoint(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if path.suffix in keras_resnet_v2.SUFFIXES:
+            return keras_resnet_v2.read(path)
         # Trainers of the field keep their command line's options in their checkpoints.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)

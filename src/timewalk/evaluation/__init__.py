@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Labels = Literal["images", "masks", "videos"]
+Labels = Literal["images", "masks", "phases", "videos"]
 VIDEOS: tuple[Labels, ...] = ("videos",)
+PHASES: tuple[Labels, ...] = ("phases",)
 MASKS: tuple[Labels, ...] = ("masks", "videos")
 DAVIS = ("davis2017", "moving_shapes")
 """kinds of sets in the layout of DAVIS 2017"""
@@ -26,7 +27,8 @@ class Entry:
         needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
             or `encoder` (the network itself: the job gets a GPU and more time).
         labels: what its labelled set may be made of: `images` with a class each, still images with
-            `masks`, or `videos` (:class:`timewalk.data.sequences.LabelledVideos`).
+            `masks`, `videos` (:class:`timewalk.data.sequences.LabelledVideos`), or videos with
+            `phases` (:class:`timewalk.data.phases.PhaseVideos`).
         kinds: of labelled sets that it reads, where it does not read all of these.
         keys: what those of the set's keys that it has must be.
     """
@@ -43,6 +45,10 @@ class Entry:
 
 
 _ENTRIES = {
+    "algorithm_loss": Entry("timewalk.evaluation.algorithm_loss", needs="encoder", labels=PHASES),
+    "alignment_video": Entry(
+        "timewalk.evaluation.alignment_video", needs="embeddings", labels=PHASES
+    ),
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
     "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
     "davis": Entry(
@@ -53,6 +59,7 @@ _ENTRIES = {
         keys={"task": "semi-supervised", "resolution": "480p"},
     ),
     "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
+    "few_shot": Entry("timewalk.evaluation.few_shot", needs="embeddings", labels=PHASES),
     "foreground": Entry("timewalk.evaluation.foreground", needs="encoder", labels=MASKS),
     "foreground_segmentation": Entry(
         "timewalk.evaluation.foreground_segmentation",
@@ -61,6 +68,7 @@ _ENTRIES = {
         kinds=("davis2016", *DAVIS, "fbms59", "segtrack_v2"),
     ),
     "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS, kinds=("jhmdb",)),
+    "kendalls_tau": Entry("timewalk.evaluation.kendalls_tau", needs="embeddings", labels=PHASES),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
     "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
     "linear_segmentation": Entry(
@@ -75,6 +83,12 @@ _ENTRIES = {
     ),
     "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
+    "phase_classification": Entry(
+        "timewalk.evaluation.phase_classification", needs="embeddings", labels=PHASES
+    ),
+    "phase_progression": Entry(
+        "timewalk.evaluation.phase_progression", needs="embeddings", labels=PHASES
+    ),
     "propagation_iou": Entry("timewalk.evaluation.propagation_iou", needs="encoder", labels=VIDEOS),
     "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
     "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS, kinds=("vip",)),

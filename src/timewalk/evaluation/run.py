@@ -76,7 +76,10 @@ def run_evaluation(
 
 
 def _embedding(path: Path) -> dict[str, Any]:
+    if path.suffix == ".npy":
+        return {"sha256": sha256_file(path)}
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()["about"])
-    about.pop("classes", None)
+    for names in ("classes", "names"):
+        about.pop(names, None)
     return {"sha256": sha256_file(path), **about}

@@ -38,10 +38,15 @@ def get_method(name: str) -> type[Method]:
     return method
 
 
+register("classification", "timewalk.methods.classification:Classification")
 register("crw", "timewalk.methods.crw:CRW")
 register("dino", "timewalk.methods.dino:DINO")
 register("dora", "timewalk.methods.dora:DoRA")
 register("pretrained", "timewalk.methods.pretrained:Pretrained")
 register("random", "timewalk.methods.random:Random")
+register("sal", "timewalk.methods.sal:SaL")
 register("smtc", "timewalk.methods.smtc:SMTC")
+register("tcc", "timewalk.methods.tcc:TCC")
+register("tcc_sal_tcn", "timewalk.methods.tcc_sal_tcn:TCCSaLTCN")
+register("tcn", "timewalk.methods.tcn:TCN")
 register("timet", "timewalk.methods.timet:TimeT")

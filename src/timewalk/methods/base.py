@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from timewalk.config import Name, Positive, RunConfig, TrainingConfig, Validation
-from timewalk.data.clips import ClipShape
+from timewalk.data.clips import Clip, ClipShape
 from timewalk.encoders import Encoder
 
 
@@ -102,6 +102,7 @@ class Method(nn.Module):
             compute its share in parts; False where clips of a batch see each other in the loss
             (a joint assignment), which then gathers them itself by ``ops.collectives``.
         unused_parameters: whether some step leaves a learning parameter without a gradient.
+        by_group: whether all clips of a batch are of one group of their source (of one action).
         encoder: the network that is exported.
     """
 
@@ -109,6 +110,7 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True
     splits: bool = True
     unused_parameters: bool = False
+    by_group: bool = False
     encoder: Encoder
 
     def clip_shape(self) -> ClipShape:
@@ -125,6 +127,11 @@ class Method(nn.Module):
             rng: generator of this sample; every draw comes from it.
         """
         raise TypeError(f"{type(self).__name__} does not train and has no views")
+
+    def sample(self, clip: Clip, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return what the loader makes of one clip: its views, and what else of it the loss reads
+        (which frames they are, their labels). Collated as the views are."""
+        return self.views(clip.frames, rng)
 
     def device_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views as :meth:`loss` takes them: the part of the augmentation that is left

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from timewalk.ops.cycles import likeliest_paths
 
 COLOURS = ((230, 60, 60), (60, 120, 240), (250, 200, 40), (60, 190, 100), (180, 80, 220))
+STRIP_WIDTH = 960
+"""pixels, about, of a strip of many frames"""
 STARTS = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
 """where walks begin, as shares of the side: row and column"""
 
@@ -68,6 +70,27 @@ def labels_picture(frames_TSSC: np.ndarray, labels_Thw: np.ndarray) -> np.ndarra
     grey = frames_TSSC.mean(axis=-1, keepdims=True)
     below = (0.6 * colours + 0.4 * grey).round().astype(np.uint8)
     return np.concatenate([np.concatenate(row, axis=1) for row in (frames_TSSC, below)])
+
+
+def self_similarity_picture(frames_TSSC: np.ndarray, embeddings_TD: Tensor) -> np.ndarray:
+    """Return frames, and below them how close the embeddings of any two frames are.
+
+    Args:
+        frames_TSSC: uint8 (T, S, S, 3).
+        embeddings_TD: of the frames.
+
+    Returns:
+        uint8 (s + s T, s T, 3) with small frames of side s: below frame t the column of its
+        distances, white where none, black for the largest of all.
+    """
+    side = min(frames_TSSC.shape[1], max(8, STRIP_WIDTH // len(frames_TSSC)))
+    small = [Image.fromarray(frame).resize((side, side)) for frame in frames_TSSC]
+    strip = np.concatenate([np.asarray(image) for image in small], axis=1)
+    distances_TT = torch.cdist(embeddings_TD, embeddings_TD)
+    light_TT = 255 * (1 - distances_TT / distances_TT.max().clamp(min=1e-12))
+    cells_TT = light_TT.round().clamp(0, 255).to(torch.uint8).numpy()
+    cells = cells_TT.repeat(side, axis=0).repeat(side, axis=1)
+    return np.concatenate([strip, np.repeat(cells[..., None], 3, axis=-1)])
 
 
 def _dotted(frame: np.ndarray, places: np.ndarray) -> np.ndarray:

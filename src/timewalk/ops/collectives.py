@@ -5,6 +5,8 @@ of ``torch.distributed``; with one process nothing happens. What can wait for th
 is named in ``Losses.means`` and ``Losses.rows`` instead.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -43,3 +45,29 @@ def rows_of_processes(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x) for _ in range(num_processes())]
     dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def gathered(x: Tensor) -> Tensor:
+    """Return the rows (R, ...) of all processes, (P R, ...), in the order of the batch, with a way
+    back for the gradient.
+
+    For losses that compare all clips of the batch with each other: every process computes the loss
+    of the whole batch, and what goes back to its own rows is multiplied by P, so that the mean of
+    the processes' gradients is that of one process.
+    """
+    if num_processes() == 1:
+        return x
+    rows: Tensor = _Gathered.apply(x)
+    return rows
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return rows_of_processes(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        own = gradients[0].narrow(0, process_number() * ctx.rows, ctx.rows)
+        return own * num_processes()

@@ -48,6 +48,24 @@ def warmup_multistep(
     return base * gamma ** sum(index >= milestone for milestone in milestones)
 
 
+def warmup_exponential(
+    index: int, base: float, every: int, factor: float, *, warmup_steps: int = 0
+) -> float:
+    """Return ``base`` times ``factor`` for each ``every`` steps that are done, in stairs, after the
+    same warm-up. Steps are counted from the training's start (TCC section 5, `exp_decay`)."""
+    if index < warmup_steps:
+        return _ramp(index, base, warmup_steps)
+    return base * factor ** (index // every)
+
+
+def warmup_linear(index: int, total: int, base: float, *, warmup_steps: int = 0) -> float:
+    """Return ``base`` falling linearly to 0, which step ``total`` would reach, after the same
+    warm-up. Steps are counted from the training's start (TCC section 5, `poly`)."""
+    if index < warmup_steps:
+        return _ramp(index, base, warmup_steps)
+    return base * (1 - index / total)
+
+
 def _ramp(index: int, base: float, steps: int) -> float:
     return base * index / (steps - 1) if steps > 1 else 0.0
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from timewalk.data.clips import ClipSource
+from timewalk.data.clips import Clip, ClipSource
 from timewalk.data.seeds import generator
 from timewalk.data.workers import plain_errors
 from timewalk.errors import UserError
@@ -28,23 +28,23 @@ Sample = tuple[int, int]
 Batch = dict[str, Tensor]
 
 
-class Views(Protocol):
-    """What a sample goes through: ``Method.views``."""
+class ToSample(Protocol):
+    """What a clip goes through: ``Method.sample``."""
 
-    def __call__(self, clip: Tensor, rng: torch.Generator) -> Batch:
-        """Return the views of a clip."""
+    def __call__(self, clip: Clip, rng: torch.Generator) -> Batch:
+        """Return the views of a clip, and what else the loss reads."""
 
 
 class ViewsDataset(Dataset[Batch]):
-    """Maps (epoch, clip number) to the views of that clip."""
+    """Maps (epoch, clip number) to the sample made of that clip."""
 
-    def __init__(self, source: ClipSource, views: Views, seed: int) -> None:
-        self.source, self.views, self.seed = source, views, seed
+    def __init__(self, source: ClipSource, sample: ToSample, seed: int) -> None:
+        self.source, self.sample, self.seed = source, sample, seed
 
     def __getitem__(self, sample: Sample) -> Batch:
         epoch, index = sample
         rng = generator(self.seed, epoch, index)
-        return self.views(self.source.clip(index, rng).frames, rng)
+        return self.sample(self.source.clip(index, rng), rng)
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,65 @@ class SomeOfEach:
         return clips[torch.randperm(len(clips), generator=rng)]
 
 
-def clips_of_epoch(source: ClipSource, per_video: int | None) -> int | SomeOfEach:
-    """Return what a :class:`BatchSampler` takes its clips from: all, or some of each video."""
+@dataclass(frozen=True)
+class OneGroupABatch:
+    """Batches whose clips are all of one group, each group with the same chance (TCC section 3).
+
+    An epoch has as many batches as the clips make. A group's clips are dealt out in random order,
+    again from the start where they are used up; what is left of a pass is dropped.
+
+    Attributes:
+        groups: group of each clip.
+        batch_size: clips of a batch.
+    """
+
+    groups: Sequence[int]
+    batch_size: int
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def draw(self, rng: torch.Generator) -> Tensor:
+        """Return the numbers of an epoch's clips, batch after batch."""
+        groups = torch.tensor(self.groups)
+        clips = [torch.nonzero(groups == group).flatten() for group in groups.unique()]
+        decks: list[list[Tensor]] = [[] for _ in clips]
+        batches = []
+        for _ in range(len(self) // self.batch_size):
+            chosen = int(torch.randint(len(clips), (), generator=rng))
+            if not decks[chosen]:
+                order = clips[chosen][torch.randperm(len(clips[chosen]), generator=rng)]
+                whole = len(order) // self.batch_size * self.batch_size
+                decks[chosen] = list(order[:whole].split(self.batch_size))
+            batches.append(decks[chosen].pop())
+        return torch.cat(batches)
+
+
+ClipsOfEpoch = int | SomeOfEach | OneGroupABatch
+
+
+def clips_of_epoch(
+    source: ClipSource, per_video: int | None, batch_size: int = 1, by_group: bool = False
+) -> ClipsOfEpoch:
+    """Return what a :class:`BatchSampler` takes its clips from: all, some of each video, or with
+    ``by_group`` batches of one group each.
+
+    Raises:
+        UserError: a group has less clips than a batch.
+    """
+    if by_group and len(set(groups := source.groups())) > 1:
+        smallest = min(set(groups), key=groups.count)
+        if groups.count(smallest) < batch_size:
+            raise UserError(
+                f"action {smallest} has {groups.count(smallest)} videos, less than "
+                f"training.batch_size {batch_size}, and a batch holds one action; make the batch "
+                "smaller, leave the action out, or set one_action_a_batch to false."
+            )
+        return OneGroupABatch(groups, batch_size)
     return len(source) if per_video is None else SomeOfEach(source.counts(), per_video)
 
 
-def epoch_size(clips: int | SomeOfEach) -> int:
+def epoch_size(clips: ClipsOfEpoch) -> int:
     """Return the number of clips in an epoch."""
     return clips if isinstance(clips, int) else len(clips)
 
@@ -126,7 +179,7 @@ class BatchSampler:
 
     def __init__(
         self,
-        clips: int | SomeOfEach,
+        clips: ClipsOfEpoch,
         batch_size: int,
         seed: int,
         first: int,
@@ -194,7 +247,7 @@ def batches(
     Workers are forked: they share the method and the index of the clips instead of copying them.
     """
     return DataLoader(
-        ViewsDataset(source, method.views, sampler.seed),
+        ViewsDataset(source, method.sample, sampler.seed),
         batch_sampler=sampler,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,

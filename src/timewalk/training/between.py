@@ -1,8 +1,8 @@
 """An evaluation between epochs: how good the encoder is while it learns.
 
 The encoder of the moment is saved, with the method's head, and evaluated as any saved one is. What
-was found is kept by step, so that a resumed training evaluates nothing twice, and the best encoder
-so far is kept.
+was found and drawn is kept by step, so that a resumed training evaluates nothing twice, and the
+best encoder so far is kept.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Metrics = Mapping[str, float | None]
 Entry = dict[str, Any]
 
-NOW, BEST, HISTORY = "encoder", "best", "history.json"
+NOW, BEST, HISTORY, PICTURES = "encoder", "best", "history.json", "pictures"
 FILES = (HEAD, TENSORS, CARD)
 
 
@@ -37,8 +37,8 @@ class Evaluate(Protocol):
     def key(self) -> str:
         """Digest of settings and data: what was found under another one does not count."""
 
-    def __call__(self, run: Path) -> Metrics:
-        """Return the metrics of the encoder in a folder."""
+    def __call__(self, run: Path, pictures: Path) -> Metrics:
+        """Return the metrics of the encoder in a folder; what is drawn of it goes to another."""
 
 
 class BetweenEpochs:
@@ -84,7 +84,8 @@ class BetweenEpochs:
         history = self._history()
         metrics = next((x["metrics"] for x in history if x["encoder"] == digest), None)
         if metrics is None:
-            found = self.evaluate(self.folder / NOW)
+            pictures = self.folder / PICTURES / f"{step.index:08d}"
+            found = self.evaluate(self.folder / NOW, pictures)
             metrics = {
                 name: x if x is not None and math.isfinite(x) else None for name, x in found.items()
             }

@@ -97,7 +97,8 @@ class Trainer:
         self.folder, self.machine, self.origin = folder, machine, origin
         self.settings = config.training
         self.group = machine.processes
-        self.clips = clips_of_epoch(source, method.clip_shape().per_video)
+        per_video, size = method.clip_shape().per_video, self.settings.batch_size
+        self.clips = clips_of_epoch(source, per_video, size, method.by_group)
         clips = epoch_size(self.clips)
         self.steps_per_epoch = clips // self.settings.batch_size
         if self.steps_per_epoch == 0:

@@ -5,7 +5,12 @@ from torch import nn
 
 from timewalk.config import TrainingConfig
 from timewalk.methods.base import ParameterGroup, Step
-from timewalk.ops.schedules import warmup_cosine, warmup_multistep
+from timewalk.ops.schedules import (
+    warmup_cosine,
+    warmup_exponential,
+    warmup_linear,
+    warmup_multistep,
+)
 from timewalk.training.lars import LARS
 
 
@@ -16,9 +21,8 @@ def make_optimizer(groups: list[ParameterGroup], settings: TrainingConfig) -> to
         return torch.optim.SGD(parameters, lr=0.0, momentum=0.9)
     if settings.optimizer == "lars":
         return LARS(parameters)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, fused=True)
-    return torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), fused=True)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=0.0, betas=(0.9, 0.999), eps=settings.epsilon, fused=True)
 
 
 def set_rates(
@@ -40,12 +44,21 @@ def _learning_rate(settings: TrainingConfig, step: Step) -> float:
     peak = settings.learning_rate
     if settings.scale_learning_rate:
         peak *= settings.batch_size / 256
-    warmup = min(round(settings.warmup_epochs * step.steps_per_epoch), step.total)
+    warmup = settings.warmup_steps
+    if warmup is None:
+        warmup = round(settings.warmup_epochs * step.steps_per_epoch)
+    warmup = min(warmup, step.total)
     if settings.schedule == "constant":
         return warmup_multistep(step.index, peak, [], 1.0, warmup_steps=warmup)
     if settings.schedule == "step":
-        steps = [epoch * step.steps_per_epoch for epoch in settings.milestones]
+        epochs = [epoch * step.steps_per_epoch for epoch in settings.milestones]
+        steps = [*epochs, *settings.milestone_steps]
         return warmup_multistep(step.index, peak, steps, settings.gamma, warmup_steps=warmup)
+    if settings.schedule == "exponential":
+        every, factor = settings.decay_steps, settings.gamma
+        return warmup_exponential(step.index, peak, every, factor, warmup_steps=warmup)
+    if settings.schedule == "linear":
+        return warmup_linear(step.index, step.total, peak, warmup_steps=warmup)
     end = settings.min_learning_rate
     return warmup_cosine(step.index, step.total, peak, end, warmup_steps=warmup)
 

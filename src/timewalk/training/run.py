@@ -70,7 +70,14 @@ def train(
         )
     shape = method.clip_shape()
     source = open_clips(
-        manifests, shape.frames, shape.step, shape.shrink, shape.sampling, shape.per_video
+        manifests,
+        shape.frames,
+        shape.step,
+        shape.shrink,
+        shape.sampling,
+        shape.per_video,
+        shape.sampler,
+        shape.fraction,
     )
     folder = output / "checkpoints"
     trainer = Trainer(method, config, source, folder, machine, origin, evaluate)

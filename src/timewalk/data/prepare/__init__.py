@@ -3,7 +3,8 @@
 ``manifest.json`` (kind `labelled`) names the classes, the splits with their counts, and the list
 of images beside it: ``<split>.txt`` with one `label<TAB>path` a line, or the arrays themselves.
 Nothing is copied but sets that exist only inside a package. Videos and images with masks have
-manifests of their own kinds (``published.py``, ``masks.py``).
+manifests of their own kinds (``published.py``, ``masks.py``), and so have videos with phases
+(``phases.py``).
 """
 
 import logging
@@ -13,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from timewalk.artefacts import write_manifest
-from timewalk.config import ArrayLabels, FolderLabels, Labelled, MaskedImages, VideoLabels
+from timewalk.config import (
+    ArrayLabels,
+    FolderLabels,
+    Labelled,
+    MaskedImages,
+    PhaseLabels,
+    VideoLabels,
+)
 from timewalk.data.prepare.arrays import prepare_arrays
 from timewalk.data.prepare.base import Prepared, check_output
 from timewalk.data.prepare.folder import prepare_folder
@@ -34,7 +42,7 @@ def prepare(
         name: the set's name in the configuration, for messages.
         config: where images and labels come from.
         manifest: ``manifest.json`` to write; lists of images go beside it.
-        frames: for shots, each video's manifest of frames.
+        frames: for shots and `phase_frames`, each video's manifest of frames.
 
     Returns:
         The manifest.
@@ -46,6 +54,11 @@ def prepare(
         return prepare_videos(name, config, manifest)
     if isinstance(config, MaskedImages):
         return prepare_masks(name, config, manifest)
+    if isinstance(config, PhaseLabels):
+        # Here, because modules that it needs import parts of this package.
+        from timewalk.data.prepare.phases import prepare_phases
+
+        return prepare_phases(name, config, manifest, frames or {})
     if isinstance(config, FolderLabels):
         check_output(name, Path(config.root), manifest)
         prepared = prepare_folder(name, config, manifest.parent)

@@ -47,7 +47,7 @@ def fetch_archives(name: str, config: PublishedSet, source: Source) -> None:
     """
     root = Path(config.root)
     archives = _archives(name, config, source)
-    with _alone(root):
+    with alone(root):
         if find_root(root, source) is not None:  # another job was quicker
             return
         for archive in archives:
@@ -91,7 +91,7 @@ def _archives(name: str, config: PublishedSet, source: Source) -> Iterable[Archi
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path) -> Iterator[None]:
     """Let one process at a time fetch into a root: several subsets may have the same."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / ".lock", "w") as lock:

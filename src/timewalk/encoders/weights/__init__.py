@@ -11,13 +11,31 @@ from typing import Any
 
 from torch import Tensor
 
-from timewalk.encoders.weights import crw, dino, dora, general, smtc, timet, timm_names
+from timewalk.encoders.weights import (
+    crw,
+    dino,
+    dora,
+    general,
+    keras_resnet_v2,
+    smtc,
+    timet,
+    timm_names,
+)
 from timewalk.encoders.weights import torchvision_resnet as torchvision
 from timewalk.encoders.weights.general import State
 
 log = logging.getLogger(__name__)
 
-FORMATS: tuple[Any, ...] = (dora, dino, smtc, timet, crw, torchvision, timm_names)
+FORMATS: tuple[Any, ...] = (
+    keras_resnet_v2,
+    dora,
+    dino,
+    smtc,
+    timet,
+    crw,
+    torchvision,
+    timm_names,
+)
 
 
 def format_of(checkpoint: Any) -> Any:
@@ -36,6 +54,7 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     Raises:
         UserError: its text goes on after the file's name.
     """
+    keras_resnet_v2.refuse_timm(checkpoint, own)
     chosen = format_of(checkpoint)
     state = chosen.to_ours(checkpoint, own, part)
     used = {tensor.data_ptr() for tensor in [*state.values(), *head(checkpoint).values()]}

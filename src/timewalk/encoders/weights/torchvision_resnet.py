@@ -9,7 +9,7 @@ from timewalk.encoders.weights.general import State
 from timewalk.errors import UserError
 
 NAME = "torchvision"
-CLASSIFIER = "fc."
+CLASSIFIER, LAST_LAYER = "fc.", "layer4."
 
 
 def recognises(checkpoint: Any) -> bool:
@@ -22,11 +22,18 @@ def recognises(checkpoint: Any) -> bool:
 
 
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
-    """Return the network without its classifier."""
+    """Return the network without its classifier, or what an encoder that ends earlier has of it."""
     general.refuse_part(part)
     state = general.flat_state(checkpoint)
+    whole = any(key.startswith(LAST_LAYER) for key in own)
     return general.under(
-        {key: value for key, value in state.items() if not key.startswith(CLASSIFIER)}, "", own
+        {
+            key: value
+            for key, value in state.items()
+            if not key.startswith(CLASSIFIER) and (whole or key in own)
+        },
+        "",
+        own,
     )
 
 
