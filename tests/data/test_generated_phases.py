@@ -95,11 +95,11 @@ def test_the_jug_goes_up_and_comes_back(plain: list[PhaseClip]) -> None:
 def test_water_comes_while_it_is_poured(plain: list[PhaseClip]) -> None:
     for clip in plain:
         water = blueness(clip.frames).sum(axis=(1, 2))
-        assert water[clip.labels < 2].max() < 30
+        assert water[clip.labels < 2].max() < 80
         after = water[clip.labels > 2]
-        assert after.min() > 100
+        assert after.min() > 300
         during = water[clip.labels == 2]
-        assert during[0] < 30 < during[-1]
+        assert during[0] < 80 < during[-1]
 
 
 def test_the_hand_comes_from_either_side(plain: list[PhaseClip]) -> None:
@@ -111,15 +111,18 @@ def test_the_hand_comes_from_either_side(plain: list[PhaseClip]) -> None:
     assert set(offsets) == {True, False}
 
 
-def test_distractors_move_all_the_time() -> None:
+def test_distractors_move_all_the_time_and_come_back() -> None:
     quiet, busy = (moving_phases(4, seed=5, distractors=number) for number in (0, 3))
     for still, moving in zip(quiet, busy, strict=True):
-        assert np.any(np.diff(moving.frames.astype(int), axis=0), axis=(1, 2, 3)).all()
-        changed = [np.mean(v.frames[1:] != v.frames[:-1]) for v in (still, moving)]
-        assert changed[1] > changed[0] + 0.02
+        changed = [np.mean(v.frames[1:] != v.frames[:-1], axis=(1, 2, 3)) for v in (still, moving)]
+        assert changed[0].min() < 0.01
+        assert changed[1].min() > 0.02
+        first = np.all(moving.frames == moving.frames[:1], axis=3)
+        returns = np.diff(first.astype(int), axis=0) == 1
+        assert returns.sum(axis=0).max() >= 3
 
 
-def test_neither_pixels_nor_brightness_tell_the_time() -> None:
+def test_pixels_hardly_and_brightness_never_tell_the_time() -> None:
     clips = moving_phases(10, size=(48, 48), seed=4)
     pixels = [clip.frames[:, ::4, ::4].reshape(len(clip.labels), -1) / 255 for clip in clips]
     taus = []
@@ -128,9 +131,9 @@ def test_neither_pixels_nor_brightness_tell_the_time() -> None:
             if query is not candidate:
                 distances = np.square(query[:, None] - candidate[None]).sum(axis=2)
                 taus.append(kendalltau(range(len(query)), distances.argmin(axis=1)).statistic)
-    assert abs(np.nanmean(taus)) < 0.2
+    assert np.nanmean(taus) < 0.45
     rises = [kendalltau(range(len(p)), p.mean(axis=1)).statistic for p in pixels]
-    assert abs(np.mean(rises)) < 0.5
+    assert abs(np.mean(rises)) < 0.3
 
 
 def test_clutter_variety_and_shade_change_what_they_say() -> None:

@@ -29,7 +29,7 @@ NAMES = ("tcc", "sal", "tcn", "tcc_sal_tcn", "classification")
 
 
 def config(**keys):
-    small = {"kind": "algorithm_loss", "dataset": "pour", "batches": 3, "frames": 6}
+    small = {"kind": "algorithm_loss", "dataset": "pour", "batches": 3, "frames_per_clip": 6}
     return Config.model_validate({**small, **keys})
 
 
@@ -166,7 +166,11 @@ class TestRefusals:
         ("name", "keys", "message"),
         [
             ("tcc", {"batch_size": 1}, "batch_size is 1, but the run's objective tcc needs 2"),
-            ("sal", {"frames": 4}, "frames is 4, but the run's objective sal needs 5; raise it"),
+            (
+                "sal",
+                {"frames_per_clip": 4},
+                "frames_per_clip is 4, but the run's objective sal needs 5; raise it",
+            ),
             ("tcn", {"batch_size": 4}, "'pour' has no action of batch_size 4 videos .*at most 3"),
         ],
     )
@@ -197,4 +201,4 @@ class TestRefusals:
 
     def test_one_frame_is_no_clip(self):
         with pytest.raises(ValidationError, match="greater than or equal to 2"):
-            config(frames=1)
+            config(frames_per_clip=1)

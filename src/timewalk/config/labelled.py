@@ -353,11 +353,11 @@ class MovingPhases(PhaseLabels):
     """pixels"""
     width: Annotated[int, Field(ge=32)] = 96
     """pixels"""
-    clutter: Annotated[float, Field(ge=0, le=1)] = 1.0
+    clutter: Annotated[float, Field(ge=0, le=1)] = 0.35
     """contrast of the background, as a share of the objects'"""
-    distractors: Annotated[int, Field(ge=0)] = 4
+    distractors: Annotated[int, Field(ge=0)] = 3
     """shapes that move behind the action"""
-    variety: Probability = 1.0
+    variety: Probability = 0.1
     """of the actors' colours: 0, the same in all videos; 1, any"""
     shade: Probability = 0.0
     """share of the light that is lost at the darkest moments of a video; it falls and rises"""

@@ -60,8 +60,8 @@ DISTRACTOR_PERIOD = (5.0, 12.0)
 """frames of a swing: short, so that it comes by the same places again and again. A distractor that
 crosses the image once would tell the time, in each video in its own way, and cycles of frames
 between two videos could close over it."""
-DISTRACTOR_SPIN = 0.2
-"""radians a frame, at most"""
+DISTRACTOR_TURN = 1.0
+"""radians to which it turns from its middle"""
 COLOURS = {
     "hand": (235, 170, 140),
     "arm": (235, 170, 140),
@@ -189,13 +189,13 @@ def _distract(video: np.ndarray, rng: np.random.Generator) -> None:
     extent = np.array([video.shape[2], video.shape[1]])
     half = rng.uniform(*DISTRACTOR_HALF, 2) * extent.min()
     shape = _Shape(half, _skin(half, _colour(rng), rng), bool(rng.integers(2)))
-    spin = rng.uniform(-DISTRACTOR_SPIN, DISTRACTOR_SPIN)
     middle = rng.uniform(0, extent)
     reach = rng.uniform(*DISTRACTOR_REACH, 2) * extent.min()
-    period, start = rng.uniform(*DISTRACTOR_PERIOD, 2), rng.uniform(size=2)
+    # Of x, y and the angle.
+    period, start = rng.uniform(*DISTRACTOR_PERIOD, 3), rng.uniform(size=3)
     for t, frame in enumerate(video):
         swing = np.sin(2 * np.pi * (start + t / period))
-        _paint(frame, shape, middle + reach * swing, spin * t)
+        _paint(frame, shape, middle + reach * swing[:2], DISTRACTOR_TURN * float(swing[2]))
 
 
 def _act(video: np.ndarray, stage: np.ndarray, variety: float, rng: np.random.Generator) -> None:

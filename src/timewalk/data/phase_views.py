@@ -64,12 +64,16 @@ def phase_view(
 def still_view(frames: Tensor, size: int, crop: bool) -> Tensor:
     """Return frames without augmentation: whole, or with ``crop`` their largest central square,
     resized to uint8 (F, 3, S, S)."""
-    height, width = frames.shape[-2:]
-    window = Window(0, 0, height, width)
-    if crop:
-        side = min(height, width)
-        window = Window((height - side) // 2, (width - side) // 2, side, side)
-    return _resized(frames, window, size)
+    return _resized(frames, still_window(frames.shape[-2], frames.shape[-1], crop), size)
+
+
+def still_window(height: int, width: int, crop: bool) -> Window:
+    """Return what is seen of a frame without augmentation: all, or with ``crop`` its largest
+    central square."""
+    if not crop:
+        return Window(0, 0, height, width)
+    side = min(height, width)
+    return Window((height - side) // 2, (width - side) // 2, side, side)
 
 
 def square(height: int, width: int, share: float, top: float, left: float) -> Window:

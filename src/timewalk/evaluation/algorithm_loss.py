@@ -28,10 +28,9 @@ from timewalk.data.views import normalise
 from timewalk.encoders import Encoder, load_encoder, seeded
 from timewalk.encoders.embedders import Embedder, load_embedder
 from timewalk.encoders.files import HEAD
+from timewalk.encoders.freezing import TrainBase, choose_what_learns
 from timewalk.errors import UserError, reason
 from timewalk.evaluation.base import Inputs, Result
-from timewalk.methods.phases import choose_what_learns
-from timewalk.methods.phases_config import TrainBase
 from timewalk.ops.objectives import Objective, Sequences, build_objective
 
 IMAGE_SIZE = 224
@@ -59,7 +58,7 @@ class Config(EvaluationConfig):
     """random batches of each split (`EVAL.VAL_ITERS`)"""
     batch_size: Positive = 2
     """videos in a batch, all of one action (`EVAL.BATCH_SIZE`)"""
-    frames: Annotated[int, Field(ge=2)] = 20
+    frames_per_clip: Annotated[int, Field(ge=2)] = 20
     """frames sampled of a video (`EVAL.NUM_FRAMES`)"""
     finetune: Finetune = Finetune()
     """fine-tuning before"""
@@ -79,7 +78,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         UserError: a damaged head; a size, a batch, videos or labels that do not fit the objective.
     """
     splits = {split: PhaseVideos(inputs.dataset, split) for split in ("train", "test")}
-    learner = load_learner(inputs.run, splits["train"].settings, config.frames)
+    learner = load_learner(inputs.run, splits["train"].settings, config.frames_per_clip)
     learner.to(inputs.device)
     _check(learner.objective, config)
     for videos in splits.values():
@@ -92,7 +91,9 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             shown = "loss" if name == "total" else name
             metrics[f"{shown}_{split}"] = value if math.isfinite(value) else None
     tuned = config.finetune
-    protocol = f"{learner.objective.name}-f{config.frames}-b{config.batch_size}x{config.batches}"
+    protocol = (
+        f"{learner.objective.name}-f{config.frames_per_clip}-b{config.batch_size}x{config.batches}"
+    )
     if tuned.steps > 0:
         protocol += f"-tuned{tuned.steps}-{tuned.train_base}-lr{tuned.learning_rate:g}"
     return Result(protocol, metrics, len(splits["test"]))
@@ -173,7 +174,7 @@ def load_learner(run: Path, settings: dict[str, Any], frames: int) -> Learner:
 def _check(objective: Objective, config: Config) -> None:
     for key, found, least in (
         ("batch_size", config.batch_size, objective.least_videos),
-        ("frames", config.frames, objective.least_frames),
+        ("frames_per_clip", config.frames_per_clip, objective.least_frames),
     ):
         if found < least:
             raise UserError(

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from timewalk.artefacts import read_json, sha256_file, version
+from timewalk.data.phase_views import still_window
 from timewalk.data.phases import KIND, PhaseVideo, PhaseVideos
+from timewalk.data.views import crop_resize
 from timewalk.encoders import load_encoder
 from timewalk.encoders.embedders import TrainedEmbedder, load_embedder
 from timewalk.encoders.files import HEAD
@@ -191,6 +192,7 @@ class _Network:
         self.stride = int(settings.get("stride") or 1)
         self.context = int(about.get("context", 1))
         self.context_step = int(about.get("context_step", 0))
+        self.crop = bool(about.get("crop", False))
         self.embedder = head.embedder.to(self.device) if head else None
         if self.size % encoder.multiple:
             raise UserError(
@@ -201,10 +203,10 @@ class _Network:
         self._extract = Extractor(encoder, self.device, features=features)
 
     def resized(self, frames: Tensor) -> Tensor:
-        """Return frames (N, 3, H, W), 0 to 255, as squares: bilinear, without antialias."""
-        pixels = frames.to(self.device, non_blocking=True).float()
-        side = (self.size, self.size)
-        return F.interpolate(pixels, side, mode="bilinear", align_corners=False)
+        """Return frames (N, 3, H, W), 0 to 255, as squares: bilinear, without antialias; of a run
+        that learnt from random crops their largest central square."""
+        window = still_window(frames.shape[-2], frames.shape[-1], self.crop)
+        return crop_resize(frames.to(self.device, non_blocking=True), window, self.size)
 
     @torch.no_grad()
     def embed(self, squares: Tensor, start: int, stream: _Stream) -> Tensor:

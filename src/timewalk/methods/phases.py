@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from timewalk.data.clips import Clip, ClipShape
 from timewalk.data.phase_sampling import PhaseSampler
@@ -26,26 +26,16 @@ from timewalk.data.phase_views import (
     still_view,
 )
 from timewalk.data.views import normalise
-from timewalk.encoders import Encoder, build_encoder, seeded
+from timewalk.encoders import build_encoder, seeded
 from timewalk.encoders.embedders import build_embedder, embedder_tensors
+from timewalk.encoders.freezing import choose_what_learns
 from timewalk.errors import UserError
 from timewalk.methods.base import Losses, Method, Step
-from timewalk.methods.phases_config import PhasesConfig, TrainBase
+from timewalk.methods.phases_config import PhasesConfig
 from timewalk.methods.pictures import self_similarity_picture
 from timewalk.ops.collectives import gathered, rows_of_processes
 from timewalk.ops.distillation import full
 from timewalk.ops.objectives import Sequences, build_objective
-
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
-
-
-def choose_what_learns(encoder: Encoder, train_base: TrainBase) -> None:
-    """Let nothing of a base network learn, its normalisation layers alone, or all (section 1)."""
-    encoder.requires_grad_(train_base == "train_all")
-    if train_base == "only_bn":
-        for module in encoder.modules():
-            if isinstance(module, NORMS):
-                module.requires_grad_(True)
 
 
 class Phases(Method):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from timewalk.config import EncoderConfig, Positive, Probability, TrainingConfig
 from timewalk.config.base import Strict
 from timewalk.encoders.base import VIT_SHAPES, vit_shape
+from timewalk.encoders.freezing import TrainBase
 from timewalk.methods.base import TrainedRunConfig
 
 Natural = Annotated[int, Field(ge=0)]
@@ -15,7 +16,6 @@ Weight = Annotated[float, Field(ge=0)]
 Above = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
-TrainBase = Literal["frozen", "only_bn", "train_all"]
 Range = tuple[Weight, Weight]
 ConvLayer = tuple[Positive, Positive, bool]
 DenseLayer = tuple[Positive, bool]
@@ -192,8 +192,8 @@ class PhasesConfig(TrainedRunConfig):
     """what of the base network learns: nothing, its statistics held too; gain and offset of its
     normalisation layers; everything (`MODEL.TRAIN_BASE`)"""
     l2_weight: Weight = 1e-5
-    """weight of the squared kernels and biases of embedder and heads: of their sums the mean over
-    tensors (`MODEL.L2_REG_WEIGHT`)"""
+    """weight of the squared kernels and biases of embedder, heads and `vgg_m`: of their sums the
+    mean over tensors (`MODEL.L2_REG_WEIGHT`)"""
     image_size: Annotated[int, Field(ge=16)] = 224
     """side of a frame in pixels; frames are stretched to squares (`IMAGE_SIZE`)"""
     augmentation: AugmentationKeys = AugmentationKeys()

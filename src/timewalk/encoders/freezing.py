@@ -1,0 +1,24 @@
+"""What of an encoder learns behind an embedder. Sheet: TCC section 1, train_base."""
+
+from typing import Literal
+
+from torch import nn
+
+from timewalk.encoders.base import Encoder
+
+TrainBase = Literal["frozen", "only_bn", "train_all"]
+"""nothing, gain and offset of the normalisation layers, everything"""
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def choose_what_learns(encoder: Encoder, train_base: TrainBase) -> None:
+    """Let nothing of an encoder learn, its normalisation layers alone, or everything.
+
+    Modes are the caller's matter: a frozen encoder belongs into evaluation mode.
+    """
+    encoder.requires_grad_(train_base == "train_all")
+    if train_base == "only_bn":
+        for module in encoder.modules():
+            if isinstance(module, NORMS):
+                module.requires_grad_(True)
