@@ -368,3 +368,14 @@ def test_methods_that_compare_clips_take_no_parts_of_a_batch(method):
     run["training"]["micro_batch_size"] = None
     suite.load_suite(changed("runs.dora", run))
     suite.load_suite(changed("runs.dora.training.micro_batch_size", 2))
+
+
+def test_labels_are_needed_where_a_method_learns_from_them():
+    raw = with_phases()
+    learner = {"method": "classification", "classes": 3, "encoder": {"name": "vit_tiny"}}
+    raw["runs"]["supervised"] = {**learner, "dataset": "pour"}
+    assert suite.load_suite(raw).run("supervised").dataset == "pour"
+    raw["runs"]["supervised"]["dataset"] = "walk"
+    message = r"runs\.supervised\.dataset: 'classification' learns from labels .*'walk' is no"
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(raw)

@@ -211,6 +211,8 @@ def _check_references(suite: Suite) -> None:
             raise UserError(f"runs.{name}: the name '{name}' is taken by a folder; choose another.")
         if run.dataset is not None:
             _reference("data set", f"runs.{name}.dataset", run.dataset, suite.config.datasets)
+            if methods.get_method(run.method).needs_labels:
+                _check_labels(suite, f"runs.{name}.dataset", run.method, run.dataset)
     for name, item in suite.evaluations.items():
         _reference(
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
@@ -256,6 +258,16 @@ def _check_references(suite: Suite) -> None:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
         if isinstance(labelled, PhaseFrames):
             _check_phase_frames(suite.config, f"labelled.{name}", labelled)
+
+
+def _check_labels(suite: Suite, key: str, method: str, dataset: str) -> None:
+    """Refuse frames without labels to a method that learns from labels."""
+    source = suite.config.datasets[dataset].labelled
+    if source is None or _made_of(suite.config.labelled[source]) != "phases":
+        raise UserError(
+            f"{key}: '{method}' learns from labels of frames, but '{dataset}' is no labelled set "
+            "with phases; name a data set with the key 'labelled', or a method without labels."
+        )
 
 
 def _check_phase_frames(config: Config, key: str, labelled: PhaseFrames) -> None:

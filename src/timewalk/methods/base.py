@@ -98,6 +98,7 @@ class Method(nn.Module):
     Attributes:
         Config: pydantic model of the run's keys.
         trains: False for methods that only bring an encoder.
+        needs_labels: whether it learns from labels of frames.
         splits: whether the loss of a batch is the mean of its parts' losses, so that a process may
             compute its share in parts; False where clips of a batch see each other in the loss
             (a joint assignment), which then gathers them itself by ``ops.collectives``.
@@ -108,6 +109,7 @@ class Method(nn.Module):
 
     Config: ClassVar[type[RunConfig]]
     trains: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = False
     splits: bool = True
     unused_parameters: bool = False
     by_group: bool = False

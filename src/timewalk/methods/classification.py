@@ -42,4 +42,5 @@ class Classification(Phases):
     """Base network, embedder and linear layer, trained on labelled frames."""
 
     Config = ClassificationConfig
+    needs_labels = True
     config: ClassificationConfig
