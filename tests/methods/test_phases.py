@@ -248,3 +248,15 @@ class TestLoss:
         assert "bn1.weight" in moved
         assert "bn1.running_mean" in moved
         assert "conv1.weight" not in moved
+
+
+def test_the_moving_statistics_of_all_batch_norms():
+    def momenta(**keys):
+        encoder = {"name": "resnet50v2_conv4c"}
+        method = TCC(config(encoder=encoder, image_size=32, **keys))
+        parts = (method.encoder, method.embedder)
+        norms = torch.nn.modules.batchnorm._BatchNorm
+        return [{m.momentum for m in part.modules() if isinstance(m, norms)} for part in parts]
+
+    assert momenta() == [{0.01}, {0.01}]
+    assert momenta(batch_norm_momentum=0.5) == [{0.5}, {0.5}]

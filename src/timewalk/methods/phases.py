@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from timewalk.data.clips import Clip, ClipShape
 from timewalk.data.phase_sampling import PhaseSampler
@@ -58,6 +58,7 @@ class Phases(Method):
         self.embedder = build_embedder(self._embedder_spec(), config.seed + 1)
         with seeded(config.seed + 2):
             self.objective = build_objective(config.objective(), config.embedder.size)
+        self._set_momentum(config.batch_norm_momentum)
         self.sampler = PhaseSampler(
             frames=config.frames_per_clip,
             strategy=config.sampling,
@@ -75,6 +76,13 @@ class Phases(Method):
         self.unused_parameters = behind and config.train_base != "frozen"
         choose_what_learns(self.encoder, config.train_base)
         self.train()
+
+    def _set_momentum(self, momentum: float | None) -> None:
+        if momentum is None:
+            return
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = momentum
 
     def _embedder_spec(self) -> dict[str, Any]:
         keys, stride = self.config.embedder, self.encoder.stride

@@ -191,6 +191,9 @@ class PhasesConfig(TrainedRunConfig):
     train_base: TrainBase = "only_bn"
     """what of the base network learns: nothing, its statistics held too; gain and offset of its
     normalisation layers; everything (`MODEL.TRAIN_BASE`)"""
+    batch_norm_momentum: Share | None = None
+    """share of a batch in the moving statistics of all batch normalisations, which evaluations use;
+    short trainings need a large one. null: each network's own (0.01 in the published ones)"""
     l2_weight: Weight = 1e-5
     """weight of the squared kernels and biases of embedder, heads and `vgg_m`: of their sums the
     mean over tensors (`MODEL.L2_REG_WEIGHT`)"""
