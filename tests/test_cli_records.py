@@ -10,7 +10,7 @@ from tests.golden.conftest import load
 from tests.video.conftest import write_numbered
 from timewalk import cli
 from timewalk.artefacts import read_json
-from timewalk.data.tfrecord import read_videos, write_records
+from timewalk.data.tfrecord import VideoRecord, read_videos, write_records, write_videos
 
 
 def call(*words):
@@ -113,6 +113,11 @@ def test_the_stage_is_as_it_was(tmp_path, monkeypatch):
         ("{videos} out --name x --pattern *.mp4 --list l", "--pattern is for videos, --list for"),
         ("{images} out --name x --extension jpg --pattern *", "--extension for folders of images"),
         ("{root} out --name x", "holds neither .mp4 videos nor folders of .jpg images"),
+        ("{videos} out --name x --fps nan", "--fps: nan is not between"),
+        ("{images} out --name x --fps nan", "--fps: nan is not between"),
+        ("{images} out --name x --shuffle-seed -1", "--shuffle-seed: -1 is below 0"),
+        ("{images} {videos}/a.mp4/x --name x", "a.mp4/x cannot be made"),
+        ("m.json {videos}/a.mp4/x.json", "a.mp4 cannot be made"),
         ("{videos} out --name x --fps 60", "has 25 frames a second, --fps asks for 60"),
         ("{videos} out --name x --label-file l.json", "--label-file needs --expected-segments"),
         ("{images} out --name x --list none.txt", "none.txt is missing: --list names a text file"),
@@ -157,6 +162,27 @@ def test_inspect_a_damaged_file(tmp_path, capsys, words):
         assert "begins at byte 3674" in json.loads(captured.out)["fault"]
 
 
+@pytest.mark.parametrize(
+    ("frames", "fault"),
+    [
+        ([], "it has no frames"),
+        ([None, b"x"], "frame 1 is no image"),
+        ([None, None], None),
+    ],
+)
+def test_inspect_frames_that_are_none(images, tmp_path, capsys, frames, fault):
+    whole = (images / "a" / "0.jpg").read_bytes()
+    video = VideoRecord("v", [whole if frame is None else frame for frame in frames])
+    write_videos(tmp_path / "x.tfrecord", [video])
+    assert call("inspect", tmp_path / "x.tfrecord") == (0 if fault is None else 1)
+    captured = capsys.readouterr()
+    if fault is not None:
+        assert f"fault: {fault}" in captured.out
+        assert f"x.tfrecord: the record at byte 0 is not a video of the schema: {fault}; make" in (
+            captured.err
+        )
+
+
 def test_inspect_what_contradicts_itself(videos, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("shards", videos, out, "--name", "x") == 0
@@ -169,5 +195,10 @@ def test_inspect_what_contradicts_itself(videos, tmp_path, capsys):
     write_records(tmp_path / "bare.tfrecord", [data])
     assert call("inspect", tmp_path / "bare.tfrecord") == 1
     assert "the record at byte 0 is not a video of the schema: 'name'" in capsys.readouterr().err
+    (tmp_path / "none.txt").write_text("no record at all")
+    assert call("inspect", tmp_path / "none.txt") == 1
+    error = capsys.readouterr().err
+    assert "none.txt is no TFRecord, or is damaged at byte 0; name another file" in error
+    assert "delete" not in error
     assert call("inspect", tmp_path / "none.tfrecord") == 1
     assert "none.tfrecord is no file" in capsys.readouterr().err

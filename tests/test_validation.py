@@ -57,6 +57,24 @@ def test_the_key_follows_settings_and_set(sources, tmp_path):
     assert validator({**sources, "train_dataset": str(other)}, CPU, 0).key != key
 
 
+@pytest.mark.parametrize(
+    ("kind", "falling", "rising"),
+    [
+        ("alignment_video", ["dtw_cost", "dtw_cost_percent", "phase_difference"], ["same_phase_p"]),
+        ("phase_progression", ["transition_error"], ["r2", "train_r2_1", "r2_event1"]),
+        ("algorithm_loss", ["loss_test", "loss_train", "tcn_test"], ["accuracy_test"]),
+        ("davis", ["J_decay", "F_decay", "plain_J_decay"], ["JF_mean", "J_recall"]),
+        ("tsne", ["kl_divergence"], ["trustworthiness", "top1_2d"]),
+        ("kendalls_tau", [], ["tau", "pairs"]),
+    ],
+)
+def test_of_which_metrics_less_is_better(kind, falling, rising, tmp_path):
+    words = {"name": "x", "settings": {"kind": kind, "dataset": "x"}, "dataset": str(tmp_path)}
+    one = validator(words, CPU, 0)
+    assert all(one.lower_is_better(name) for name in falling)
+    assert not any(one.lower_is_better(name) for name in rising)
+
+
 EMBEDDER = {"kind": "conv", "inputs": 24, "size": 6, "layers": [[8, 3, True]], "fc": [[8, True]]}
 
 

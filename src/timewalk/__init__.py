@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from timewalk.encoders import load_encoder
+    from timewalk.encoders import load_embedder, load_encoder
 
-__all__ = ["load_encoder"]
+__all__ = ["load_embedder", "load_encoder"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,8 @@ are those of the code published with the paper (CVPR 2019), on torch tensors.
     )                                           # scalar
     loss.backward()
 
+`torch.func` differentiates small batches alone: large ones are taken in checkpointed chunks.
+
 The default `loss_type` is "classification", as published; the publication's experiments use
 "regression_mse_var". Frames are sorted by time within a video. At least two videos are needed; they
 should show the same action.
@@ -29,11 +31,10 @@ from timewalk.ops.alignment import (
     compute_alignment_loss,
     compute_deterministic_alignment_loss,
     compute_stochastic_alignment_loss,
-    draw_cycles,
-    draw_starts,
     get_scaled_similarity,
     pairwise_l2_distance,
 )
+from timewalk.ops.cycle_draws import draw_cycles, draw_starts
 
 __all__ = [
     "align_pair_of_sequences",

@@ -56,6 +56,10 @@ class Validator:
         settings = self.config.model_dump(mode="json", exclude={"runs"})
         return sha256_json([settings, *(path and sha256_file(path) for path in self.sets)])
 
+    def lower_is_better(self, metric: str) -> bool:
+        """Return whether less of a metric is better."""
+        return get_evaluation(self.config.kind).lower_is_better(metric)
+
     def __call__(self, run: Path, pictures: Path | None = None) -> dict[str, float | None]:
         """Return the metrics of the encoder in a folder; None: its pictures are not kept."""
         entry = get_evaluation(self.config.kind)

@@ -159,3 +159,13 @@ def test_impossible_lengths_are_refused(frames: tuple[int, int]) -> None:
 def test_small_images_are_refused() -> None:
     with pytest.raises(UserError, match=r"^size is 96 x 31 pixels; give at least 32 a side\.$"):
         moving_phases(1, size=(96, 31))
+
+
+@pytest.mark.parametrize(("sides", "found"), [(1, {"right"}), (2, {"left", "right"})])
+def test_the_hand_comes_from_one_side_or_two(sides: int, found: set[str]) -> None:
+    """The jug stands on the side that the hand comes from, the glass with the water beyond it."""
+    seen = set()
+    for clip in moving_phases(8, seed=2, sides=sides, **PLAIN):
+        jug, water = (np.nonzero(what(clip.frames[-1:]))[2].mean() for what in (redness, blueness))
+        seen.add("right" if jug > water else "left")
+    assert seen == found

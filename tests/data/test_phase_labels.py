@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from tests.golden.conftest import load
 from timewalk.data.phase_labels import (
+    doubts,
+    label_warnings,
     labels_at,
     merge_segments,
     read_label_file,
@@ -112,8 +114,9 @@ def test_a_label_file(tmp_path):
     assert segments_of_video(videos, "walk", 2, path) == [(0.0, 1.0), (1.0, 2.0)]
     with pytest.raises(UserError, match=r"labels\.json has no video 'wolk'; did you mean 'walk'"):
         segments_of_video(videos, "wolk", 2, path)
-    with pytest.raises(UserError, match=r"labels\.json, 'walk': annotator 'p' gives no start"):
-        segments_of_video(videos, "walk", 3, path)
+    message = r"labels\.json, 'walk': annotator 'p' gives no start .*, or correct some\.key\.$"
+    with pytest.raises(UserError, match=message):
+        segments_of_video(videos, "walk", 3, path, "some.key")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,9 @@ def test_a_label_file(tmp_path):
         ({"walk": {"p": {"0": ["0:00", "0:01"]}}}, "'walk' should hold annotators"),
         ({"walk": {"p": {"0": [0, float("inf")]}}}, "'walk' should hold annotators"),
         ({"walk": {"p": {"0": [False, True]}}}, "'walk' should hold annotators"),
+        ({"walk": {"p": {"0": [0, 2**63]}}}, "'walk' should hold annotators"),
+        ({"walk": {"p": {"0": [0, float("nan")]}}}, "'walk' should hold annotators"),
+        ({"walk": {"p": {"0": [-(10**400), 0]}}}, "'walk' should hold annotators"),
     ],
 )
 def test_a_file_of_another_form(tmp_path, content, words):
@@ -135,5 +141,52 @@ def test_a_file_of_another_form(tmp_path, content, words):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(UserError, match=r"labels\.json is missing"):
-        read_label_file(tmp_path / "labels.json")
+    with pytest.raises(
+        UserError, match=r"^labelled\.x\.label_file: there is no file .*labels\.json; corr"
+    ):
+        read_label_file(tmp_path / "labels.json", "labelled.x.label_file")
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"walk": "\xff"}', b"[" + b"9" * 5000 + b"]"])
+def test_a_file_that_is_no_json(tmp_path, content):
+    path = tmp_path / "labels.json"
+    path.write_bytes(content)
+    message = r"^--label-file: .*labels\.json is not valid JSON \(.*\); correct the file\.$"
+    with pytest.raises(UserError, match=message):
+        read_label_file(path)
+
+
+@pytest.mark.parametrize("key", [None, "--expected-segments", "labelled.x.classes"])
+def test_the_number_of_phases_is_corrected_where_it_is_given(key):
+    people = {"p": {"0": [0, 1], "1": [1, 2]}}
+    end = f", or correct {key}" if key else ""
+    with pytest.raises(UserError, match=rf"gives no start and end of phase 2; add them{end}\.$"):
+        merge_segments(people, 3, "x", key)
+    message = rf"'p' has a phase '1', but the phases are 0 to 0; remove it{end}\.$"
+    with pytest.raises(UserError, match=message):
+        merge_segments(people, 1, "x", key)
+
+
+def test_doubts():
+    times = [0, 0.1, 0.2]
+    assert doubts([(0.0, 0.1), (0.1, 0.2)], times) == []
+    gone = "phase {} has no time left once segments are averaged and gaps are closed"
+    assert doubts([(0.0, 1.0), (1.5, 1.0), (1.0, 1.0)], times) == [gone.format(1), gone.format(2)]
+    early = "all phases end before the second frame (a label file holds microseconds)"
+    assert doubts([(0.0, 1e-6), (1e-6, 2e-6)], times) == [early]
+    assert doubts([(0.0, 1e-6)], [0.0]) == []
+
+
+def test_a_phase_within_another_vanishes():
+    segments = merge_segments({"p": {"0": [0, 10e6], "1": [2e6, 3e6], "2": [8e6, 12e6]}}, 3, "x")
+    assert segments == [(0.0, 6.0), (6.0, 5.5), (5.5, 12.0)]
+    assert 1 not in labels_at(segments, np.linspace(-1, 13, 100)).tolist()
+    assert doubts(segments, [0, 1])[0].startswith("phase 1 has no time left")
+
+
+def test_one_sentence_for_all_videos_of_the_same_doubt():
+    found = [("a", ["x"]), ("b", []), ("c", ["y", "x"])]
+    assert label_warnings(found) == [
+        "x in 2 videos, the first 'a'",
+        "y in 1 video, the first 'c'",
+    ]

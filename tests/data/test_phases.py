@@ -1,20 +1,25 @@
 """Videos with phases: what was prepared is read, for evaluations and for training."""
 
 import json
+import multiprocessing
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.miniature.phase_sets import records, video
+from tests.miniature.phase_sets import label_file, records, video
 from timewalk.artefacts import read_json, write_json
-from timewalk.config import PhaseRecords
+from timewalk.config import PhaseFrames, PhaseRecords
+from timewalk.data import phases
 from timewalk.data.clips import open_clips
 from timewalk.data.frame_folders import index_frame_folders, open_stores
 from timewalk.data.phase_sampling import PhaseSampler
 from timewalk.data.phases import PhaseVideos
 from timewalk.data.prepare import prepare
+from timewalk.data.tfrecord import read_videos
 from timewalk.errors import UserError
 
 
@@ -110,6 +115,23 @@ def test_other_clips_of_such_videos(linked):
     assert source.groups() == [1, 1, 1, 3]
 
 
+def test_a_share_is_taken_of_each_action(tmp_path):
+    each = [("a", 0), ("b", 0), ("c", 2), ("d", 0), ("e", 2), ("f", 0), ("g", 7)]
+    made = [video(name, (0,), label=label) for name, label in each]
+    records(tmp_path / "raw", {"x_train-0.tfrecord": made, "x_val-0.tfrecord": [video("z")]})
+    manifest, link = tmp_path / "set" / "manifest.json", tmp_path / "folders.json"
+    prepare("x", PhaseRecords(kind="phase_records", root=str(tmp_path / "raw")), manifest)
+    index_frame_folders(manifest, link)
+
+    def taken(fraction):
+        source = open_clips([link], 1, 0, sampling="uniform", fraction=fraction)
+        return "".join(source.clip(number).video for number in range(len(source)))
+
+    assert taken(1.0) == "abcdefg"
+    assert taken(0.5) == "abcg"
+    assert taken(0.01) == "acg"
+
+
 def test_the_link_hangs_on_the_training_split_alone(manifest, linked, tmp_path):
     before = linked.read_text()
     settings = {"kind": "phase_records", "root": str(tmp_path / "raw"), "stride": 3}
@@ -148,6 +170,34 @@ def test_records_of_another_size(manifest, tmp_path):
         PhaseVideos(manifest, "test")
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_corrected_labels_are_not_read_as_they_were(manifest, tmp_path, split):
+    name = {"train": "toy_train-1-of-2.tfrecord", "test": "toy_val-0-of-1.tfrecord"}[split]
+    path = tmp_path / "raw" / name
+    before, made = path.read_bytes(), list(read_videos(path))
+    made[0].frame_labels[1] = 1 - made[0].frame_labels[1]
+    records(tmp_path / "raw", {name: made})
+    assert len(path.read_bytes()) == len(before)
+    with pytest.raises(UserError, match=rf"{name} is not as it was .*run the prepare stage again"):
+        PhaseVideos(manifest, split)
+    path.write_bytes(before)
+    assert len(PhaseVideos(manifest, split)) == 2
+
+
+def test_a_label_file_that_changed(make_frames, tmp_path):
+    path = label_file(tmp_path / "labels.json", {"a": (0.1, 0.2), "b": (0.1, 0.2)})
+    frames = {name: make_frames(name, 3, fps=10.0) for name in "ab"}
+    settings = {"dataset": "mine", "label_file": str(path), "classes": ["x", "y"], "test": ["b"]}
+    manifest = tmp_path / "set" / "manifest.json"
+    prepare("set", PhaseFrames(kind="phase_frames", **settings), manifest, frames)
+    assert PhaseVideos(manifest, "train")[0].labels.tolist() == [0, 1, 1]
+    label_file(path, {"a": (0.2, 0.3), "b": (0.1, 0.2)})
+    with pytest.raises(UserError, match=r"labels\.json has changed since .*prepare stage again"):
+        PhaseVideos(manifest, "train")
+    path.unlink()
+    assert PhaseVideos(manifest, "train")[0].labels.tolist() == [0, 1, 1]
+
+
 def test_a_frame_that_changed_is_noticed_when_it_is_read(manifest, tmp_path):
     store = PhaseVideos(manifest, "train")[1].store
     offset, path = int(store.index.offset[1]), tmp_path / "raw" / "toy_train-1-of-2.tfrecord"
@@ -158,9 +208,39 @@ def test_a_frame_that_changed_is_noticed_when_it_is_read(manifest, tmp_path):
     message = rf"toy_train-1-of-2\.tfrecord at byte {offset}: frame 1 is damaged .*prepare stage"
     with pytest.raises(UserError, match=message):
         store.jpeg(1)
-    path.unlink()
+
+
+def test_a_file_that_goes_before_it_is_read(manifest, tmp_path):
+    store = PhaseVideos(manifest, "train")[1].store
+    (tmp_path / "raw" / "toy_train-1-of-2.tfrecord").unlink()
     with pytest.raises(UserError, match=r"toy_train-1-of-2\.tfrecord cannot be read: restore"):
         store.jpeg(0)
+
+
+def test_few_files_are_kept_open(tmp_path, monkeypatch):
+    made = {f"x_train-{k}-of-9.tfrecord": [video(f"v{k}", first=20 * k)] for k in range(9)}
+    records(tmp_path / "raw", made | {"x_val-0-of-1.tfrecord": [video("z")]})
+    manifest = tmp_path / "set" / "manifest.json"
+    prepare("x", PhaseRecords(kind="phase_records", root=str(tmp_path / "raw")), manifest)
+    monkeypatch.setattr(phases, "OPEN", 3)
+    before = len(list(Path("/dev/fd").iterdir()))
+    videos = PhaseVideos(manifest, "train")
+    for _ in range(2):
+        assert [gray(one.frames([1]))[0] for one in videos] == [10 + 20 * k for k in range(9)]
+        assert len(list(Path("/dev/fd").iterdir())) == before + 3
+    copy = pickle.loads(pickle.dumps(videos[2]))
+    assert gray(copy.frames([0])) == [40]
+    del videos, copy
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_frames_are_read_in_threads_and_forks(manifest):
+    store = PhaseVideos(manifest, "train")[0].store
+    expected = [store.jpeg(k) for k in range(5)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(store.jpeg, list(range(5)) * 20)) == expected * 20
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(store.jpeg, range(5)) == expected
 
 
 def test_another_manifest(manifest):

@@ -175,6 +175,26 @@ class TestRecords:
         with pytest.raises(UserError, match=message):
             run(**settings)
 
+    def test_two_conversions_of_one_set(self, run, tmp_path):
+        files = ("toy_train-0-of-2", "toy_train-1-of-2", "toy_train-0-of-1", "other_train-0-of-1")
+        made = {f"{file}.tfrecord": [video(file)] for file in files}
+        records(tmp_path / "raw", made | {VAL: [video("b")]})
+        message = r"raw holds toy_train-\*-of-[12]\.tfrecord and .*two conversions of one set; rem"
+        with pytest.raises(UserError, match=message):
+            run()
+        assert run(train="*_train-0-of-1.tfrecord")["counts"]["train"] == 2
+
+    @pytest.mark.parametrize(
+        ("names", "message"),
+        [(["a", "b", "a"], "names 'a' twice"), (["a", " "], "empty name"), ([""], "empty name")],
+    )
+    @pytest.mark.parametrize("kind", ["phase_records", "phase_frames"])
+    def test_classes_have_names_of_their_own(self, kind, names, message):
+        frames = {"dataset": "x", "label_file": "x.json", "test": ["a"]}
+        own = {"root": "x"} if kind == "phase_records" else frames
+        with pytest.raises(ValidationError, match=message):
+            checked(kind=kind, classes=names, **own)
+
     def test_a_missing_shard(self, run, tmp_path):
         shards = {f"toy_train-{k}-of-3.tfrecord": [video(str(k))] for k in (0, 2)}
         records(tmp_path / "raw", shards | {VAL: [video("b")]})
@@ -355,6 +375,10 @@ class TestPennAction:
         assert [(one.name, one.action) for one in opened("test")] == [("0002", 0), ("0004", 3)]
         assert about["classes"] == []
         assert list(about["actions"]) == list(penn_action.ACTIONS)
+        absent = [name for name in penn_action.ACTIONS if name not in ("baseball_pitch", "bowling")]
+        assert about["warnings"][2] == f"there is no video of {', '.join(absent)}"
+        assert about["warnings"][3].endswith("only evaluations that need no labels read them")
+        assert len(about["warnings"]) == 4
         assert about["actions"]["bench_press"] == ["start", "bar fully down"]
 
     def test_the_published_numbers_of_phases(self):
@@ -396,6 +420,9 @@ class TestPennAction:
             run("penn_action", action="bowling", label_file=str(path))
         with pytest.raises(UserError, match=r"label_file: there is no file no\.json; correct"):
             run("penn_action", action="bowling", label_file="no.json")
+        path = label_file(tmp_path / "labels.json", {"0003": (0.1, 0.2), "0004": (0.1, 0.2)})
+        with pytest.raises(UserError, match=r"'0003': .* no start and end of phase 2; add them\.$"):
+            run("penn_action", action="bowling", label_file=str(path))
 
     def test_an_unknown_action(self, run, tmp_path):
         videos = phase_sets.PENN | {"0006": ("bowling alley", 1, 2)}
@@ -458,12 +485,35 @@ class TestFrames:
             ),
             ({"test": ["a", "b"]}, "the train split has no video"),
             ({"label_file": "no.json"}, r"labelled\.set\.label_file: there is no file no\.json; c"),
-            ({"classes": ["one", "two", "three"]}, "'ann' gives no start and end of phase 2"),
+            (
+                {"classes": ["one", "two", "three"]},
+                r"'ann' gives no start and end of phase 2; add them, or correct labelled\.set\.cl",
+            ),
+            (
+                {"classes": ["one"]},
+                r"'ann' has a phase '1', but the phases are 0 to 0; remove it, or correct labelled",
+            ),
         ],
     )
     def test_mistakes(self, run, frames, tmp_path, changes, message):
         with pytest.raises(UserError, match=message):
             run("phase_frames", frames, **self.settings(tmp_path, **changes))
+
+    def test_a_file_that_is_no_json(self, run, frames, tmp_path):
+        settings = self.settings(tmp_path)
+        (tmp_path / "labels.json").write_text("{")
+        with pytest.raises(UserError, match=r"labelled\.set\.label_file: .* is not valid JSON"):
+            run("phase_frames", frames, **settings)
+
+    def test_doubtful_segments_are_warned_of(self, run, frames, tmp_path):
+        settings = self.settings(tmp_path)
+        label_file(tmp_path / "labels.json", {"a": (0.3e-6, 1e-6), "b": (0.0, 0.6)})
+        assert run("phase_frames", frames, **settings)["warnings"] == [
+            "all phases end before the second frame (a label file holds microseconds) in 1 video, "
+            "the first 'a'",
+            "phase 0 has no time left once segments are averaged and gaps are closed in 1 video, "
+            "the first 'b'",
+        ]
 
     def test_no_frames(self, run, tmp_path):
         with pytest.raises(UserError, match=r"no frames of the data set 'mine' were given"):

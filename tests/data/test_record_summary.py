@@ -61,6 +61,15 @@ def test_published_records_in_words():
     assert "  action label -1\n  no frame labels" in other
 
 
+def test_a_picture_that_is_cut_off_is_no_image(tmp_path):
+    whole = jpeg((8, 6))
+    context = {"name": [b"v"], "len": [200], "label": [0]}
+    frames = [[whole[:end]] for end in range(200)]
+    (record,) = summarise(written(tmp_path, encode_sequence(context, {"video": frames})))
+    assert record["sizes"]["no image"] > 100
+    assert record["fault"] == "frame 0 is no image"
+
+
 def test_unknown_keys_are_shown(tmp_path):
     context = {"name": [b"v"], "len": [2], "label": [0], "rate": [2.5], "label_string": [b"pour"]}
     lists = {"video": [[jpeg((8, 6))], [b"x"]], "depth": [[1.0], [2.0]], "time_us": [[0], [4000]]}

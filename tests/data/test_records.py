@@ -346,6 +346,11 @@ def test_files_of_others_are_not_replaced(root, tmp_path):
         ({"per_shard": 0}, "--per-shard: 0 is less than 1"),
         ({"width": 0}, "--width: 0 is less than 1"),
         ({"expected_segments": 2}, "--expected-segments goes with --label-file"),
+        ({"width": 65501}, "--width: 65501 is more than a JPEG's 65500; lower it"),
+        ({"height": 100000}, "--height: 100000 is more than a JPEG's 65500; lower it"),
+        ({"action_label": 2**63}, "--action-label: 9223372036854775808 needs more than 64 bits"),
+        ({"action_label": -(2**63) - 1}, "--action-label: -9223372036854775809 needs more than 64"),
+        ({"shuffle_seed": -1}, "--shuffle-seed: -1 is below 0; correct it"),
         ({"label_file": "x.json"}, "--label-file needs --expected-segments"),
         ({"class_names": ("a", "")}, "--frame-labels has an empty name"),
         (
@@ -385,12 +390,77 @@ def test_names_that_begin_no_file(root, tmp_path, name):
         convert(root, tmp_path / "out", name=name)
 
 
+@pytest.mark.parametrize("below", ["file/out", "file/deeper/out"])
+def test_an_output_that_cannot_be_made(root, tmp_path, below):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"out cannot be made \(.*\); name another OUTPUT"):
+        convert(root, tmp_path / below)
+
+
+def test_an_output_that_cannot_be_written_to(root, tmp_path, monkeypatch):
+    make = Path.mkdir
+
+    def refuse(path, *words, **options):
+        if path.name.endswith(".part"):
+            raise PermissionError(13, "Permission denied")
+        make(path, *words, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=r"cannot be made \(Permission denied\); name another"):
+        convert(root, tmp_path / "out")
+
+
+def test_sides_that_no_jpeg_has(root, tmp_path, monkeypatch):
+    assert len(jpeg_of(np.zeros((record_writer.LONGEST, 1, 3), np.uint8))) > 100
+    monkeypatch.setattr(record_writer, "LONGEST", 30)
+    with pytest.raises(
+        UserError, match=r"images/[abc] has frames of 32x24 pixels, but a JPEG's side"
+    ):
+        convert(root, tmp_path / "out")
+
+
+def test_suffixes_in_other_letters(root, tmp_path):
+    for folder, suffix in (("a", ".JPG"), ("b", ".jpg"), ("c", ".Jpeg")):
+        for path in sorted((root / folder).iterdir()):
+            Image.open(path).save(path.with_suffix(suffix), "JPEG")
+            path.unlink()
+    about = convert_folders(root, tmp_path / "out", "toy", ASIS)
+    assert [(one["name"], one["frames"]) for one in about["videos"]] == [
+        ("a", 2),
+        ("b", 3),
+        ("c", 4),
+    ]
+    about = convert_folders(root, tmp_path / "out", "toy", ASIS, extension=".JPEG")
+    assert [one["name"] for one in about["videos"]] == ["c"]
+
+
+def test_doubtful_segments_are_warned_of(root, tmp_path):
+    labels = {name: {"p": {"0": [0, 10e6], "1": [2e6, 3e6], "2": [8e6, 9e6]}} for name in "ac"}
+    labels["b"] = {"p": {"0": [0, 1], "1": [1, 2], "2": [2, 3]}}  # as if in seconds
+    (tmp_path / "labels.json").write_text(json.dumps(labels))
+    settings = RecordSettings(
+        resize=False, label_file=tmp_path / "labels.json", expected_segments=3, per_shard=2
+    )
+    about = convert(root, tmp_path / "out", settings, fps=2)
+    assert about["warnings"] == [
+        "phase 1 has no time left once segments are averaged and gaps are closed in 2 videos, the "
+        "first 'a'",
+        "all phases end before the second frame (a label file holds microseconds) in 1 video, the "
+        "first 'b'",
+    ]
+    assert set(about["videos"][0]) == {"name", "frames", "fps", "width", "height"}
+
+
 def test_other_mistakes(root, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"list\.txt is missing"):
         convert(root, out, listing=tmp_path / "list.txt")
-    with pytest.raises(UserError, match="--fps: 0 is not above 0"):
-        convert(root, out, fps=0)
+    for fps in (0, -1, 1e-300, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"--fps: {fps:g} is not between 1e-06 and 1e"):
+            convert(root, out, fps=fps)
+    (tmp_path / "list.txt").write_bytes(b"\xff\n")
+    with pytest.raises(UserError, match=r"--list: .*list\.txt is no UTF-8 text; save it"):
+        convert(root, out, listing=tmp_path / "list.txt")
     with pytest.raises(UserError, match="nothing is no folder"):
         convert(tmp_path / "nothing", out)
     with pytest.raises(UserError, match=r"holds no folder with \.gif images"):

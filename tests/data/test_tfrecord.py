@@ -19,7 +19,9 @@ from timewalk.data.protobuf import (
     jpeg_spans,
 )
 from timewalk.data.tfrecord import (
+    HEADER_BYTES,
     VideoRecord,
+    checksums_digest,
     decode_video,
     read_records,
     read_videos,
@@ -154,7 +156,10 @@ def test_every_truncation_is_detected(tmp_path, videos):
     for size in set(range(1, len(raw))) - {first}:
         path.write_bytes(raw[:size])
         start = 0 if size < first else first
-        with pytest.raises(UserError, match=f"cut off in the record that begins at byte {start}:"):
+        message = f"cut off in the record that begins at byte {start}:"
+        if size < HEADER_BYTES:
+            message = r"x\.tfrecord is no TFRecord, or is damaged at byte 0; name another file"
+        with pytest.raises(UserError, match=message):
             list(read_records(path))
     path.write_bytes(raw[:first])  # a whole record: the framing cannot know of more
     assert len(list(read_records(path))) == 1
@@ -202,3 +207,20 @@ def test_records_outside_the_schema(tmp_path, context, lists, words):
 def test_shard_names():
     assert shard_name("pouring_train", 0, 2) == "pouring_train-0-of-2.tfrecord"
     assert shard_name("x", 0, 12) == "x-00-of-12.tfrecord"
+
+
+def test_a_digest_of_the_checksums(tmp_path, videos):
+    path = tmp_path / "x.tfrecord"
+    write_videos(path, videos)
+    first, size = checksums_digest(path), path.stat().st_size
+    write_videos(path, videos)
+    assert checksums_digest(path) == first
+    videos[0].label += 1
+    write_videos(path, videos)
+    assert (path.stat().st_size, checksums_digest(path) == first) == (size, False)
+    raw = path.read_bytes()
+    for cut in range(len(raw)):
+        path.write_bytes(raw[:cut])
+        assert checksums_digest(path) != first
+    path.write_bytes(b"\xff" * 50)
+    assert checksums_digest(path) != first

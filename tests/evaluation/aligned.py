@@ -83,8 +83,11 @@ def progress(length):
     return np.stack([np.linspace(0, 1, length), np.ones(length)], axis=1).astype(np.float32)
 
 
-def write_embeddings(path, manifest, split="test", steps=None, vectors=progress, save=None):
+def write_embeddings(
+    path, manifest, split="test", steps=None, vectors=progress, save=None, **about
+):
     """Write embeddings of a split that say how far a video has gone; return the path."""
+    about = {"split": split} | about
     videos = []
     for video in PhaseVideos(manifest, split):
         kept = np.arange(len(video)) if steps is None else np.arange(len(video))[steps]
@@ -95,5 +98,5 @@ def write_embeddings(path, manifest, split="test", steps=None, vectors=progress,
         found = vectors(len(video))[kept]
         videos.append(PhaseSequence(video.name, found, labels, kept, video.action, frames))
     path.parent.mkdir(parents=True, exist_ok=True)
-    (save or save_phase_embeddings)(path, PhaseEmbeddings(videos, ["a", "b"], {"split": split}))
+    (save or save_phase_embeddings)(path, PhaseEmbeddings(videos, ["a", "b"], about))
     return path

@@ -1,6 +1,6 @@
 """Embeddings of videos as the embed stage writes them, for the evaluations that read them."""
 
-from pathlib import Path
+import hashlib
 
 import numpy as np
 import torch
@@ -13,7 +13,13 @@ from timewalk.evaluation.phase_sequences import (
 )
 
 NAMES = ["reach", "pour", "leave"]
-ABOUT = {"encoder_sha256": "e", "head_sha256": "h", "dataset_sha256": "d", "dataset": "toy"}
+FILES = {
+    "encoder_sha256": "run/encoder.safetensors",
+    "head_sha256": "run/head.safetensors",
+    "dataset_sha256": "manifest.json",
+}
+"""what digests are of, beside the embeddings; each holds its key"""
+ABOUT = {key: hashlib.sha256(key.encode()).hexdigest() for key in FILES} | {"dataset": "toy"}
 
 
 def sequence(seed, name="v", noise=0.05, labelled=True, action=-1):
@@ -43,4 +49,9 @@ def save(path, videos, classes=NAMES, **about):
 
 
 def inputs_of(train, test):
-    return Inputs(Path("run"), Path("set"), torch.device("cpu"), train=train, test=test)
+    folder = train.parent
+    (folder / "run").mkdir(exist_ok=True)
+    for key, name in FILES.items():
+        (folder / name).write_text(key)
+    manifest, cpu = folder / "manifest.json", torch.device("cpu")
+    return Inputs(folder / "run", manifest, cpu, train=train, test=test)

@@ -199,6 +199,26 @@ def test_an_mp4_needs_pyav(monkeypatch):
         check_writer(".mp4")
 
 
+def test_changes_of_phase_show_on_light_cells_and_on_dark_ones(tmp_path):
+    """All cells but one column are as far away as can be, so as light as can be."""
+    reference, other = (video(range(9), name) for name in ("reference", "other"))
+    labelled = video(range(9), "other", labels=[0] * 5 + [1] * 4)
+    found = match(reference, other, use_dtw=False, normalise=False)
+    found.distances[:] = 100
+    found.distances[:, 0] = 0
+    found.distances[0] = 0
+    pictures = []
+    for name, shown in (("without.png", other), ("with.png", labelled)):
+        plot_paths(tmp_path / name, reference, [(shown, found)])
+        with Image.open(tmp_path / name) as picture:
+            pictures.append(np.asarray(picture.convert("L")).astype(int))
+    without, drawn = pictures
+    line = without != drawn
+    on_light, on_dark = line & (without > 250), line & (without < 5)
+    assert (drawn[on_light] < 100).sum() > 100
+    assert (drawn[on_dark] > 200).sum() > 5
+
+
 def test_paths_are_drawn_for_one_and_for_many(tmp_path):
     reference = video([0, 1, 2, 3], "reference", labels=[0, 0, 1, 1])
     others = [video([0, 1, 1, 2, 3][: 3 + n % 3], f"v{n}", labels=None) for n in range(5)]

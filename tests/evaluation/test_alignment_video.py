@@ -16,9 +16,11 @@ from tests.evaluation.aligned import (
     write_set,
 )
 from timewalk import cli
+from timewalk.artefacts import sha256_file
 from timewalk.check import check
 from timewalk.errors import UserError
 from timewalk.evaluation.alignment import match
+from timewalk.evaluation.alignment_files import _own_frame
 from timewalk.evaluation.alignment_pictures import Sheet, grid_rows
 from timewalk.evaluation.alignment_video import (
     Alignment,
@@ -111,6 +113,43 @@ def test_the_protocol_names_what_changes_numbers(made, tmp_path):
     result = evaluate(inputs_of(made, train=train), config, tmp_path / "out")
     assert result.protocol == "alignment-train2-dtw-normalised"
     assert len(pages_of(result.artefacts[0])[0]) == 12
+    few = write_embeddings(tmp_path / "few.safetensors", manifest, stride=3, max_videos=4)
+    config = Config(dataset="grey", format="gif", cell=32)
+    result = evaluate(inputs_of(made, test=few), config, tmp_path / "out")
+    assert result.protocol == "alignment-test0-nn-every3-first4"
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"encoder_sha256": "x"}, r"x.safetensors was not made with .*\(encoder_sha256\)"),
+        ({"dataset_sha256": "x"}, r"x.safetensors was not made with .*\(dataset_sha256\)"),
+        ({"split": "train"}, "x.safetensors holds the split 'train' where 'test' is read"),
+    ],
+)
+def test_embeddings_of_another_run_set_or_split(made, tmp_path, about, message):
+    manifest, _ = made
+    source = write_embeddings(tmp_path / "x.safetensors", manifest, **about)
+    with pytest.raises(UserError, match=message):
+        evaluate(inputs_of(made, test=source), Config(dataset="grey", format="gif"), tmp_path)
+
+
+def test_embeddings_of_another_set_with_equal_names(made, tmp_path):
+    """Videos of the same names and lengths, but other pictures."""
+    manifest, _ = made
+    source = write_embeddings(
+        tmp_path / "x.safetensors", manifest, dataset_sha256=sha256_file(manifest)
+    )
+    align([source], tmp_path / "x.gif", Alignment(cell=32), manifest=manifest)
+    other = write_set(tmp_path / "other", LENGTHS, side=24)
+    with pytest.raises(UserError, match=r"was not made of the split 'test' of .*other"):
+        align([source], tmp_path / "x.gif", Alignment(cell=32), manifest=other)
+
+
+def test_the_originals_frames_keep_every_level():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=3)
+    for floats in (levels / 127.5 - 1, (levels / np.float32(127.5) - 1).astype(np.float32)):
+        assert np.array_equal(_own_frame(floats, 0), levels[0])
 
 
 def test_embeddings_of_every_third_frame_show_those(made, tmp_path):
@@ -228,7 +267,8 @@ def test_mistakes_are_one_sentence(made, tmp_path, monkeypatch):
     wide = write_embeddings(
         tmp_path / "wide.safetensors", manifest, vectors=lambda n: np.ones((n, 3), np.float32)
     )
-    mistake(call([source, wide]), "wide.safetensors holds embeddings of 3 numbers", "of 2")
+    wrong = "wide.safetensors holds embeddings of 3 numbers for video 'val0'"
+    mistake(call([source, wide]), wrong, "test.safetensors of 2 for video 'val0'")
     empty = write_embeddings(tmp_path / "empty.safetensors", manifest, steps=slice(0, 0))
     mistake(call([empty]), "holds no finite embedding of video 'val0'")
     assert not target.exists()

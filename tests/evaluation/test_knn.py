@@ -1,6 +1,6 @@
 import csv
+import hashlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -157,9 +157,14 @@ def test_confusion():
     assert table.tolist() == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
 
 
+def sha(text):
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def save(path, values, labels, count=7, **changes):
     names = [f"class {i}" for i in range(count)]
-    about = {"encoder_sha256": "e", "dataset_sha256": "d", "classes": names} | changes
+    digests = {f"{key}_sha256": sha(key) for key in ("encoder", "dataset")}
+    about = {**digests, "classes": names} | changes
     save_file({"features": values, "labels": labels}, path, metadata={"about": json.dumps(about)})
 
 
@@ -172,14 +177,18 @@ def embeddings(tmp_path):
         for split, count, seed in (("train", 60, 0), ("test", test_count, 1)):
             values, labels = features(count, seed, classes=classes)
             paths.append(tmp_path / f"{split}.safetensors")
-            save(paths[-1], values, labels, classes, **about.get(split, {}))
+            save(paths[-1], values, labels, classes, split=split, **about.get(split, {}))
         return paths
 
     return write
 
 
 def evaluate(train, test, config, output_dir):
-    inputs = Inputs(Path("run"), Path("set"), torch.device("cpu"), train=train, test=test)
+    run, manifest = train.parent / "run", train.parent / "manifest.json"
+    run.mkdir(exist_ok=True)
+    (run / "encoder.safetensors").write_text("encoder")
+    manifest.write_text("dataset")
+    inputs = Inputs(run, manifest, torch.device("cpu"), train=train, test=test)
     return evaluate_inputs(inputs, config, output_dir)
 
 
@@ -217,6 +226,19 @@ def test_protocol_names_the_temperature(embeddings, tmp_path):
 def test_files_that_do_not_belong_together(embeddings, tmp_path, key):
     with pytest.raises(UserError, match=rf"train\.safetensors and .*test\.safetensors.*{key}"):
         evaluate(*embeddings(test={key: "other"}), config(), tmp_path / "knn")
+
+
+@pytest.mark.parametrize("key", ["encoder", "dataset"])
+def test_files_of_another_run_or_set(embeddings, tmp_path, key):
+    about = {f"{key}_sha256": sha("other")}
+    with pytest.raises(UserError, match=rf"train\.safetensors was not made with .*\({key}_sha256"):
+        evaluate(*embeddings(train=about, test=about), config(), tmp_path / "knn")
+
+
+def test_files_in_the_wrong_order(embeddings, tmp_path):
+    train, test = embeddings()
+    with pytest.raises(UserError, match=r"test\.safetensors holds the split 'test' where 'train'"):
+        evaluate(test, train, config(), tmp_path / "knn")
 
 
 def test_other_classes(embeddings, tmp_path):

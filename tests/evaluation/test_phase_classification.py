@@ -1,10 +1,11 @@
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.evaluation.phase_files import ABOUT, inputs_of, save, sequence, write
+from tests.evaluation.phase_files import ABOUT, FILES, inputs_of, save, sequence, write
 from timewalk.errors import UserError
 from timewalk.evaluation import get_evaluation
 from timewalk.evaluation.phase_classification import Config, evaluate
@@ -106,14 +107,60 @@ def test_a_frame_without_label(tmp_path):
         evaluate(inputs_of(tmp_path / "a", tmp_path / "a"), config(), tmp_path / "out")
 
 
-@pytest.mark.parametrize("key", ["encoder_sha256", "head_sha256", "dataset_sha256"])
+SETTINGS = ["image_size", "crop", "stride", "max_videos"]
+
+
+@pytest.mark.parametrize("key", [*FILES, *SETTINGS])
 def test_files_that_do_not_belong_together(tmp_path, key):
     inputs = write(tmp_path)
-    save(inputs.test, [sequence(0)], **ABOUT | {key: "other"})
+    save(inputs.test, [sequence(0)], **ABOUT | {"split": "test", key: 7})
     with pytest.raises(
-        UserError, match=rf"train\.safetensors and .*test\.safetensors differ.*{key}"
+        UserError, match=rf"train\.safetensors and .*test\.safetensors differ in {key}"
     ):
         evaluate(inputs, config(), tmp_path / "out")
+
+
+@pytest.mark.parametrize("key", FILES)
+def test_files_of_another_run_or_set(tmp_path, key):
+    inputs = write(tmp_path)
+    (tmp_path / FILES[key]).write_text("another")
+    with pytest.raises(UserError, match=rf"train\.safetensors was not made with .*\({key}\)"):
+        evaluate(inputs, config(), tmp_path / "out")
+
+
+def test_a_run_with_a_head_that_the_embeddings_are_not_of(tmp_path):
+    inputs = write(tmp_path, head_sha256=None)
+    with pytest.raises(UserError, match=r"was not made with .*head\.safetensors"):
+        evaluate(inputs, config(), tmp_path / "out")
+    (tmp_path / FILES["head_sha256"]).unlink()
+    assert evaluate(inputs, config(), tmp_path / "out").samples > 0
+
+
+def test_files_in_the_wrong_order(tmp_path):
+    inputs = write(tmp_path)
+    swapped = replace(inputs, train=inputs.test, test=inputs.train)
+    with pytest.raises(UserError, match=r"test\.safetensors holds the split 'test' where 'train'"):
+        evaluate(swapped, config(), tmp_path / "out")
+    again = replace(inputs, test=inputs.train)
+    with pytest.raises(UserError, match=r"train\.safetensors holds the split 'train' where 'test'"):
+        evaluate(again, config(), tmp_path / "out")
+
+
+def test_splits_of_different_widths(tmp_path):
+    inputs = write(tmp_path)
+    narrow = sequence(0, "narrow")
+    narrow = replace(narrow, embeddings=narrow.embeddings[:, :3])
+    save(inputs.test, [narrow], **ABOUT | {"split": "test"})
+    expected = r"test\.safetensors holds embeddings of 3 numbers for video 'narrow0' but .*train"
+    with pytest.raises(UserError, match=expected + r"\.safetensors of 4 for video 'train0'"):
+        evaluate(inputs, config(), tmp_path / "out")
+
+
+def test_a_part_of_the_videos_has_its_own_protocol(tmp_path):
+    result = evaluate(
+        write(tmp_path, max_videos=3, stride=2), config(fractions=[1]), tmp_path / "o"
+    )
+    assert result.protocol == "phase-svm-scale-f1-every2-first3"
 
 
 def test_several_actions(tmp_path):

@@ -128,7 +128,8 @@ def test_the_file_says_where_it_comes_from(runs, manifest, output):
     assert about["head_sha256"] == sha256_file(runs["conv"] / "head.safetensors")
     assert about["dataset_sha256"] == sha256_file(manifest)
     assert (about["dataset"], about["split"], about["precision"]) == ("pour", "test", "fp32")
-    assert (about["image_size"], about["stride"]) == (32, 1)
+    assert (about["image_size"], about["stride"], about["crop"]) == (32, 1, False)
+    assert about["max_videos"] == 0
     assert (about["context"], about["context_step"]) == (3, 4)
 
 
@@ -137,6 +138,13 @@ def test_without_embedder_frames_have_224_pixels(runs, manifest, output):
     found = load_phase_embeddings(output)
     assert (found.about["image_size"], found.about["head_sha256"]) == (224, None)
     assert len(found.videos) == 1
+    assert found.about["max_videos"] == 1
+
+
+def test_a_run_that_learnt_from_crops_says_so(tmp_path, manifest, output):
+    run = save_run(tmp_path / "cropped", CONV, crop=True)
+    embed_phases(run, manifest, "test", output, device="cpu")
+    assert load_phase_embeddings(output).about["crop"] is True
 
 
 def test_again_the_same_bytes(runs, manifest, output):

@@ -6,7 +6,7 @@ import pytest
 from tests.evaluation.phase_files import inputs_of, save, sequence, write
 from timewalk.errors import UserError
 from timewalk.evaluation.phase_progression import Config, evaluate
-from timewalk.evaluation.phase_sequences import PhaseSequence
+from timewalk.evaluation.phase_sequences import PhaseSequence, load_phase_embeddings
 
 pytest.importorskip("matplotlib")
 
@@ -38,6 +38,38 @@ def test_a_result_from_files(tmp_path):
     y, guess = (np.array([float(row[key]) for row in rows]) for key in ("target", "predicted"))
     r2 = 1 - ((y - guess) ** 2).sum() / ((y - y.mean()) ** 2).sum()
     assert r2 == pytest.approx(metrics["r2_event2"], abs=1e-5)
+
+
+def test_each_share_learns_from_the_first_videos_and_the_last_share_places_the_events(tmp_path):
+    inputs = write(tmp_path, noise=0.3)
+    splits = [load_phase_embeddings(path).videos for path in (inputs.train, inputs.test)]
+    train, test = ([(x.embeddings, targets(x.labels)) for x in videos] for videos in splits)
+    metrics = evaluate(inputs, config(), tmp_path / "out").metrics
+    errors = {}
+    for share, count in (("0.1", 1), ("0.5", 3), ("1", 6)):
+        x, y = (np.concatenate(part) for part in zip(*train[:count], strict=True))
+        solution = np.linalg.lstsq(with_one(x), y, rcond=None)[0]
+        guesses = [with_one(video) @ solution for video, _ in test]
+        truth = np.concatenate([y for _, y in test])
+        left = ((truth - np.concatenate(guesses)) ** 2).sum(0)
+        expected = 1 - left / ((truth - truth.mean(0)) ** 2).sum(0)
+        assert metrics[f"r2_{share}"] == pytest.approx(expected.mean())
+        spread = ((y - y.mean(0)) ** 2).sum(0)
+        learnt = 1 - ((y - with_one(x) @ solution) ** 2).sum(0) / spread
+        assert metrics[f"train_r2_{share}"] == pytest.approx(learnt.mean())
+        pairs = zip(test, guesses, strict=True)
+        errors[share] = np.mean([np.abs((y - guess).mean(0)) for (_, y), guess in pairs])
+    assert metrics["transition_error"] == pytest.approx(errors["1"])
+    assert errors["1"] != pytest.approx(errors["0.1"])
+
+
+def targets(labels):
+    ends = [np.flatnonzero(labels <= phase)[-1] for phase in range(2)]
+    return (np.arange(len(labels))[:, None] - ends) / len(labels)
+
+
+def with_one(x):
+    return np.concatenate([x.astype(float), np.ones((len(x), 1))], 1)
 
 
 def test_embeddings_that_are_the_progression(tmp_path):

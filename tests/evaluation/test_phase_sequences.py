@@ -1,6 +1,7 @@
 import codecs
 import io
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -38,6 +39,53 @@ def test_there_and_back(tmp_path):
     assert first.steps.tolist() == [0, 2, 4]
     assert (second.name, second.action, second.labels) == ("b", -1, None)
     assert second.steps.tolist() == [0, 1]
+
+
+def numbered(length, width=2, name="v"):
+    """A video whose frame i has label 10 i, step 2 i and pixels i."""
+    rows = np.arange(length)
+    frames = np.broadcast_to(rows[:, None, None, None] / 10, (length, 2, 2, 3))
+    embeddings = np.ones((length, width), np.float32)
+    return PhaseSequence(name, embeddings, 10 * rows, 2 * rows, 1, frames.astype(np.float32))
+
+
+WRITERS = {"x.safetensors": save_phase_embeddings, "x.npy": save_published}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_frames_that_are_not_finite_are_left_out(tmp_path, caplog, name):
+    spoilt = numbered(5, name="spoilt")
+    spoilt.embeddings[1, 0], spoilt.embeddings[3] = np.nan, np.inf
+    WRITERS[name](tmp_path / name, PhaseEmbeddings([numbered(3), spoilt]))
+    with caplog.at_level(logging.WARNING):
+        whole, found = load_phase_embeddings(tmp_path / name).videos
+    assert f"{name}: video spoilt: 2 frames without finite embedding left out" in caplog.text
+    assert "video v:" not in caplog.text
+    assert len(whole.embeddings) == 3
+    assert found.embeddings.tolist() == [[1, 1]] * 3
+    assert (found.labels.tolist(), found.steps.tolist()) == ([0, 20, 40], [0, 4, 8])
+    if name == "x.npy":
+        assert found.frames[:, 0, 0, 0].tolist() == pytest.approx([0, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_video_without_any_finite_embedding(tmp_path, name):
+    spoilt = numbered(5, name="spoilt")
+    spoilt.embeddings[:, 1] = np.nan
+    WRITERS[name](tmp_path / name, PhaseEmbeddings([numbered(3), spoilt]))
+    expected = rf"{name} holds no finite embedding of video 'spoilt': train the run again"
+    with pytest.raises(UserError, match=expected):
+        load_phase_embeddings(tmp_path / name)
+
+
+def test_videos_of_different_widths_in_one_file(tmp_path):
+    videos = [numbered(3), numbered(3, 4, "wide")]
+    save_published(tmp_path / "x.npy", PhaseEmbeddings(videos))
+    expected = (
+        r"x\.npy holds embeddings of 4 numbers for video 'wide' but .*x\.npy of 2 for video 'v'"
+    )
+    with pytest.raises(UserError, match=expected):
+        load_phase_embeddings(tmp_path / "x.npy")
 
 
 def test_files_that_are_no_embeddings(tmp_path):

@@ -53,6 +53,23 @@ def test_table_and_picture(tmp_path):
     assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours
 
 
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"split": "train"}, "test.safetensors holds the split 'train' where 'test' is read"),
+        ({"encoder_sha256": "x"}, "test.safetensors was not made with .*encoder_sha256"),
+        ({"dataset_sha256": "x"}, "test.safetensors was not made with .*dataset_sha256"),
+    ],
+)
+def test_features_of_another_split_run_or_set(tmp_path, about, message):
+    path = tmp_path / "test.safetensors"
+    features, labels = embeddings(path)
+    about = about | {"classes": ["a", "b", "c"]}
+    save_file({"features": features, "labels": labels}, path, {"about": json.dumps(about)})
+    with pytest.raises(UserError, match=message):
+        run(tmp_path)
+
+
 def test_a_repeat_gives_the_same_bytes(tmp_path):
     embeddings(tmp_path / "test.safetensors")
     one, two = run(tmp_path, "one"), run(tmp_path, "two")

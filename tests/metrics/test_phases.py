@@ -119,6 +119,15 @@ def test_nearest_frames_are_the_definition_and_ties_go_to_the_first(distance, ce
     assert found[3, :3].tolist() == [8, 4, 0]
 
 
+def test_rounding_of_the_product_decides_nothing():
+    """Embeddings that hardly differ, far from the origin: differences drown in |x|^2 - 2 x y."""
+    rng = np.random.default_rng(0)
+    query, *candidates = (1e4 + 1e-4 * rng.normal(size=(n, 16)) for n in (60, 30, 47))
+    expected = [cdist(query, x, "sqeuclidean").argmin(1) for x in candidates]
+    found = nearest_frames(query, candidates)
+    assert found.tolist() == [row.tolist() for row in expected]
+
+
 def test_far_from_the_origin_equal_frames_stay_equal():
     video = walk(0, 20) + 1e4
     still = np.repeat(video[:1], 15, axis=0)
@@ -183,6 +192,16 @@ def test_transition_error_is_a_share_of_the_video():
     truth = progression_targets(np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1]), 2)
     late = progression_targets(np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]), 2)
     assert transition_error([truth, truth], [late, truth]) == pytest.approx(0.1)
+
+
+def test_transition_error_is_of_the_mean_vote():
+    """Votes that are as often too early as too late place the event where it is."""
+    truth = progression_targets(np.array([0, 0, 1, 1]), 2)
+    votes = truth + np.array([[0.2], [-0.2], [0.1], [-0.1]])
+    assert transition_error([truth], [votes]) == pytest.approx(0, abs=1e-12)
+    assert transition_error([truth], [votes + 0.3]) == pytest.approx(0.3)
+    # But one video's early event and another one's late event are two errors.
+    assert transition_error([truth, truth], [votes + 0.3, votes - 0.1]) == pytest.approx(0.2)
 
 
 def test_one_class_is_predicted_everywhere():

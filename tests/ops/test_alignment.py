@@ -18,11 +18,10 @@ from timewalk.ops.alignment import (
     compute_alignment_loss,
     compute_deterministic_alignment_loss,
     compute_stochastic_alignment_loss,
-    draw_cycles,
-    draw_starts,
     get_scaled_similarity,
     pairwise_l2_distance,
 )
+from timewalk.ops.cycle_draws import draw_cycles, draw_starts
 
 KINDS = {"loss_type": st.sampled_from(LOSSES), "similarity_type": st.sampled_from(SIMILARITIES)}
 SIZES = {"videos": st.integers(2, 5), "frames": st.integers(2, 6), "seed": st.integers(0, 99)}
@@ -225,6 +224,42 @@ def test_what_all_embeddings_share_costs_no_precision():
     assert found.item() == pytest.approx(exact.item(), rel=2e-5)
 
 
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_random_cycles_lose_no_digits_away_from_the_origin(loss_type):
+    near, steps, lengths = batch(frames=20, size=64)
+    embs = near.float() + 100
+    options = {"steps": steps, "seq_lens": lengths, "loss_type": loss_type, "cycle_length": 3}
+
+    def loss_and_gradient(embs):
+        embs = embs.requires_grad_()
+        rng = np.random.default_rng(0)
+        loss = compute_alignment_loss(embs, 4, stochastic_matching=True, rng=rng, **options)
+        return loss.double(), torch.autograd.grad(loss, embs)[0].double()
+
+    exact, exact_gradient = loss_and_gradient(embs.double())
+    found, gradient = loss_and_gradient(embs)
+    assert found.item() == pytest.approx(exact.item(), rel=1e-5)
+    assert (gradient - exact_gradient).norm() < 1e-5 * exact_gradient.norm()
+
+
+def test_distances_of_equal_frames_are_zero_anywhere():
+    embs = torch.rand(5, 7, generator=torch.Generator().manual_seed(0)) + 1000
+    assert torch.equal(pairwise_l2_distance(embs, embs).diagonal(), torch.zeros(5))
+    moved = embs + torch.tensor(0.125)
+    assert torch.equal(pairwise_l2_distance(embs, moved).diagonal(), torch.full((5,), 7 / 64))
+
+
+def test_torch_func_works_on_one_chunk_and_says_so_on_several(monkeypatch):
+    embs, _, _ = batch()
+    whole = torch.func.grad(lambda x: compute_alignment_loss(x, 4))(embs)
+    embs.requires_grad_()
+    (expected,) = torch.autograd.grad(compute_alignment_loss(embs, 4), embs)
+    torch.testing.assert_close(whole, expected)
+    monkeypatch.setattr(alignment, "CHUNK_NUMEL", 1)
+    with pytest.raises(RuntimeError, match="hooks"):
+        torch.func.grad(lambda x: compute_alignment_loss(x, 4))(embs)
+
+
 def test_similarities_by_hand():
     one, two = torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
     assert pairwise_l2_distance(one, two).tolist() == [[25.0, 1.0], [0.0, 20.0]]
@@ -239,45 +274,6 @@ def test_a_pair_may_differ_in_length():
     logits, labels = align_pair_of_sequences(embs[0], embs[1, :4], "l2", 0.1)
     assert logits.shape == (7, 7)
     assert torch.equal(labels, torch.eye(7).double())
-
-
-@given(
-    videos=st.integers(2, 6),
-    cycles=st.integers(1, 40),
-    data=st.data(),
-    seed=st.integers(0, 99),
-)
-def test_cycles_are_of_different_videos(videos, cycles, data, seed):
-    length = data.draw(st.integers(2, videos))
-    drawn = draw_cycles(videos, cycles, length, np.random.default_rng(seed))
-    assert drawn.shape == (cycles, length + 1)
-    assert drawn.dtype == torch.int64
-    assert torch.equal(drawn[:, 0], drawn[:, -1])
-    for row in drawn.tolist():
-        assert len(set(row)) == length
-        assert set(row) <= set(range(videos))
-
-
-def test_every_cycle_occurs_equally_often():
-    drawn = draw_cycles(3, 6000, 2, np.random.default_rng(0))
-    rows, counts = drawn.unique(dim=0, return_counts=True)
-    assert len(rows) == 6
-    assert counts.min() > 900
-    starts = draw_starts(4, 4000, np.random.default_rng(0))
-    assert starts.dtype == torch.int64
-    assert starts.bincount().min() > 900
-
-
-def test_published_cycles_are_all_the_same():
-    for cycles, videos in ((20, 4), (40, 2), (80, 4)):
-        drawn = draw_cycles(videos, cycles, 2, np.random.default_rng(0), published=True)
-        assert drawn.unique(dim=0).tolist() == [[0, 1, 0]]
-    drawn = draw_cycles(4, 20, 3, np.random.default_rng(0), published=True)
-    assert drawn.unique(dim=0).tolist() == [[0, 1, 2, 0]]
-    drawn = torch.cat(
-        [draw_cycles(3, 20, 2, np.random.default_rng(seed), published=True) for seed in range(9)]
-    )
-    assert (drawn[:, 0] == drawn[:, 1]).any()
 
 
 def test_random_cycles_follow_the_seed():
@@ -324,13 +320,37 @@ def test_starts_must_fit_cycles():
         )
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"num_cycles": 0}, "num_cycles is 0; it must be at least 1"),
+        ({"cycles": torch.zeros(0, 3)}, "cycles must be at least one"),
+        ({"cycles": [[0, 2, 0]]}, "cycles must be at least one, each from 0 to 1"),
+        ({"cycles": [[0, -1, 0]]}, "cycles must be at least one, each from 0 to 1"),
+        ({"cycles": [[0, 1, 0]], "starts": [3]}, "starts must be .*, each from 0 to 2"),
+        ({"cycles": [[0, 1, 0]], "starts": [-1]}, "starts must be .*, each from 0 to 2"),
+    ],
+)
+def test_cycles_out_of_range(keys, message):
+    with pytest.raises(ValueError, match=message):
+        compute_alignment_loss(torch.zeros(2, 3, 4), 2, stochastic_matching=True, **keys)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_videos_without_frames(stochastic):
+    with pytest.raises(ValueError, match=r"embs has the shape \(2, 0, 4\)"):
+        compute_alignment_loss(torch.zeros(2, 0, 4), 2, stochastic_matching=stochastic)
+    embs, none = torch.zeros(2, 0, 4), torch.zeros(2, 0)
+    rest = ("classification", "l2", 0.1, 0.1, 0.001, 0.1, True)
+    with pytest.raises(ValueError, match="num_steps 0 frames, at least 1"):
+        compute_deterministic_alignment_loss(embs, none, torch.ones(2), 0, 2, *rest)
+
+
 def test_one_video_has_no_cycle():
     with pytest.raises(ValueError, match=r"1 video\(s\), and a cycle needs another one"):
         compute_alignment_loss(torch.zeros(1, 3, 4), 1)
     with pytest.raises(ValueError, match="cycle_length is 2; it must be at least 2 and at most"):
         compute_alignment_loss(torch.zeros(1, 3, 4), 1, stochastic_matching=True)
-    with pytest.raises(ValueError, match="cycle_length is 1"):
-        draw_cycles(4, 3, 1, np.random.default_rng(0))
 
 
 def test_the_inner_function_checks_too():

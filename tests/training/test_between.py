@@ -33,10 +33,14 @@ class Scores:
     def __init__(self, *scores, key="a"):
         self.scores, self.calls, self.key = list(scores), 0, key
 
+    def lower_is_better(self, metric):
+        return metric == "loss"
+
     def __call__(self, folder, pictures):
         load_encoder(folder)
         self.calls += 1
-        return {"miou": self.scores[self.calls - 1], "empty": None}
+        score = self.scores[self.calls - 1]
+        return {"miou": score, "loss": score, "empty": None}
 
 
 def between(folder, scores, settings=SETTINGS):
@@ -54,7 +58,11 @@ def test_the_best_encoder_is_kept(tmp_path):
     one = between(tmp_path / "v", scores)
     for number in range(3):
         record = one(encoder(number), step(4 * number))
-    assert record == {"validation_miou": 2.0, "validation_empty": None}
+    assert record == {
+        "validation_miou": 2.0,
+        "validation_loss": 2.0,
+        "validation_empty": None,
+    }
     one.export(tmp_path / "run")
     best = load_encoder(tmp_path / "run" / "best").state_dict()
     assert all(torch.equal(best[key], value) for key, value in encoder(1).state_dict().items())
@@ -66,6 +74,15 @@ def test_the_best_encoder_is_kept(tmp_path):
     ]
     best_file = tmp_path / "run" / "best" / "encoder.safetensors"
     assert history[1]["encoder_sha256"] == sha256_file(best_file)
+
+
+def test_of_a_loss_the_smallest_is_the_best(tmp_path):
+    settings = Validation(evaluation="clusters", metric="loss")
+    one = between(tmp_path, Scores(3.0, 1.0, 2.0), settings)
+    for number in range(3):
+        one(encoder(number), step(4 * number))
+    kept = load_encoder(tmp_path / "best").state_dict()
+    assert torch.equal(kept["cls_token"], encoder(1).state_dict()["cls_token"])
 
 
 def test_the_same_encoder_is_not_evaluated_twice(tmp_path):

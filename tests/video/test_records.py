@@ -188,7 +188,10 @@ def test_mistakes(folder, tmp_path):
     write_numbered(folder / "a.mp4", count=5)
     with pytest.raises(UserError, match=r"a\.mp4 has 25 frames a second, --fps asks for 26"):
         convert_videos(folder, out, "toy", ASIS, fps=26)
-    with pytest.raises(UserError, match="--fps: -1 is below 0"):
+    for fps in (5e-324, float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"--fps: {fps:g} is not between 1e-06 and 1e"):
+            convert_videos(folder, out, "toy", ASIS, fps=fps)
+    with pytest.raises(UserError, match=r"--fps: -1 is not between .*; 0 keeps every frame"):
         convert_videos(folder, out, "toy", ASIS, fps=-1)
     shutil.copy(folder / "a.mp4", folder / "a.mkv")
     with pytest.raises(UserError, match=r"a\.mkv and .*a\.mp4 would both be 'a'; rename one"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.miniature import video_sets
+from tests.miniature import phase_sets, video_sets
 
 VIDEOS = "data/datasets/vos/manifest.json"
 STILLS = "data/datasets/stills/manifest.json"
@@ -43,6 +43,24 @@ def test_a_changed_list_prepares_anew(suite):
     assert outcome.code == 0, outcome.text
     assert read(VIDEOS)["inputs"]["mine.txt"] != first
     assert read(STILLS)["classes"] == ["water"]
+
+
+def test_records_with_corrected_labels_prepare_anew(workflow):
+    root, made = workflow.folder / "raw", [phase_sets.video("a", (0, 0, 1))]
+    phase_sets.records(root, {"x_train-0.tfrecord": made, "x_val-0.tfrecord": made})
+    workflow.configure({"labelled": {"phases": {"kind": "phase_records", "root": "raw"}}})
+    target = "data/datasets/phases/manifest.json"
+
+    def digest():
+        outcome = workflow.run(target)
+        assert outcome.code == 0, outcome.text
+        return json.loads((workflow.folder / target).read_text())["digest"]
+
+    first = digest()
+    corrected = [phase_sets.video("a", (0, 1, 1))]
+    phase_sets.records(root, {"x_val-0.tfrecord": corrected})
+    assert digest() != first
+    assert "prepare" not in workflow.run(target, "--dry-run").text
 
 
 def test_a_missing_list_is_named_with_its_key(suite):

@@ -1,4 +1,5 @@
 # The checked configuration, and the named functions that the rules use.
+import glob
 import json
 import os
 import sys
@@ -8,7 +9,7 @@ from snakemake.exceptions import WorkflowError
 
 from timewalk import evaluation as evaluation_registry
 from timewalk import methods as method_registry
-from timewalk.config import PhaseFrames, ShotLabels
+from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
 from timewalk.errors import UserError
 from timewalk.suite import load_suite
 from timewalk.video.sources import resolve_video
@@ -176,9 +177,13 @@ def labelled_frames(wildcards):
 
 
 def labelled_lists(wildcards):
-    """Return the files of one's own that a labelled set names: they may change."""
+    """Return the files of one's own that a labelled set is made of: they may change."""
     labelled = SUITE.config.labelled[wildcards.labelled]
     named = [getattr(labelled, key, None) for key in ("list_file", "classes", "label_file")]
+    if isinstance(labelled, PhaseRecords):
+        for pattern in (labelled.train, labelled.test):
+            found = glob.glob(pattern, root_dir=labelled.root, recursive=True)
+            named += [os.path.join(labelled.root, file) for file in sorted(found)]
     # The job itself says in one sentence which one is missing, and under which key.
     return [path for path in named if isinstance(path, str) and os.path.isfile(path)]
 

@@ -102,8 +102,10 @@ def shards(arguments: Arguments) -> None:
             f"{arguments.source} is a folder: name its manifest.json, or give --name to convert "
             "the videos or the folders of images in it."
         )
+    from timewalk.data.record_sets import make_folder
     from timewalk.data.shards import write_shards
 
+    make_folder(arguments.output.parent)
     write_shards(arguments.source, arguments.output, arguments.storage or "tfrecord")
 
 
@@ -200,7 +202,7 @@ def inspect(arguments: Arguments) -> None:
         raise fault
     if faults:
         raise UserError(faults[0])
-    broken = [record for record in records if record["kind"] == "sequence" and "fault" in record]
+    broken = [record for record in records if "fault" in record and record["kind"] != "unknown"]
     if broken:
         raise UserError(
             f"{arguments.file}: the record at byte {broken[0]['offset']} is not a video of the "

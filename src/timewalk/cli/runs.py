@@ -48,7 +48,9 @@ def add_verbs(verbs: Any) -> None:
     videos.add_argument(
         "--keep-frames", action="store_true", help="npy alone: keep the frames beside them"
     )
-    videos.add_argument("--max-videos", type=int, default=0, help="first videos alone; 0: all")
+    videos.add_argument(
+        "--max-videos", type=int, default=0, help="first videos alone, named in protocols; 0: all"
+    )
     videos.add_argument("--frames-per-batch", type=int, default=25, help="frames at a time")
     add_machine(verb)
 

@@ -20,6 +20,15 @@ def _one_folder(name: str) -> str:
     return name
 
 
+def _distinct(names: list[str]) -> list[str]:
+    if not all(name.strip() for name in names):
+        raise ValueError("has an empty name; name every phase")
+    if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+        raise ValueError(f"names '{twice[0]}' twice; give each phase a name of its own")
+    return names
+
+
+PhaseNames = Annotated[list[str], AfterValidator(_distinct)]
 Below = Annotated[str, AfterValidator(_below)]
 FolderName = Annotated[str, AfterValidator(_one_folder)]
 
@@ -274,8 +283,9 @@ class SegmentationFolder(MaskedImages):
 
 
 class PhaseLabels(Strict):
-    """Videos of one action, each frame with the phase that it belongs to. The keys here change no
-    file of the set, only how an evaluation embeds it."""
+    """Videos of one action, each frame with the phase that it belongs to. The keys here say how an
+    evaluation embeds the set; they stand in its manifest, so that a change prepares it anew, and
+    trains nothing anew."""
 
     image_size: Positive | None = None
     """side in pixels of the square frame; null: as the run was trained, 224 for runs without an
@@ -295,7 +305,7 @@ class PhaseRecords(PhaseLabels):
     """pattern of the training split's files, below `root`"""
     test: Annotated[Below, Field(min_length=1)] = "*_val-*.tfrecord"
     """pattern of the files of the split that is scored, below `root`"""
-    classes: list[str] | None = None
+    classes: PhaseNames | None = None
     """names of the phases in the order of their labels; null: as the records say themselves"""
 
 
@@ -318,8 +328,8 @@ class PennAction(PublishedSet, PhaseLabels):
     """which action; `all`: each of the thirteen with a number of its own. Strumming a guitar and
     jumping rope have no phases and are left out"""
     label_file: str | None = None
-    """JSON file with the seconds of each video's phases, in the form of the TCC tools; null: videos
-    without labels, for training"""
+    """JSON file with start and end in microseconds of each video's phases, in the form of the TCC
+    tools; null: videos without labels, for training"""
 
 
 class PhaseFrames(PhaseLabels):
@@ -329,8 +339,9 @@ class PhaseFrames(PhaseLabels):
     dataset: Name
     """the data set whose frames are used"""
     label_file: str
-    """JSON file with the seconds of each video's phases, in the form of the TCC tools"""
-    classes: Annotated[list[str], Field(min_length=1)]
+    """JSON file with start and end in microseconds of each video's phases, in the form of the TCC
+    tools"""
+    classes: Annotated[PhaseNames, Field(min_length=1)]
     """names of the phases in the order of their numbers"""
     test: Annotated[Names, Field(min_length=1)]
     """videos that are scored; the others train"""
@@ -361,6 +372,9 @@ class MovingPhases(PhaseLabels):
     """of the actors' colours: 0, the same in all videos; 1, any"""
     shade: Probability = 0.0
     """share of the light that is lost at the darkest moments of a video; it falls and rises"""
+    sides: Literal[1, 2] = 2
+    """from how many sides the hand comes. From two, a network may learn to run backwards in the
+    videos of one of them: cycles close in either direction of time"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of everything random"""
 

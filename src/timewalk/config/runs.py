@@ -124,7 +124,8 @@ class Validation(Strict):
     every: Positive = 4
     """epochs from one to the next; the first is before the training, the last after it"""
     metric: str | None = None
-    """metric whose largest value decides which encoder is kept as `<run>/best`; null: none is"""
+    """metric whose best value decides which encoder is kept as `<run>/best`: the largest, but of
+    losses, errors, costs and decays the smallest; null: none is"""
 
 
 class RunConfig(Strict):

@@ -14,6 +14,7 @@ method's own (:class:`timewalk.data.sampling.FrameSampler`) draws in the same wa
 
 import logging
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -52,7 +53,7 @@ class ClipShape(NamedTuple):
         shrink: whether the step is reduced, video by video, until a clip fits.
         sampling: how a clip's frames are drawn; None: clips have numbers and their frames follow.
         sampler: draws a clip's frames, instead of ``sampling``.
-        fraction: share of the videos that are used, the first ones; at least one is.
+        fraction: share of the videos of each action that are used, the first ones; at least one is.
     """
 
     frames: int
@@ -265,15 +266,14 @@ def open_clips(
         sampling: draw each clip's frames so; None: number the clips by their first frame.
         per_video: sampled clips of each video; None: one.
         sampler: draws each clip's frames instead; ``num_frames`` and ``step`` then say nothing.
-        fraction: share of the videos that are used, the first ones; at least one is.
+        fraction: share of the videos of each action that are used, the first ones; at least one is.
 
     Raises:
         UserError: no video, damaged shards, or a video shorter than a clip.
     """
     if not manifests:
         raise UserError("no videos: name at least one under the data set's key 'videos'.")
-    stores = [store for path in manifests for store in open_stores(Path(path))]
-    stores = stores[: max(1, int(fraction * len(stores)))]
+    stores = _first([store for path in manifests for store in open_stores(Path(path))], fraction)
     stills = [store.video for store in stores if isinstance(store, ImageStore)]
     if stills and num_frames > 1:
         raise UserError(
@@ -301,6 +301,19 @@ def open_clips(
             "raise the data set's frames.fps, or leave the video out."
         )
     return VideoClips(stores, num_frames, step)
+
+
+def _first(stores: Sequence[FrameStore], fraction: float) -> list[FrameStore]:
+    """Return the first videos of each action; at least one of each."""
+    groups = _groups(stores, [1] * len(stores))
+    room = {group: max(1, int(fraction * count)) for group, count in Counter(groups).items()}
+    earlier: Counter[int] = Counter()
+    kept = []
+    for store, group in zip(stores, groups, strict=True):
+        if earlier[group] < room[group]:
+            kept.append(store)
+        earlier[group] += 1
+    return kept
 
 
 def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampling) -> None:

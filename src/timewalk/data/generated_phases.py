@@ -97,6 +97,7 @@ def moving_phases(
     distractors: int = 3,
     variety: float = 0.1,
     shade: float = 0.0,
+    sides: int = 2,
 ) -> list[PhaseClip]:
     """Draw videos; the first ones do not depend on how many are drawn.
 
@@ -109,6 +110,7 @@ def moving_phases(
         distractors: how many shapes move behind the action.
         variety: of the actors' colours: 0, the same in all videos; 1, any.
         shade: share of the light that is lost at the darkest moment; it falls and rises again.
+        sides: from how many sides the hand comes, 1 or 2.
 
     Raises:
         UserError: a video would be too short for its phases, or the image too small.
@@ -127,7 +129,7 @@ def moving_phases(
     for number, rng in enumerate(rngs):
         stage, labels = time_warp(int(rng.integers(frames[0], frames[1] + 1)), rng)
         video = _background(size, len(stage), clutter, distractors, rng)
-        _act(video, stage, variety, rng)
+        _act(video, stage, variety, sides, rng)
         if shade > 0:
             video = lit(video, shade, rng)
         clips.append(PhaseClip(f"pour{number:03d}", video, labels))
@@ -198,11 +200,13 @@ def _distract(video: np.ndarray, rng: np.random.Generator) -> None:
         _paint(frame, shape, middle + reach * swing[:2], DISTRACTOR_TURN * float(swing[2]))
 
 
-def _act(video: np.ndarray, stage: np.ndarray, variety: float, rng: np.random.Generator) -> None:
+def _act(
+    video: np.ndarray, stage: np.ndarray, variety: float, sides: int, rng: np.random.Generator
+) -> None:
     """Draw the action onto a video, (L, H, W, 3), at stages (L,)."""
     height, width = video.shape[1:3]
     unit = min(height, width) * rng.uniform(0.85, 1.05)
-    side = int(rng.choice([-1, 1]))
+    side = int(rng.choice([-1, 1])) if sides == 2 else 1
     ground = np.array([width * rng.uniform(0.44, 0.56), height * rng.uniform(0.74, 0.92)])
     actors = _actors(unit, variety, rng)
 

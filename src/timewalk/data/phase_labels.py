@@ -4,7 +4,9 @@ A label file is JSON: {video: {annotator: {"0": [start, end], "1": [start, end],
 microseconds, phases "0" to "E-1" (sheet on TFRecords, section 5).
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,20 +14,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from timewalk.artefacts import read_json
 from timewalk.errors import UserError, nearest
 
 Segments = list[tuple[float, float]]
 Annotations = Mapping[str, Mapping[str, Sequence[float]]]
 
+LARGEST = 2**63
+"""microseconds: what a time of 64 bits stays below"""
 
-def read_label_file(path: Path) -> dict[str, Annotations]:
+
+def read_label_file(path: Path, key: str = "--label-file") -> dict[str, Annotations]:
     """Return the annotators' segments of each video.
+
+    Args:
+        path: the label file.
+        key: key or option that names it, for messages.
 
     Raises:
         UserError: missing, no JSON, or not of the nested form above.
     """
-    videos = read_json(path)
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}; correct the path.")
+    try:
+        videos = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
+        raise UserError(f"{key}: {path} is not valid JSON ({error}); correct the file.") from None
     if not isinstance(videos, dict):
         raise UserError(f"{path} should hold an object of videos; see docs/stages/shards.md.")
     for video, annotators in videos.items():
@@ -42,12 +55,17 @@ def read_label_file(path: Path) -> dict[str, Annotations]:
 
 
 def _is_segment(value: Any) -> bool:
-    numbers = isinstance(value, list) and all(type(time) in (int, float) for time in value)
-    return numbers and bool(np.isfinite(value).all())
+    return isinstance(value, list) and all(
+        type(time) in (int, float) and abs(time) < LARGEST for time in value
+    )
 
 
 def segments_of_video(
-    videos: Mapping[str, Annotations], video: str, expected_segments: int, path: Path
+    videos: Mapping[str, Annotations],
+    video: str,
+    expected_segments: int,
+    path: Path,
+    key: str | None = "--expected-segments",
 ) -> Segments:
     """Return start and end in seconds of each phase of one video of a label file.
 
@@ -56,6 +74,7 @@ def segments_of_video(
         video: its key there.
         expected_segments: number of phases.
         path: the label file, for messages.
+        key: as in :func:`merge_segments`.
 
     Raises:
         UserError: the file has no such video, or as :func:`merge_segments`.
@@ -65,10 +84,15 @@ def segments_of_video(
             f"{path} has no video '{video}'{nearest(video, videos)}; add its segments, or leave "
             "the video out."
         )
-    return merge_segments(videos[video], expected_segments, f"{path}, '{video}'")
+    return merge_segments(videos[video], expected_segments, f"{path}, '{video}'", key)
 
 
-def merge_segments(annotations: Annotations, expected_segments: int, where: str) -> Segments:
+def merge_segments(
+    annotations: Annotations,
+    expected_segments: int,
+    where: str,
+    key: str | None = "--expected-segments",
+) -> Segments:
     """Return start and end in seconds of each phase, by phase.
 
     The annotators' times are averaged; then neighbouring phases (by start) meet at the midpoint of
@@ -78,19 +102,28 @@ def merge_segments(annotations: Annotations, expected_segments: int, where: str)
         annotations: per annotator and phase ("0", "1", ...) start and end in microseconds.
         expected_segments: number of phases.
         where: file and video, for messages.
+        key: key or option that gives the number of phases, for messages; None: the set itself.
 
     Raises:
-        UserError: no annotator, one without a phase, or a phase that ends before it starts.
+        UserError: no annotator, one without a phase or with a further one, or a phase that ends
+            before it starts.
     """
     if not annotations:
         raise UserError(f"{where} has no annotator; add the segments.")
+    or_key = f", or correct {key}" if key else ""
+    known = [str(phase) for phase in range(expected_segments)]
     for annotator, phases in annotations.items():
-        for phase in map(str, range(expected_segments)):
+        if further := [phase for phase in phases if phase not in known]:
+            raise UserError(
+                f"{where}: annotator '{annotator}' has a phase '{further[0]}', but the phases are "
+                f"0 to {expected_segments - 1}; remove it{or_key}."
+            )
+        for phase in known:
             segment = phases.get(phase, ())
             if len(segment) != 2:
                 raise UserError(
                     f"{where}: annotator '{annotator}' gives no start and end of phase {phase}; "
-                    "add them, or correct expected_segments."
+                    f"add them{or_key}."
                 )
             if segment[0] > segment[1]:
                 raise UserError(
@@ -98,8 +131,7 @@ def merge_segments(annotations: Annotations, expected_segments: int, where: str)
                     "correct it."
                 )
     times = np.array(
-        [[phases[str(i)] for i in range(expected_segments)] for phases in annotations.values()],
-        dtype=np.float64,
+        [[phases[phase] for phase in known] for phases in annotations.values()], dtype=np.float64
     )
     merged = times.mean(0) / 1e6
     order = np.argsort(merged[:, 0], kind="stable")
@@ -107,6 +139,40 @@ def merge_segments(annotations: Annotations, expected_segments: int, where: str)
         middle = (merged[earlier, 1] + merged[later, 0]) / 2
         merged[earlier, 1] = merged[later, 0] = middle
     return [(float(start), float(end)) for start, end in merged]
+
+
+def doubts(segments: Segments, times: ArrayLike) -> list[str]:
+    """Return what is legal and yet seldom meant in the segments of one video, as sentences.
+
+    Args:
+        segments: start and end in seconds of each phase, by phase.
+        times: (T,) seconds of each frame.
+    """
+    found = [
+        f"phase {phase} has no time left once segments are averaged and gaps are closed"
+        for phase, (start, end) in enumerate(segments)
+        if end <= start
+    ]
+    later = np.asarray(times, dtype=np.float64)[1:2]
+    if len(later) and max(end for _, end in segments) <= later[0]:
+        found.append("all phases end before the second frame (a label file holds microseconds)")
+    return found
+
+
+def label_warnings(found: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """Return one sentence for all videos of which :func:`doubts` says the same.
+
+    Args:
+        found: name and doubts of each video.
+    """
+    videos = defaultdict(list)
+    for video, sentences in found:
+        for sentence in sentences:
+            videos[sentence].append(video)
+    return [
+        f"{sentence} in {len(names)} video{'' if len(names) == 1 else 's'}, the first '{names[0]}'"
+        for sentence, names in videos.items()
+    ]
 
 
 def labels_at(

@@ -7,8 +7,10 @@ TFRecords, or in the files of their own, in which they came.
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +21,7 @@ from timewalk.artefacts import read_manifest, sha256_file, write_manifest
 from timewalk.data.decode import decode_frames
 from timewalk.data.folder import FrameIndex, verified
 from timewalk.data.prepare.folder import relative_to
+from timewalk.data.tfrecord import checksums_digest
 from timewalk.errors import UserError
 
 KIND = "labelled_phases"
@@ -28,6 +31,40 @@ UNLABELLED = -1
 REMEDY = "restore the file, or run the prepare stage again"
 
 Split = Literal["train", "test"]
+
+
+OPEN = 64
+"""files of a set that are kept open: sets have more than a process may have"""
+
+
+class OpenFiles:
+    """Reads files at offsets, and keeps those that were read last open.
+
+    Threads and forked workers may share it; a pickled one begins empty.
+    """
+
+    def __init__(self) -> None:
+        # A file that falls out is closed when nobody holds it any more, so not under a reader.
+        self._opened = lru_cache(OPEN)(_Opened)
+
+    def read(self, path: Path, length: int, offset: int) -> bytes:
+        """Return bytes of a file; fewer where it ends."""
+        opened = self._opened(path)
+        return os.pread(opened.descriptor, length, offset)
+
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()
+
+
+class _Opened:
+    descriptor = -1
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
 
 
 class PhaseStore:
@@ -47,8 +84,10 @@ class PhaseStore:
         index: FrameIndex,
         labels: np.ndarray | None = None,
         action: int = -1,
+        opened: OpenFiles | None = None,
     ) -> None:
         self.video, self.files, self.index = video, tuple(files), index
+        self._opened = opened or OpenFiles()
         self.times, self.labels, self.action = index.times, labels, action
 
     def __len__(self) -> int:
@@ -58,10 +97,9 @@ class PhaseStore:
         """Return a frame's JPEG, verified."""
         path = self._file(index)
         try:
-            # Opened for each frame: sets have more videos than a process may have open files.
-            with open(path, "rb") as file:
-                file.seek(int(self.index.offset[index]))
-                data = file.read(int(self.index.length[index]))
+            data = self._opened.read(
+                path, int(self.index.length[index]), int(self.index.offset[index])
+            )
         except OSError:
             raise UserError(f"{path} cannot be read: {REMEDY}.") from None
         return verified(data, self.index, index, self.where(index), REMEDY)
@@ -114,7 +152,7 @@ class PhaseVideos:
 
         Raises:
             UserError: no manifest of videos with phases; a list, an index or a file of frames that
-                is missing or not the manifest's.
+                is missing or not the manifest's; a label file that changed.
         """
         self.about = read_manifest(manifest, KIND)
         self.name, self.kind = str(self.about["name"]), str(self.about["layout"])
@@ -129,11 +167,14 @@ class PhaseVideos:
                 )
         rows = [json.loads(row) for row in listed.read_text(encoding="utf-8").splitlines()]
         root = manifest.parent / self.about["source"]["root"]
+        self._check_labels()
         self._check_files(root, {row["file"] for row in rows if "file" in row})
         self._videos = _open_videos(rows, root, index)
 
     def _check_files(self, root: Path, files: set[str]) -> None:
-        sizes = self.about["source"]["bytes"]
+        source = self.about["source"]
+        # Manifests written before there were checksums are made again.
+        sizes, checksums = source["bytes"], source.get("checksums", {})
         for file in sorted(files):
             path = root / file
             found = path.stat().st_size if path.is_file() else None
@@ -142,6 +183,20 @@ class PhaseVideos:
                     f"{path} is missing or not the one that was prepared (it had {sizes[file]} "
                     f"bytes): {REMEDY}."
                 )
+            # Labels may change where sizes and frames stay the same.
+            if checksums_digest(path) != checksums.get(file):
+                raise UserError(
+                    f"{path} is not as it was when it was prepared: run the prepare stage again."
+                )
+
+    def _check_labels(self) -> None:
+        label_file = self.settings.get("label_file")
+        if label_file is None or not Path(label_file).is_file():
+            return
+        if sha256_file(Path(label_file)) != self.about["inputs"]["label_file"]:
+            raise UserError(
+                f"{label_file} has changed since the set was prepared: run the prepare stage again."
+            )
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -157,13 +212,13 @@ def _open_videos(rows: list[dict[str, Any]], root: Path, index_path: Path) -> li
     whole = FrameIndex.load(index_path)
     with np.load(index_path, allow_pickle=False) as arrays:
         phases = arrays["labels"]
-    videos, start = [], 0
+    videos, start, opened = [], 0, OpenFiles()
     for row in rows:
         own = slice(start, start + row["frames"])
         index = FrameIndex(whole.offset[own], whole.length[own], whole.crc[own], whole.times[own])
         labels = phases[own] if row["labelled"] else None
         files = [root / file for file in ([row["file"]] if "file" in row else row["files"])]
-        store = PhaseStore(row["name"], files, index, labels, row["action"])
+        store = PhaseStore(row["name"], files, index, labels, row["action"], opened)
         videos.append(PhaseVideo(row["name"], row["action"], labels, store))
         start = own.stop
     return videos
@@ -172,7 +227,8 @@ def _open_videos(rows: list[dict[str, Any]], root: Path, index_path: Path) -> li
 def link_phases(source: Path, manifest: Path) -> dict[str, Any]:
     """Write the small manifest through which a training reads a set's training split.
 
-    It changes only with that split's videos, frames and labels, not with the set's other keys.
+    It changes only with that split's videos, frames and labels, and with the set's name and layout,
+    not with its other keys.
 
     Args:
         source: ``manifest.json`` of the set.
@@ -189,6 +245,9 @@ def link_phases(source: Path, manifest: Path) -> dict[str, Any]:
         parameters={},
         counts={"videos": len(videos), "frames": sum(len(video) for video in videos)},
         source=relative_to(source, manifest.parent),
+        set=videos.name,
+        layout=videos.kind,
+        videos=[video.name for video in videos],
     )
 
 

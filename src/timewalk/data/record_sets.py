@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from timewalk.artefacts import read_json, sha256_file, write_json, write_manifest
+from timewalk.data.phase_labels import label_warnings
 from timewalk.data.tfrecord import shard_name, write_records
 from timewalk.errors import UserError
 
@@ -64,7 +65,7 @@ class RecordSet:
         self.output, self.name = output, name
         self.manifest = output / "manifests" / f"{name}.json"
         self.work = output / f".{name}.{key[:12]}.part"
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         self._before = self._replaced()
         for folder in self._works():
             if folder != self.work and not (folder / "manifest.json").exists():
@@ -97,7 +98,7 @@ class RecordSet:
             )
             for number in range(total)
         ]
-        self.work.mkdir(exist_ok=True)
+        make_folder(self.work)
         if not (self.work / "manifest.json").exists():
             self._write_shards(shards, workers)
             self._describe(shards, inputs, parameters, warnings)
@@ -127,6 +128,7 @@ class RecordSet:
     ) -> None:
         made = [read_json(self.work / f"{shard.file}.json") for shard in shards]
         videos = [about for shard in made for about in shard]
+        doubts = [(about["name"], about.pop("doubts")) for about in videos]
         files: list[dict[str, Any]] = [
             {
                 "file": shard.file,
@@ -148,7 +150,7 @@ class RecordSet:
                 "frames": sum(about["frames"] for about in videos),
                 "bytes": sum(file["bytes"] for file in files),
             },
-            warnings=warnings,
+            warnings=[*warnings, *label_warnings(doubts)],
             name=self.name,
             shards=files,
             videos=videos,
@@ -193,6 +195,20 @@ class RecordSet:
     def _works(self) -> list[Path]:
         mine = re.compile(rf"\.{re.escape(self.name)}\.[0-9a-f]{{12}}\.part")
         return sorted(path for path in self.output.iterdir() if mine.fullmatch(path.name))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that a user named, or one within it, where it is not there.
+
+    Raises:
+        UserError: it cannot be made, as below a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {path} cannot be made ({error.strerror}); name another OUTPUT."
+        ) from None
 
 
 def _noting(encoded: Iterator[Encoded], made: list[dict[str, Any]]) -> Iterator[bytes]:

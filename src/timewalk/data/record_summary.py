@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from timewalk.artefacts import read_json, sha256_file
 from timewalk.data.checksum import masked_crc32c
@@ -18,6 +18,7 @@ from timewalk.errors import UserError
 
 SHOWN = 8
 """values of a feature that are shown"""
+NO_IMAGE = "no image"
 
 
 def summarise(path: Path) -> Iterator[dict[str, Any]]:
@@ -25,7 +26,7 @@ def summarise(path: Path) -> Iterator[dict[str, Any]]:
 
     Every record has `offset`, `bytes` (of its data), `crc` (masked, of its data) and `kind`:
     `video` (of the TCC schema), `sequence` (another SequenceExample), `example` (no lists) or
-    `unknown` (no such message).
+    `unknown` (no such message). What is wrong with a record is its `fault`.
 
     Raises:
         UserError: no file, or a damaged one, with the offset of the first damage.
@@ -53,7 +54,10 @@ def _content(data: bytes) -> dict[str, Any]:
 
 
 def _video(record: VideoRecord) -> dict[str, Any]:
-    sizes = Counter(map(_size, record.frames))
+    sizes = list(map(_size, record.frames))
+    fault = None if sizes else "it has no frames"
+    if NO_IMAGE in sizes:
+        fault = f"frame {sizes.index(NO_IMAGE)} is no image"
     labels = record.frame_labels
     times = [item[0] for item in record.lists.get("time_us", []) if len(item)]
     return {
@@ -61,7 +65,7 @@ def _video(record: VideoRecord) -> dict[str, Any]:
         "name": record.name,
         "frames": len(record.frames),
         "jpeg_bytes": sum(map(len, record.frames)),
-        "sizes": dict(sizes),
+        "sizes": dict(Counter(sizes)),
         "label": record.label,
         "label_string": record.label_string,
         "class_names": record.class_names,
@@ -69,6 +73,7 @@ def _video(record: VideoRecord) -> dict[str, Any]:
         "seconds": [int(times[0]) / 1e6, int(times[-1]) / 1e6] if times else None,
         "extra_context": _features(record.context),
         "extra_lists": {key: len(items) for key, items in record.lists.items()},
+        **({"fault": fault} if fault else {}),
     }
 
 
@@ -85,8 +90,8 @@ def _size(jpeg: bytes) -> str:
     try:
         with Image.open(io.BytesIO(jpeg)) as image:
             return f"{image.width}x{image.height}"
-    except UnidentifiedImageError:
-        return "no image"
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return NO_IMAGE
 
 
 def _features(features: Mapping[str, Feature]) -> dict[str, str]:
@@ -172,6 +177,8 @@ def in_words(record: dict[str, Any]) -> str:
 
 
 def _video_lines(record: dict[str, Any]) -> Iterator[str]:
+    if "fault" in record:
+        yield f"fault: {record['fault']}"
     sizes = ", ".join(record["sizes"])
     yield (
         f"video '{record['name']}': {record['frames']} frames, {sizes} pixels, "

@@ -20,7 +20,13 @@ from PIL import Image
 from torch.nn import functional as F
 
 from timewalk.artefacts import sha256_file, sha256_json, version
-from timewalk.data.phase_labels import Segments, labels_at, read_label_file, segments_of_video
+from timewalk.data.phase_labels import (
+    Segments,
+    doubts,
+    labels_at,
+    read_label_file,
+    segments_of_video,
+)
 from timewalk.data.record_sets import Encoded, RecordSet
 from timewalk.data.tfrecord import VideoRecord
 from timewalk.errors import UserError
@@ -30,6 +36,10 @@ Pixels = NDArray[np.uint8]
 QUALITY = 95
 LARGEST = 2**31 - 1
 """bytes of a protobuf message: what other readers can parse"""
+LONGEST = 65500
+"""pixels of a JPEG's side: what its libraries write"""
+SLOWEST, FASTEST = 1e-6, 1e6
+"""frames a second that --fps may ask for"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,15 @@ class RecordSettings:
         ):
             if value < 1:
                 raise UserError(f"{option}: {value} is less than 1; correct it.")
+        for option, side in (("--width", self.width), ("--height", self.height)):
+            if side > LONGEST:
+                raise UserError(f"{option}: {side} is more than a JPEG's {LONGEST}; lower it.")
+        if not -(2**63) <= self.action_label < 2**63:
+            raise UserError(
+                f"--action-label: {self.action_label} needs more than 64 bits; lower it."
+            )
+        if self.shuffle_seed is not None and self.shuffle_seed < 0:
+            raise UserError(f"--shuffle-seed: {self.shuffle_seed} is below 0; correct it.")
         if self.label_file is not None and self.expected_segments < 1:
             raise UserError("--label-file needs --expected-segments, the number of phases in it.")
         if self.label_file is None and self.expected_segments != -1:
@@ -205,8 +224,13 @@ def _encoded(source: FrameSource, settings: RecordSettings, segments: Segments |
         "width": size[0],
         "height": size[1],
         "sha256": source.sha256(),
+        "doubts": doubts(segments, _times(record)) if segments else [],
     }
     return Encoded(data, about)
+
+
+def _times(record: VideoRecord) -> list[float]:
+    return [int(time) / 1e6 for (time,) in record.lists["time_us"]]
 
 
 def video_record(
@@ -223,6 +247,11 @@ def video_record(
     for time, pixels in source.frames():
         fitted = fit(pixels, settings)
         height, width = fitted.shape[:2]
+        if max(height, width) > LONGEST:
+            raise UserError(
+                f"{source.place} has frames of {width}x{height} pixels, but a JPEG's side has at "
+                f"most {LONGEST}; leave --no-resize out."
+            )
         if size not in (None, (width, height)):
             raise UserError(
                 f"{source.place} has frames of several sizes, {size} and {(width, height)}; "

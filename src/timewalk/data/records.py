@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 
 from timewalk.artefacts import sha256_file, sha256_json
 from timewalk.data.images import to_rgb
-from timewalk.data.record_writer import Pixels, RecordSettings, write_record_set
+from timewalk.data.record_writer import FASTEST, SLOWEST, Pixels, RecordSettings, write_record_set
 from timewalk.errors import UserError, reason
 
 
@@ -75,15 +75,19 @@ def convert_folders(
         settings: what both converters share.
         listing: text file, a folder relative to ``root`` on each line, in order; blank lines are
             passed over. None: all folders in ``root`` that hold such images, by name.
-        extension: of the images, with or without its dot.
+        extension: of the images, with or without its dot, in upper or lower case; `jpg` is `jpeg`
+            too.
         fps: frames a second, which gives the times.
         workers: threads; the files do not depend on it.
 
     Raises:
         UserError: no such folder, one without images, an image that cannot be read.
     """
-    if fps <= 0:
-        raise UserError(f"--fps: {fps:g} is not above 0; images need a rate, which times them.")
+    if not SLOWEST <= fps <= FASTEST:
+        raise UserError(
+            f"--fps: {fps:g} is not between {SLOWEST:g} and {FASTEST:g}; images need a rate, which "
+            "times them."
+        )
     suffix = "." + extension.lstrip(".")
     found = folders_of_images(root, suffix) if listing is None else _listed(root, listing, suffix)
     if not found:
@@ -118,8 +122,12 @@ def folders_of_images(root: Path, suffix: str) -> list[tuple[Path, list[str]]]:
 def _listed(root: Path, listing: Path, suffix: str) -> list[tuple[Path, list[str]]]:
     if not listing.is_file():
         raise UserError(f"{listing} is missing: --list names a text file, a folder on each line.")
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--list: {listing} is no UTF-8 text; save it as UTF-8.") from None
     found = []
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         folder = root / line.strip()
@@ -137,8 +145,9 @@ def _listed(root: Path, listing: Path, suffix: str) -> list[tuple[Path, list[str
 
 
 def _images(folder: Path, suffix: str) -> list[str]:
+    suffixes = (".jpg", ".jpeg") if suffix.lower() == ".jpg" else (suffix.lower(),)
     names = (path.name for path in folder.iterdir())
-    return sorted(name for name in names if name.endswith(suffix) and name[0] != ".")
+    return sorted(name for name in names if name.lower().endswith(suffixes) and name[0] != ".")
 
 
 def _unpadded(source: ImageFolder) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Image encoders: networks from images to a summary vector and a map of patch vectors."""
 
 from timewalk.encoders.base import Encoder, Features
+from timewalk.encoders.embedders import load_embedder
 from timewalk.encoders.files import (
     build_encoder,
     encoder_digest,
@@ -20,6 +21,7 @@ __all__ = [
     "encoder_digest",
     "from_spec",
     "head_of_weights",
+    "load_embedder",
     "load_encoder",
     "load_head",
     "save_encoder",

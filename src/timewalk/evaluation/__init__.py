@@ -6,6 +6,7 @@ To add one: its file in this folder with a ``Config`` and ``evaluate``, and its 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 Labels = Literal["images", "masks", "phases", "videos"]
@@ -31,6 +32,7 @@ class Entry:
             `phases` (:class:`timewalk.data.phases.PhaseVideos`).
         kinds: of labelled sets that it reads, where it does not read all of these.
         keys: what those of the set's keys that it has must be.
+        falling: patterns of the names of the metrics of which less is better.
     """
 
     module: str
@@ -38,16 +40,29 @@ class Entry:
     labels: tuple[Labels, ...] = ("images",)
     kinds: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    falling: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Import and return the module."""
         return importlib.import_module(self.module)
 
+    def lower_is_better(self, metric: str) -> bool:
+        """Return whether less of a metric is better."""
+        return any(fnmatchcase(metric, pattern) for pattern in self.falling)
+
 
 _ENTRIES = {
-    "algorithm_loss": Entry("timewalk.evaluation.algorithm_loss", needs="encoder", labels=PHASES),
+    "algorithm_loss": Entry(
+        "timewalk.evaluation.algorithm_loss",
+        needs="encoder",
+        labels=PHASES,
+        falling=("loss_*", "tcc_*", "sal_*", "tcn_*"),
+    ),
     "alignment_video": Entry(
-        "timewalk.evaluation.alignment_video", needs="embeddings", labels=PHASES
+        "timewalk.evaluation.alignment_video",
+        needs="embeddings",
+        labels=PHASES,
+        falling=("dtw_cost*", "phase_difference"),
     ),
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
     "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
@@ -57,6 +72,7 @@ _ENTRIES = {
         labels=VIDEOS,
         kinds=DAVIS,
         keys={"task": "semi-supervised", "resolution": "480p"},
+        falling=("*_decay",),
     ),
     "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
     "few_shot": Entry("timewalk.evaluation.few_shot", needs="embeddings", labels=PHASES),
@@ -80,6 +96,7 @@ _ENTRIES = {
         labels=VIDEOS,
         kinds=DAVIS,
         keys={"task": "unsupervised", "resolution": "480p"},
+        falling=("*_decay",),
     ),
     "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
     "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
@@ -87,10 +104,13 @@ _ENTRIES = {
         "timewalk.evaluation.phase_classification", needs="embeddings", labels=PHASES
     ),
     "phase_progression": Entry(
-        "timewalk.evaluation.phase_progression", needs="embeddings", labels=PHASES
+        "timewalk.evaluation.phase_progression",
+        needs="embeddings",
+        labels=PHASES,
+        falling=("transition_error",),
     ),
     "propagation_iou": Entry("timewalk.evaluation.propagation_iou", needs="encoder", labels=VIDEOS),
-    "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings"),
+    "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings", falling=("kl_divergence",)),
     "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS, kinds=("vip",)),
 }
 

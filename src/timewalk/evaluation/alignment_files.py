@@ -11,10 +11,17 @@ from typing import Literal
 
 import numpy as np
 
+from timewalk.artefacts import sha256_file
 from timewalk.data.phases import PhaseVideo, PhaseVideos
 from timewalk.errors import UserError
 from timewalk.evaluation.alignment import Video
-from timewalk.evaluation.phase_sequences import NPY, PhaseSequence, load_phase_embeddings
+from timewalk.evaluation.phase_sequences import (
+    NPY,
+    PhaseEmbeddings,
+    PhaseSequence,
+    check_widths,
+    load_phase_embeddings,
+)
 
 Split = Literal["train", "test"]
 OURS = ".safetensors"
@@ -34,37 +41,34 @@ def read_videos(
         UserError: a file that cannot be read, is of an unknown kind, holds no frames or is of
             another set, a video without embeddings, or embeddings of different widths.
     """
-    videos: list[Video] = []
     for source in sources:
-        found = _original(source) if source.suffix == NPY else _ours(source, manifest, split)
-        for video in found:
-            width = video.embeddings.shape[1]
-            if not len(video):
-                raise UserError(
-                    f"{source} holds no finite embedding of video '{video.name}': train the run "
-                    "again, or remove the video."
-                )
-            if videos and width != videos[0].embeddings.shape[1]:
-                raise UserError(
-                    f"{source} holds embeddings of {width} numbers but {sources[0]} of "
-                    f"{videos[0].embeddings.shape[1]}: align embeddings of one run."
-                )
-            videos.append(video)
-    return videos
+        if source.suffix not in (OURS, NPY):
+            raise UserError(
+                f"{source} is no file of embeddings by its name: those end in {OURS}, the "
+                f"original's in {NPY}."
+            )
+        if source.suffix == OURS and manifest is None:
+            raise UserError(f"{source} holds no frames: name its labelled set with --dataset.")
+    files = [(source, load_phase_embeddings(source)) for source in sources]
+    check_widths((source, found.videos[0]) for source, found in files)
+    return [x for source, found in files for x in videos_of(source, found, manifest, split)]
 
 
-def _ours(source: Path, manifest: Path | None, split: Split | None) -> list[Video]:
-    if source.suffix != OURS:
-        raise UserError(
-            f"{source} is no file of embeddings by its name: those end in {OURS}, the original's "
-            f"in {NPY}."
-        )
-    if manifest is None:
-        raise UserError(f"{source} holds no frames: name its labelled set with --dataset.")
-    found = load_phase_embeddings(source)
+def videos_of(
+    source: Path, found: PhaseEmbeddings, manifest: Path | None, split: Split | None = None
+) -> list[Video]:
+    """Return the videos of one file; see :func:`read_videos`."""
+    if source.suffix == NPY:
+        return _original(source, found)
+    assert manifest is not None
+    return _ours(source, found, manifest, split)
+
+
+def _ours(source: Path, found: PhaseEmbeddings, manifest: Path, split: Split | None) -> list[Video]:
     used: Split = split or ("train" if found.about.get("split") == "train" else "test")
     of_set = PhaseVideos(manifest, used)
-    if len(found.videos) > len(of_set):
+    digest = sha256_file(manifest)
+    if found.about.get("dataset_sha256", digest) != digest or len(found.videos) > len(of_set):
         raise _another(source, manifest, used)
     videos = []
     for sequence, video in zip(found.videos, of_set, strict=False):
@@ -90,9 +94,9 @@ def _frame(video: PhaseVideo, steps: np.ndarray, number: int) -> np.ndarray:
     return pixels
 
 
-def _original(source: Path) -> list[Video]:
+def _original(source: Path, found: PhaseEmbeddings) -> list[Video]:
     videos = []
-    for sequence in load_phase_embeddings(source).videos:
+    for sequence in found.videos:
         if sequence.frames is None:
             raise UserError(
                 f"{source} holds no frames: extract its embeddings again with keep_data on."

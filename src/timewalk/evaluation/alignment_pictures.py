@@ -237,9 +237,11 @@ def plot_paths(target: Path, reference: Video, matches: Sequence[tuple[Video, Ma
 
 def _plot_path(axes: Any, reference: Video, video: Video, found: Match) -> None:
     axes.imshow(np.sqrt(found.distances), cmap="Greys_r", aspect="auto", interpolation="nearest")
+    # White lies on dark cells, its edge on light ones.
+    edge = [needed("matplotlib.patheffects").withStroke(linewidth=2.2, foreground="black")]
     for labels, draw in ((reference.labels, axes.axhline), (video.labels, axes.axvline)):
         for place in [] if labels is None else np.flatnonzero(np.diff(labels)):
-            draw(place + 0.5, color="white", linewidth=0.7, alpha=0.8)
+            draw(place + 0.5, color="white", linewidth=0.9, path_effects=edge)
     every = np.arange(len(reference))
     axes.plot(found.nearest, every, ".", color="tab:cyan", markersize=2.5, label="nearest frame")
     axes.plot(*found.path.T[::-1], color="tab:orange", linewidth=1.2, label="time warping")

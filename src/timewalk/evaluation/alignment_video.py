@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from timewalk.config import EvaluationConfig, Positive, Strict
 from timewalk.errors import UserError
 from timewalk.evaluation.alignment import Match, Video, averaged, match, scores
-from timewalk.evaluation.alignment_files import read_videos
+from timewalk.evaluation.alignment_files import read_videos, videos_of
 from timewalk.evaluation.alignment_pictures import (
     Panel,
     Scale,
@@ -25,7 +25,9 @@ from timewalk.evaluation.alignment_pictures import (
     plot_paths,
     write_video,
 )
-from timewalk.evaluation.base import Inputs, Result, write_csv
+from timewalk.evaluation.base import Inputs, Result, check_origin, check_split, write_csv
+from timewalk.evaluation.phase_sequences import load_phase_embeddings
+from timewalk.evaluation.phase_settings import protocol
 from timewalk.evaluation.pictures import needed
 
 Number = Annotated[int, Field(ge=0)]
@@ -88,14 +90,17 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             go here.
 
     Raises:
-        UserError: fewer than two videos of the reference's action, a video that does not exist, or
-            a program or library is missing.
+        UserError: embeddings of another run, set or split, fewer than two videos of the reference's
+            action, a video that does not exist, or a program or library is missing.
     """
     check_writer(f".{config.format}")
     needed("matplotlib.figure")
     source = inputs.train if config.split == "train" else inputs.test
     assert source is not None
-    videos = read_videos([source], inputs.dataset, config.split)
+    embedded = load_phase_embeddings(source)
+    check_split(source, embedded.about, config.split)
+    check_origin(source, embedded.about, inputs)
+    videos = videos_of(source, embedded, inputs.dataset, config.split)
     others = companions(videos, config, str(source))
     reference = videos[config.reference]
     # Distances of long videos are large: kept only of those that are drawn.
@@ -115,9 +120,9 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     matches = write_csv(output_dir / "matches.csv", [header, *rows])
     lines = [[videos[n].name, *s.values()] for n, s in zip(others, found, strict=True)]
     table = write_csv(output_dir / "scores.csv", [["video", *found[0]], *lines])
-    how = ("-dtw" if config.use_dtw else "-nn") + ("-normalised" if config.normalise else "")
+    how = ["dtw" if config.use_dtw else "nn", *(["normalised"] if config.normalise else [])]
     return Result(
-        protocol=f"alignment-{config.split}{config.reference}{how}",
+        protocol=protocol(f"alignment-{config.split}{config.reference}", *how, of=embedded),
         metrics=averaged(found),
         samples=len(others),
         artefacts=[video, paths, matches, table],

@@ -2,13 +2,16 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from timewalk.artefacts import write_text
+from timewalk.artefacts import sha256_file, write_text
+from timewalk.encoders.files import HEAD, TENSORS
+from timewalk.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,45 @@ class Result:
     metrics: dict[str, float | None]
     samples: int
     artefacts: list[Path] = field(default_factory=list)
+
+
+def check_origin(path: Path, about: Mapping[str, Any], inputs: Inputs) -> None:
+    """Refuse embeddings that another encoder or head gave, or of another set.
+
+    Args:
+        path: the file of embeddings.
+        about: what it says of itself; a digest that is not in it is not checked.
+        inputs: run and set that the embeddings are scored as.
+
+    Raises:
+        UserError: names what differs.
+    """
+    files = {
+        "encoder_sha256": inputs.run / TENSORS,
+        "head_sha256": inputs.run / HEAD,
+        "dataset_sha256": inputs.dataset,
+    }
+    for key, source in files.items():
+        found = sha256_file(source) if source.is_file() else None
+        if key in about and about[key] != found:
+            raise UserError(
+                f"{path} was not made with {source} as it is now ({key}): run the embed stage "
+                "again, or name the run and the set that it was made of."
+            )
+
+
+def check_split(path: Path, about: Mapping[str, Any], split: str) -> None:
+    """Refuse embeddings of the other split; a file that does not say its split is taken.
+
+    Raises:
+        UserError: says which split the file holds.
+    """
+    found = about.get("split", split)
+    if found != split:
+        raise UserError(
+            f"{path} holds the split '{found}' where '{split}' is read: name the training split's "
+            "file first, then the test split's."
+        )
 
 
 def write_csv(path: Path, rows: Sequence[Sequence[object]]) -> Path:

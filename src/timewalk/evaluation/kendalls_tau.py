@@ -44,28 +44,31 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     Raises:
         UserError: files that do not belong together, or matplotlib is missing.
     """
-    splits = dict(zip(("train_", ""), load_both(inputs), strict=True))
+    splits = dict(zip(("train", "test"), load_both(inputs), strict=True))
     metrics: dict[str, float | None] = {}
     artefacts: list[Path] = []
-    for prefix, found in splits.items():
+    for split, found in splits.items():
+        prefix = "train_" if split == "train" else ""
         matrix = tau_matrix([x.embeddings for x in found.videos], config.stride, config.distance)
         scored = ~np.isnan(matrix)
-        metrics[f"{prefix}tau"] = _mean(matrix, prefix)
+        metrics[f"{prefix}tau"] = _mean(matrix, split)
         metrics[f"{prefix}pairs"] = int(scored.sum())
-        if not prefix:
+        if split == "test":
             artefacts = _write(output_dir, matrix, found)
     return Result(
-        protocol=protocol(f"tau-b-{config.distance}", f"s{config.stride}", of=splits[""]),
+        protocol=protocol(f"tau-b-{config.distance}", f"s{config.stride}", of=splits["test"]),
         metrics={name: metrics[name] for name in ("tau", "pairs", "train_tau", "train_pairs")},
-        samples=len(splits[""].videos),
+        samples=len(splits["test"].videos),
         artefacts=artefacts,
     )
 
 
-def _mean(matrix: np.ndarray, prefix: str) -> float | None:
+def _mean(matrix: np.ndarray, split: str) -> float | None:
     found = matrix[~np.isnan(matrix)]
+    if len(matrix) < 2:
+        log.warning("the %s split has one video: there is no pair, and no tau", split)
+        return None
     if len(found) == 0:
-        split = "train" if prefix else "test"
         log.warning(
             "no pair of videos of the %s split has a tau: each has one frame, or all its nearest "
             "frames are the same",

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from timewalk.config import EvaluationConfig
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Inputs, Result, write_csv
+from timewalk.evaluation.base import Inputs, Result, check_origin, check_split, write_csv
 from timewalk.evaluation.embed import Embeddings, load_embeddings
 from timewalk.metrics.classification import confusion, ranks, top_percent
 
@@ -77,13 +77,15 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         output_dir: `per_class.csv` and `confusion.csv` go here.
 
     Raises:
-        UserError: the two files do not belong together.
+        UserError: the two files do not belong together, or not to the run and the set.
     """
     train, test = inputs.train, inputs.test
     assert train is not None
     assert test is not None
     neighbours, scored = load_embeddings(train), load_embeddings(test)
     _check_pair(train, test, neighbours, scored)
+    for path, item in ((train, neighbours), (test, scored)):
+        check_origin(path, item.about, inputs)
     if max(config.k) > len(neighbours.labels):
         log.warning(
             "k %s: %s holds %d images, all of which vote",
@@ -221,6 +223,8 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _check_pair(train: Path, test: Path, neighbours: Embeddings, scored: Embeddings) -> None:
     again = "run the embed stage again for both."
+    for path, item, split in ((train, neighbours, "train"), (test, scored, "test")):
+        check_split(path, item.about, split)
     for key in ("encoder_sha256", "dataset_sha256", "precision"):
         if neighbours.about.get(key) != scored.about.get(key):
             raise UserError(f"{train} and {test} differ in {key}: {again}")

@@ -28,12 +28,13 @@ from timewalk.encoders import load_encoder
 from timewalk.encoders.embedders import TrainedEmbedder, load_embedder
 from timewalk.encoders.files import HEAD
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Inputs
+from timewalk.evaluation.base import Inputs, check_origin, check_split
 from timewalk.evaluation.embed import Extractor, embed
 from timewalk.evaluation.phase_sequences import (
     NPY,
     PhaseEmbeddings,
     PhaseSequence,
+    check_widths,
     load_phase_embeddings,
     save_phase_embeddings,
     save_published,
@@ -54,6 +55,16 @@ log = logging.getLogger(__name__)
 Split = Literal["train", "test"]
 Format = Literal["safetensors", "npy"]
 
+ALIKE = (
+    "encoder_sha256",
+    "head_sha256",
+    "dataset_sha256",
+    "image_size",
+    "crop",
+    "stride",
+    "max_videos",
+)
+"""what files of both splits say alike"""
 IMAGE_SIZE = 224
 FRAMES_PER_BATCH = 25
 
@@ -105,7 +116,7 @@ def embed_phases(
         split: `train` or `test`.
         output: the file.
         frames_per_batch: frames at a time; changes speed and memory, results only by rounding.
-        max_videos: only the first videos; 0: all.
+        max_videos: only the first videos, which the name of every protocol then says; 0: all.
         keep_frames: keep the frames that the network saw beside their embeddings, `npy` alone.
         form: `npy` is the TCC tools' file; None: by the output's suffix.
         device: `auto` is the first GPU, or the CPU where there is none.
@@ -130,7 +141,8 @@ def embed_phases(
             found.append(sequence)
             dropped += lost
             bar.update()
-    result = PhaseEmbeddings(found, videos.classes, _about(run, manifest, videos, split, network))
+    about = _about(run, manifest, videos, split, network) | {"max_videos": max_videos}
+    result = PhaseEmbeddings(found, videos.classes, about)
     (save_published if form == "npy" else save_phase_embeddings)(output, result)
     return {
         "videos": len(found),
@@ -154,6 +166,7 @@ def _about(
         "precision": "fp32",
         "timewalk": version(),
         "image_size": network.size,
+        "crop": network.crop,
         "stride": network.stride,
         "context": network.context,
         "context_step": network.context_step,
@@ -177,6 +190,7 @@ class _Network:
         stride: every how many-th frame is embedded.
         context: C.
         context_step: kept frames between those of the context.
+        crop: whether a frame's largest central square is taken, not the whole frame.
     """
 
     def __init__(
@@ -279,17 +293,22 @@ def load_both(inputs: Inputs) -> tuple[PhaseEmbeddings, PhaseEmbeddings]:
     """Return the embeddings of the training and of the test split.
 
     Raises:
-        UserError: the two files do not belong together, or videos are of several actions.
+        UserError: the two files do not belong together, or not to the run, the set or the split
+            that they are named for, or videos are of several actions.
     """
     assert inputs.train is not None
     assert inputs.test is not None
     train, test = load_phase_embeddings(inputs.train), load_phase_embeddings(inputs.test)
-    for key in ("encoder_sha256", "head_sha256", "dataset_sha256", "image_size"):
+    for key in ALIKE:
         if train.about.get(key) != test.about.get(key):
             raise UserError(
                 f"{inputs.train} and {inputs.test} differ in {key}: run the embed stage again for "
                 "both."
             )
+    for path, found, split in ((inputs.train, train, "train"), (inputs.test, test, "test")):
+        check_split(path, found.about, split)
+        check_origin(path, found.about, inputs)
+    check_widths([(inputs.train, train.videos[0]), (inputs.test, test.videos[0])])
     if len({video.action for part in (train, test) for video in part.videos}) > 1:
         raise UserError(
             f"the set '{name_of(inputs, test)}' holds videos of several actions; name a set of one."

@@ -11,9 +11,10 @@ read: here only arrays, numbers, text and plain containers are let through.
 
 import codecs
 import json
+import logging
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +25,8 @@ from safetensors.numpy import save_file
 
 from timewalk.artefacts import atomic_path
 from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
 
 UNLABELLED = -1
 NPY = ".npy"
@@ -109,15 +112,63 @@ def save_phase_embeddings(path: Path, found: PhaseEmbeddings) -> None:
 
 
 def load_phase_embeddings(path: Path) -> PhaseEmbeddings:
-    """Read our file, or the TCC tools' if it ends in `.npy`.
+    """Read our file, or the TCC tools' if it ends in `.npy`; frames that are not finite left out.
 
     Raises:
-        UserError: the file is missing, damaged or of another kind.
+        UserError: the file is missing, damaged or of another kind, a video has no finite embedding,
+            or two have embeddings of different widths.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: run the embed stage.")
-    if path.suffix == NPY:
-        return load_published(path)
+    found = load_published(path) if path.suffix == NPY else _load_ours(path)
+    videos = [_finite(path, video) for video in found.videos]
+    check_widths((path, video) for video in videos)
+    return replace(found, videos=videos)
+
+
+def _finite(path: Path, video: PhaseSequence) -> PhaseSequence:
+    """Return a video without the frames whose embedding is not finite."""
+    good = np.isfinite(video.embeddings).all(1)
+    if not good.any():
+        raise UserError(
+            f"{path} holds no finite embedding of video '{video.name}': train the run again, or "
+            "remove the video."
+        )
+    if good.all():
+        return video
+    log.warning(
+        "%s: video %s: %d frames without finite embedding left out",
+        path,
+        video.name,
+        (~good).sum(),
+    )
+    return replace(
+        video,
+        embeddings=video.embeddings[good],
+        labels=None if video.labels is None else video.labels[good],
+        steps=video.steps[good],
+        frames=None if video.frames is None else video.frames[good],
+    )
+
+
+def check_widths(videos: Iterable[tuple[Path, PhaseSequence]]) -> None:
+    """Refuse videos, each with its file, whose embeddings differ in width from the first's.
+
+    Raises:
+        UserError: names both files and both videos.
+    """
+    first: tuple[Path, PhaseSequence] | None = None
+    for path, video in videos:
+        first = first or (path, video)
+        width, expected = video.embeddings.shape[1], first[1].embeddings.shape[1]
+        if width != expected:
+            raise UserError(
+                f"{path} holds embeddings of {width} numbers for video '{video.name}' but "
+                f"{first[0]} of {expected} for video '{first[1].name}': embed both by one run."
+            )
+
+
+def _load_ours(path: Path) -> PhaseEmbeddings:
     try:
         with safe_open(path, "np") as file:
             about = json.loads((file.metadata() or {})["about"])

@@ -24,9 +24,11 @@ Fractions = Annotated[list[Fraction], Field(min_length=1), AfterValidator(_risin
 
 
 def protocol(*parts: object, of: PhaseEmbeddings) -> str:
-    """Return the name of a protocol; a set that leaves frames out is named too."""
-    stride = int(of.about.get("stride", 1))
-    words = [str(part) for part in parts] + ([f"every{stride}"] if stride > 1 else [])
+    """Return the name of a protocol; frames and videos that were left out are named too."""
+    stride, most = (int(of.about.get(key) or 0) for key in ("stride", "max_videos"))
+    words = [str(part) for part in parts]
+    words += [f"every{stride}"] if stride > 1 else []
+    words += [f"first{most}"] if most else []
     return "-".join(words)
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from timewalk.config import EvaluationConfig
 from timewalk.errors import UserError
-from timewalk.evaluation.base import Inputs, Result, write_csv
+from timewalk.evaluation.base import Inputs, Result, check_origin, check_split, write_csv
 from timewalk.evaluation.embed import load_embeddings
 from timewalk.evaluation.pictures import balanced, needed, save_figure
 
@@ -67,10 +67,13 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
         output_dir: `tsne.png` and `tsne.csv` go here.
 
     Raises:
-        UserError: too few images, features that are not finite, or a library is missing.
+        UserError: features of another run, set or split, too few images, features that are not
+            finite, or a library is missing.
     """
     assert inputs.test is not None
     found = load_embeddings(inputs.test)
+    check_split(inputs.test, found.about, "test")
+    check_origin(inputs.test, found.about, inputs)
     if not bool(found.features.isfinite().all()):
         raise UserError(f"{inputs.test} holds features that are not finite: train the run again.")
     chosen = balanced(found.labels, config.images, config.seed)

@@ -29,7 +29,7 @@ from timewalk.data.views import normalise
 from timewalk.encoders import build_encoder, seeded
 from timewalk.encoders.embedders import build_embedder, embedder_tensors
 from timewalk.encoders.freezing import choose_what_learns
-from timewalk.errors import UserError
+from timewalk.errors import UserError, reason
 from timewalk.methods.base import Losses, Method, Step
 from timewalk.methods.phases_config import PhasesConfig
 from timewalk.methods.pictures import self_similarity_picture
@@ -85,7 +85,7 @@ class Phases(Method):
                 module.momentum = momentum
 
     def _embedder_spec(self) -> dict[str, Any]:
-        keys, stride = self.config.embedder, self.encoder.stride
+        keys = self.config.embedder
         shared = {
             "kind": keys.kind,
             "inputs": self.encoder.patch_width,
@@ -96,17 +96,31 @@ class Phases(Method):
         }
         if keys.kind == "convgru":
             return {**shared, "gru": list(keys.gru), "dropout": keys.base_dropout}
-        side = -(-self.config.image_size // stride)
+        grid = self._grid()
         return {
             **shared,
             "context": self.config.context,
             "flatten": keys.flatten,
-            "map_size": [side, side] if keys.flatten == "flatten" else None,
+            "map_size": grid if keys.flatten == "flatten" else None,
             "fc": [list(layer) for layer in keys.fc_layers],
             "base_dropout": keys.base_dropout,
             "base_dropout_spatial": keys.base_dropout_spatial,
             "fc_dropout": keys.fc_dropout,
         }
+
+    @torch.no_grad()
+    def _grid(self) -> list[int]:
+        """Return rows and columns of the encoder's map."""
+        size = self.config.image_size
+        self.encoder.eval()
+        try:
+            maps = self.encoder.dense(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"image_size is {size}, which encoder.name {self.config.encoder.name} does not "
+                f"take ({reason(error)}); set it to the network's own."
+            ) from None
+        return list(maps.shape[-2:])
 
     def train(self, mode: bool = True) -> "Phases":
         """Set the mode of all but a frozen base network, whose statistics are held."""

@@ -21,6 +21,10 @@ ConvLayer = tuple[Positive, Positive, bool]
 DenseLayer = tuple[Positive, bool]
 
 
+CONV_ONLY = {"flatten", "fc_layers", "base_dropout_spatial", "fc_dropout"}
+"""keys of an embedder that one of kind `convgru` does not have"""
+
+
 class FrameEncoder(EncoderConfig):
     """The base network, whose map of each frame is embedded; by default the published one."""
 
@@ -146,7 +150,7 @@ class AugmentationKeys(Strict):
 class PhaseTraining(TrainingConfig):
     """Training as published: Adam by number of steps, at a fixed learning rate."""
 
-    epochs: Positive = 150_000
+    epochs: Positive = 1_000_000
     """passes over the videos, each with one clip of every video; as many as it takes for
     `max_steps`"""
     max_steps: Positive | None = 150_000
@@ -216,7 +220,8 @@ class PhasesConfig(TrainedRunConfig):
     """frames of the data set from one of them to the next (`DATA.FRAME_STRIDE`); the paper's is 9
     for Pouring"""
     dataset_fraction: Share = 1.0
-    """share of the training videos that is used, from the first (`DATA.PER_DATASET_FRACTION`)"""
+    """share of the training videos of each action that is used, from the first
+    (`DATA.PER_DATASET_FRACTION`)"""
     one_action_a_batch: bool = True
     """all videos of a batch show the same action, each action as often; false: any videos"""
     compat: Literal["intended", "published"] = "intended"
@@ -236,6 +241,13 @@ class PhasesConfig(TrainedRunConfig):
                 f"embedder.gru is {self.embedder.gru}, but its last layer gives the embedding; end "
                 f"it with embedder.size {self.embedder.size}"
             )
+        if self.embedder.kind == "convgru":
+            meaningless = sorted(CONV_ONLY & self.embedder.model_fields_set)
+            if meaningless:
+                raise ValueError(
+                    f"embedder.{meaningless[0]} means nothing for an embedder of kind convgru; "
+                    "leave it out"
+                )
         if self.training.micro_batch_size is not None:
             raise ValueError(
                 "training.micro_batch_size is set, but the videos of a batch are compared with "
@@ -278,6 +290,12 @@ class PhasesConfig(TrainedRunConfig):
     def check_tcc(self, keys: TCCKeys) -> None:
         """Refuse a batch in which no cycle can be walked."""
         self.least_videos(keys.cycle_length if keys.stochastic_matching else 2)
+        sampled = self.training.batch_size * self.frames_per_clip
+        if keys.stochastic_matching and int(sampled * keys.fraction) < 1:
+            raise ValueError(
+                f"tcc.fraction is {keys.fraction:g}, which makes no cycle of the {sampled} sampled "
+                f"frames of a batch; set it to {1 / sampled:.3g} or more"
+            )
 
     def check_sal(self) -> None:
         """Refuse clips of which no triplet can be made."""

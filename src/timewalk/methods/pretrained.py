@@ -39,5 +39,6 @@ class Pretrained(Method):
         self.encoder = build_encoder(config.encoder, config.seed)
 
     def heads(self) -> dict[str, Tensor]:
-        """Return the slots of SMTC's checkpoint; nothing of other files."""
+        """Return what evaluations use beside the encoder: slots of SMTC's checkpoint or run, the
+        embedder of a run of TCC's family; nothing of other files."""
         return head_of_weights(self.config.encoder)

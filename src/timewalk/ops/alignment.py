@@ -3,7 +3,8 @@
 Sheet: TCC section 6. A frame of one video has a soft nearest neighbour in another video, whose
 nearest frame in the first video should be the frame it began with. From embeddings to a scalar;
 functions, argument order and defaults are the published library's. All arithmetic is in float32 at
-least; the loss may be differentiated like any other torch function.
+least. The loss may be differentiated by `backward` and `torch.autograd`, also twice; by
+`torch.func` only where all pairs fit one chunk (CHUNK_NUMEL), since chunks are checkpointed.
 
 Shapes: N videos, T frames, D embedding size, M and K frames of a single pair, P pairs of videos,
 R cycles of L videos.
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from timewalk.errors import nearest
+from timewalk.ops.cycle_draws import draw_cycles, draw_starts
 from timewalk.ops.distillation import full
 
 LOSSES = ("classification", "regression_mse", "regression_mse_var", "regression_huber")
@@ -109,10 +111,10 @@ def compute_alignment_loss(
         rng: draws cycles and starts; None: one seeded from torch's own generator.
 
     Raises:
-        ValueError: shapes that do not fit, fewer than 2 videos, an unknown name, or cycles or
-            starts without `stochastic_matching`.
+        ValueError: shapes that do not fit, fewer than 2 videos, no frame or no cycle, one out of
+            range, an unknown name, or cycles or starts without `stochastic_matching`.
     """
-    if embs.ndim != 3 or len(embs) != batch_size:
+    if embs.ndim != 3 or len(embs) != batch_size or embs.shape[1] == 0:
         raise ValueError(
             f"embs has the shape {tuple(embs.shape)}; give batch_size {batch_size} videos of "
             "frames of embeddings, (N, T, D)"
@@ -171,10 +173,10 @@ def compute_deterministic_alignment_loss(
     Raises:
         ValueError: another shape than said, fewer than 2 videos, or an unknown name.
     """
-    if embs.shape[:2] != (batch_size, num_steps):
+    if embs.shape[:2] != (batch_size, num_steps) or num_steps == 0:
         raise ValueError(
             f"embs has the shape {tuple(embs.shape)}; give batch_size {batch_size} videos of "
-            f"num_steps {num_steps} frames"
+            f"num_steps {num_steps} frames, at least 1"
         )
     if batch_size < 2:
         raise ValueError(
@@ -260,19 +262,27 @@ def compute_stochastic_alignment_loss(
         loss_type: see `compute_alignment_loss` for this and all that follows.
 
     Raises:
-        ValueError: cycles that do not close or have no start each, or an unknown name.
+        ValueError: cycles that do not close or have no start each, none at all, one out of range,
+            or an unknown name.
     """
     if cycles.ndim != 2 or cycles.shape[1] < 3 or not torch.equal(cycles[:, 0], cycles[:, -1]):
         raise ValueError("each row of cycles must name 2 videos or more and the first again")
     if starts.shape != cycles.shape[:1]:
         raise ValueError(f"starts has the shape {tuple(starts.shape)}; give one for each cycle")
+    for name, places, end in (("cycles", cycles, embs.shape[0]), ("starts", starts, embs.shape[1])):
+        if not places.numel() or places.min() < 0 or places.max() >= end:
+            raise ValueError(f"{name} must be at least one, each from 0 to {end - 1}")
     penalty = _Penalty(loss_type, label_smoothing, variance_lambda, huber_delta)
     cycles, starts = cycles.long().to(embs.device), starts.long().to(embs.device)
     with torch.autocast(embs.device.type, enabled=False):
         embs = full(embs)
-        here_R1D = embs[cycles[:, 0], starts].unsqueeze(1)
+        start_R1D = embs[cycles[:, 0], starts].unsqueeze(1)
+        # Distances stay what they are; means of frames lose fewer digits. A cycle has its own
+        # origin: no video outside of it changes its loss.
+        origin_R1D = start_R1D.detach() * (similarity_type == "l2")
+        here_R1D = start_R1D - origin_R1D
         for hop in range(1, cycles.shape[1]):
-            video_RTD = embs.index_select(0, cycles[:, hop])
+            video_RTD = embs.index_select(0, cycles[:, hop]) - origin_R1D
             logits_R1T = get_scaled_similarity(here_R1D, video_RTD, similarity_type, temperature)
             here_R1D = logits_R1T.softmax(dim=-1) @ video_RTD
         times = _times(steps, seq_lens, normalize_indices, embs.dtype)[cycles[:, 0]]
@@ -321,56 +331,7 @@ def get_scaled_similarity(
 
 def pairwise_l2_distance(embs1: Tensor, embs2: Tensor) -> Tensor:
     """Return the SQUARED distances (..., M, K) of frames (..., M, D) and (..., K, D)."""
-    norms1 = embs1.square().sum(dim=-1).unsqueeze(-1)
-    norms2 = embs2.square().sum(dim=-1).unsqueeze(-2)
-    return (norms1 + norms2 - 2 * (embs1 @ embs2.mT)).clamp_min(0)
-
-
-def draw_cycles(
-    batch_size: int,
-    num_cycles: int,
-    cycle_length: int,
-    rng: np.random.Generator,
-    *,
-    published: bool = False,
-) -> Tensor:
-    """Return random cycles of videos, int64 (R, L + 1), the first again at the end.
-
-    Each cycle is drawn for itself: L different videos in random order.
-
-    Args:
-        batch_size: N, videos to draw from.
-        num_cycles: R.
-        cycle_length: L, at least 2 and at most N.
-        rng: draws.
-        published: draw as the published code does. It writes down 0 to N - 1 over and over, R
-            times, folds that into N rows of R, shuffles the rows and folds it into R rows of N. If
-            R is a multiple of N, as in the published training always, the rows are equal, shuffling
-            them does nothing, and EVERY cycle is 0, 1, ..., L - 1, 0. Otherwise a cycle may name a
-            video twice.
-
-    Raises:
-        ValueError: a cycle length that cannot be.
-    """
-    if not 2 <= cycle_length <= batch_size:
-        raise ValueError(
-            f"cycle_length is {cycle_length}; it must be at least 2 and at most the number of "
-            f"videos, {batch_size}"
-        )
-    videos = np.arange(batch_size)
-    if published:
-        rows = np.tile(videos, num_cycles).reshape(batch_size, num_cycles)
-        rng.shuffle(rows, axis=0)
-        orders = rows.reshape(num_cycles, batch_size)
-    else:
-        orders = rng.permuted(np.tile(videos, (num_cycles, 1)), axis=1)
-    chosen = orders[:, :cycle_length]
-    return torch.from_numpy(np.concatenate([chosen, chosen[:, :1]], axis=1).astype(np.int64))
-
-
-def draw_starts(frames: int, num_cycles: int, rng: np.random.Generator) -> Tensor:
-    """Return where cycles start: R uniform entries of 0 to T - 1, int64 (R,)."""
-    return torch.from_numpy(rng.integers(frames, size=num_cycles, dtype=np.int64))
+    return (embs1.unsqueeze(-2) - embs2.unsqueeze(-3)).square().sum(dim=-1)
 
 
 def _known(argument: str, name: str, known: tuple[str, ...]) -> None:

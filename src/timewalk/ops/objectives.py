@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from timewalk.errors import UserError, nearest
-from timewalk.ops.alignment import compute_alignment_loss, draw_cycles, draw_starts
+from timewalk.ops.alignment import compute_alignment_loss
+from timewalk.ops.cycle_draws import draw_cycles, draw_starts
 from timewalk.ops.sequences import Sequences
 from timewalk.ops.temporal_order import (
     FRAMES_OF_A_ROW,

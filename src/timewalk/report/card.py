@@ -328,12 +328,11 @@ def _licence(run: Run) -> str:
     if weights := run.config.get("encoder", {}).get("weights"):
         lines.append(f"- The weights that it started from, {code(weights)}: see their source.")
     built_in = load_sources()
-    for source in run.sources:
-        video = source.path.stem
-        manifest = source.path.parent.parent.parent / "videos" / f"{video}.json"
-        if source.files:
-            lines.append(f"- Files of `{run.config['dataset']}`: see where they come from.")
-        elif manifest.is_file():
+    files = f"Files of `{run.config['dataset']}`: see where they come from."
+    lines += [f"- {source.origin or files}" for source in run.sources if source.files]
+    for path, video in ((source.path, video) for source in run.sources for video in source.names):
+        manifest = path.parent.parent.parent / "videos" / f"{video}.json"
+        if manifest.is_file():
             licence = read_manifest(manifest, "video").get("licence", "unknown")
             lines.append(f"- Video `{video}`: {licence} (`{manifest.as_posix()}`).")
         elif video in built_in:

@@ -7,9 +7,17 @@ from typing import Any
 
 from timewalk.encoders import load_head
 from timewalk.encoders.base import VIT_SHAPES
+from timewalk.encoders.embedders import TrainedEmbedder, load_embedder
 from timewalk.encoders.files import HEAD
 from timewalk.encoders.slots import load_slots
 from timewalk.report.page import fenced
+
+BASE_NETWORKS = {
+    "resnet50v2_conv4c": "Keras's `ResNet50V2` up to `conv4_block3_out`, kernels as torch has them",
+    "resnet50_conv4c": "torchvision's `resnet50` without `layer3.3` and what follows it; its "
+    "tensors have the names they have there",
+    "vgg_m": "VGG-M as TCC has it, with names of timewalk's own",
+}
 
 
 def loading(about: Mapping[str, Any], folder: str) -> str:
@@ -48,6 +56,8 @@ encoder = torch.hub.load(".", "encoder", {json.dumps(folder)}, source="local")
             "result is `features.summary`:\n",
             fenced(_timm_lines(spec, folder)),
         ]
+    elif spec["family"] in BASE_NETWORKS:
+        parts.append(f"The network is {BASE_NETWORKS[spec['family']]}.\n")
     elif spec["family"] == "resnet":
         padding = ", and convolutions pad by reflection" if spec["padding"] == "reflect" else ""
         parts.append(
@@ -72,8 +82,10 @@ def loading_head(folder: Path) -> str:
     """
     if not (folder / HEAD).is_file():
         return ""
-    slots = load_slots(folder)
     place, title = json.dumps(folder.as_posix()), f"`{HEAD}`"
+    if (trained := load_embedder(folder)) is not None:
+        return _loading_embedder(trained, place, title)
+    slots = load_slots(folder)
     if slots is None:
         about = "What the method has behind the encoder, for evaluations that read it:"
         lines = f"""
@@ -105,6 +117,28 @@ masks.instance_masks  # (1, T, {semantics}, {slots.instances}, h * w)
         f"## Slots: {title}\n\n{semantics} semantics with {slots.instances} instances each, learnt "
         f"on a grid of {rows} x {columns} patches; the mask of a semantic's area is {mask}."
         f"{assumed}\n\n{fenced(lines)}"
+    )
+
+
+def _loading_embedder(trained: TrainedEmbedder, place: str, title: str) -> str:
+    context, step = trained.about["context"], trained.about["context_step"]
+    size, width = trained.about["image_size"], trained.embedder.size
+    lines = f"""
+import torch
+
+embedder = timewalk.load_embedder({place}).embedder
+# frames: (T, 3, {size}, {size}) of a whole video in order, normalised as above
+with torch.no_grad():
+    maps = encoder.dense(frames)
+    ago = {step} * torch.arange({context - 1}, -1, -1)
+    places = (torch.arange(len(maps))[:, None] - ago).clamp_min(0)
+    embeddings = embedder(maps[places][None])[0]  # (T, {width})
+"""
+    return (
+        f"## Embedder: {title}\n\nA vector of {width} numbers for each frame of a video, from the "
+        f"maps of {context} frames, {step} apart, the frame itself last; trained by "
+        f"`{trained.about['objective']['name']}`. A whole set at once: `timewalk embed`.\n\n"
+        f"{fenced(lines)}"
     )
 
 

@@ -37,6 +37,9 @@ class Evaluate(Protocol):
     def key(self) -> str:
         """Digest of settings and data: what was found under another one does not count."""
 
+    def lower_is_better(self, metric: str) -> bool:
+        """Return whether less of a metric is better."""
+
     def __call__(self, run: Path, pictures: Path) -> Metrics:
         """Return the metrics of the encoder in a folder; what is drawn of it goes to another."""
 
@@ -128,7 +131,8 @@ class BetweenEpochs:
                 f"'{name}'{nearest(name, now['metrics'])}"
             )
         scored = [entry for entry in [*before, now] if entry["metrics"][name] is not None]
-        best = max(scored, key=lambda entry: entry["metrics"][name], default=None)
+        choose = min if self.evaluate.lower_is_better(name) else max
+        best = choose(scored, key=lambda entry: entry["metrics"][name], default=None)
         kept = self.folder / BEST
         if best is now:
             for path in filter(Path.exists, (self.folder / NOW / file for file in FILES)):

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from timewalk.artefacts import sha256_file
-from timewalk.data.record_writer import Pixels, RecordSettings, write_record_set
+from timewalk.data.record_writer import (
+    FASTEST,
+    SLOWEST,
+    Pixels,
+    RecordSettings,
+    write_record_set,
+)
 from timewalk.errors import UserError
 from timewalk.video.frames import source_times
 from timewalk.video.probe import VideoInfo, probe
@@ -137,8 +143,10 @@ def convert_videos(
     Raises:
         UserError: nothing matches, two videos of one name, a video that cannot be read.
     """
-    if fps < 0:
-        raise UserError(f"--fps: {fps:g} is below 0; 0 keeps every frame.")
+    if fps != 0 and not SLOWEST <= fps <= FASTEST:
+        raise UserError(
+            f"--fps: {fps:g} is not between {SLOWEST:g} and {FASTEST:g}; 0 keeps every frame."
+        )
     paths = find_videos(folder, patterns)
     if not paths:
         raise UserError(f"{folder} holds no file like {' or '.join(patterns)}; see --pattern.")

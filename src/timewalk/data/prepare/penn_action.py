@@ -13,7 +13,7 @@ import numpy as np
 
 from timewalk.artefacts import sha256_file
 from timewalk.config import PennAction
-from timewalk.data.phase_labels import labels_at, segments_of_video
+from timewalk.data.phase_labels import doubts, labels_at, segments_of_video
 from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
 from timewalk.data.prepare.phase_videos import (
     SPLITS,
@@ -130,8 +130,8 @@ def find_penn_action(name: str, config: PennAction) -> PhaseSet:
     warnings = [*_counts(wanted, listed), *_other_lengths(listed)]
     if config.label_file is None:
         warnings.append(
-            "no 'label_file' is named: the videos have no labels, so that they train, and no "
-            "evaluation reads them"
+            "no 'label_file' is named: the videos have no labels, so that they train, and only "
+            "evaluations that need no labels read them"
         )
     several = config.action == ALL
     return PhaseSet(
@@ -207,16 +207,23 @@ def _label(name: str, label_file: str, listed: dict[str, list[_Listed]]) -> str:
     annotated = read_labels(name, path)
     for item in (item for split in SPLITS for item in listed[split]):
         video, phases = item.video, len(phases_of(item.action))
-        segments = segments_of_video(annotated, video.name, phases, path)
+        segments = segments_of_video(annotated, video.name, phases, path, key=None)
+        video.doubts = doubts(segments, video.times)
         video.labels = labels_at(segments, video.times, f"{path}, '{video.name}'")
     return sha256_file(path)
 
 
 def _counts(wanted: list[str], listed: dict[str, list[_Listed]]) -> list[str]:
-    warnings = []
+    warnings, absent = [], []
     for action in wanted:
         train, test = (sum(x.action == action for x in listed[split]) for split in SPLITS)
-        warnings += count_warning(f"Penn Action's {action}", (train, test), *ACTIONS[action].counts)
+        title = f"Penn Action's {action}"
+        if train or test:
+            warnings += count_warning(title, (train, test), *ACTIONS[action].counts)
+        else:
+            absent.append(action)
+    if absent:
+        warnings.append(f"there is no video of {', '.join(absent)}")
     return warnings
 
 

@@ -93,12 +93,19 @@ def _files(name: str, root: Path, split: str, pattern: str) -> list[Path]:
 
 
 def _refuse_missing(name: str, files: list[Path]) -> None:
-    """Refuse a set of which a shard is missing, as a broken copy leaves it."""
+    """Refuse a set of which a shard is missing, as a broken copy leaves it, or that is two sets."""
     shards: dict[tuple[Path, str, str], set[int]] = {}
     for path in files:
         if match := SHARD.fullmatch(path.name):
             key = (path.parent, match["name"], match["total"])
             shards.setdefault(key, set()).add(int(match["shard"]))
+    totals: dict[tuple[Path, str], str] = {}
+    for folder, stem, total in shards:
+        if (other := totals.setdefault((folder, stem), total)) != total:
+            raise UserError(
+                f"labelled.{name}: {folder} holds {stem}-*-of-{other}.tfrecord and "
+                f"{stem}-*-of-{total}.tfrecord, two conversions of one set; remove the older files."
+            )
     for (folder, stem, total), found in shards.items():
         for shard in sorted(set(range(int(total))) - found):
             path = folder / f"{stem}-{str(shard).zfill(len(total))}-of-{total}.tfrecord"

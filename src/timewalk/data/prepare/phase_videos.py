@@ -20,7 +20,7 @@ from PIL import Image
 from timewalk.artefacts import atomic_path, sha256_file, write_text
 from timewalk.data.checksum import crc32c
 from timewalk.data.folder import FrameIndex
-from timewalk.data.phase_labels import Annotations, read_label_file
+from timewalk.data.phase_labels import Annotations, label_warnings, read_label_file
 from timewalk.data.phases import UNLABELLED
 from timewalk.data.sequences import why
 from timewalk.errors import UserError
@@ -44,6 +44,7 @@ class FoundVideo:
         labels: int64 (L,), phase of each frame; None: it has none.
         action: number of its action; -1: none is given.
         offsets: first byte of each frame in the file; None: files of their own.
+        doubts: what is seldom meant in its segments (:func:`timewalk.data.phase_labels.doubts`).
     """
 
     name: str
@@ -52,6 +53,7 @@ class FoundVideo:
     labels: np.ndarray | None = None
     action: int = -1
     offsets: list[int] | None = None
+    doubts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def common_warnings(splits: Mapping[str, Sequence[CheckedVideo]]) -> list[str]:
         for video in every
         if video.labels is not None and (np.diff(video.labels) < 0).any()
     ]
-    warnings = []
+    warnings = label_warnings((video.name, video.doubts) for video in every)
     if falling:
         warnings.append(
             f"phases go backwards in {len(falling)} of {len(every)} videos, the first "
@@ -211,11 +213,9 @@ def read_labels(name: str, path: Path) -> dict[str, Annotations]:
     """Return the annotators' segments of each video of the file that the key `label_file` names.
 
     Raises:
-        UserError: there is no such file, or what :func:`read_label_file` raises.
+        UserError: as :func:`read_label_file`.
     """
-    if not path.is_file():
-        raise UserError(f"labelled.{name}.label_file: there is no file {path}; correct the path.")
-    return read_label_file(path)
+    return read_label_file(path, f"labelled.{name}.label_file")
 
 
 def count_warning(title: str, found: tuple[int, int], *known: tuple[int, int]) -> list[str]:

@@ -23,7 +23,7 @@ from timewalk.config import (
 )
 from timewalk.data.folder import frame_path, load_times
 from timewalk.data.generated_phases import PHASES, PhaseClip, moving_phases
-from timewalk.data.phase_labels import labels_at, segments_of_video
+from timewalk.data.phase_labels import doubts, labels_at, segments_of_video
 from timewalk.data.phases import KIND
 from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.folder import relative_to
@@ -42,7 +42,7 @@ from timewalk.data.prepare.phase_videos import (
 )
 from timewalk.data.prepare.pouring import find_pouring
 from timewalk.data.record_writer import jpeg_of
-from timewalk.data.tfrecord import VideoRecord, shard_name, write_videos
+from timewalk.data.tfrecord import VideoRecord, checksums_digest, shard_name, write_videos
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,10 @@ def prepare_phases(
             "root": relative_to(found.root, manifest.parent),
             "bytes": {
                 path.relative_to(found.root).as_posix(): path.stat().st_size
+                for path in sorted(packed)
+            },
+            "checksums": {
+                path.relative_to(found.root).as_posix(): checksums_digest(path)
                 for path in sorted(packed)
             },
         },
@@ -151,12 +155,14 @@ def _of_frames(name: str, config: PhaseFrames, frames: Mapping[str, Path]) -> Ph
     for video in sorted(frames):
         folder = frames[video].parent
         times = load_times(folder, read_manifest(frames[video], "frames"))
-        segments = segments_of_video(annotated, video, len(config.classes), label_file)
+        key = f"labelled.{name}.classes"
+        segments = segments_of_video(annotated, video, len(config.classes), label_file, key)
         found = FoundVideo(
             video,
             [frame_path(folder, number) for number in range(len(times))],
             times,
             labels_at(segments, times, f"{label_file}, '{video}'"),
+            doubts=doubts(segments, times),
         )
         split = "test" if video in config.test else "train"
         splits[split].append(check_video(name, found, read_files(found)))
@@ -177,6 +183,7 @@ def _generated(name: str, config: MovingPhases, folder: Path) -> PhaseSet:
         distractors=config.distractors,
         variety=config.variety,
         shade=config.shade,
+        sides=config.sides,
     )
     parts = {"train": clips[: config.train], "test": clips[config.train :]}
     files = {split: folder / shard_name(f"{config.kind}_{split}", 0, 1) for split in SPLITS}

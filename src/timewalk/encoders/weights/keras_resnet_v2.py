@@ -20,6 +20,8 @@ from timewalk.errors import UserError
 NAME = "Keras ResNet50V2"
 FITTING = "resnet50v2_conv4c"
 SUFFIXES = (".h5", ".hdf5")
+# ResNet50V2's fourth stage has six blocks.
+DEEPER = "conv4_block7_1_conv/kernel"
 FIRST, OUR_FIRST = "conv1_conv/kernel", "conv2.0.preact_bn.weight"
 # torch's name of a normalisation's tensor and Keras's.
 NORMALISATION = {
@@ -77,6 +79,11 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     general.refuse_part(part)
     if OUR_FIRST not in own:
         raise UserError(f"holds a ResNet of Keras, which fits encoder.name: {FITTING} alone.")
+    if DEEPER in checkpoint:
+        raise UserError(
+            "holds Keras's ResNet101V2 or ResNet152V2, whose strides stand elsewhere; name the "
+            "file of ResNet50V2."
+        )
     names = {key: keras_name(key) for key in own if not key.endswith(general.COUNTER)}
     state = {
         key: _transposed(checkpoint[name], 3, 2, 0, 1)
