@@ -15,9 +15,11 @@ from timewalk.encoders.embedders import (
     ClipDropout,
     ConvEmbedder,
     ConvGRUEmbedder,
+    TrainedEmbedder,
     build_embedder,
     embedder_tensors,
     load_embedder,
+    side_of_frames,
 )
 from timewalk.errors import UserError
 
@@ -267,3 +269,17 @@ def test_damaged_heads(tmp_path, damage, words):
     save_head(damage(embedder_tensors(conv(), {}, ABOUT)), tmp_path)
     with pytest.raises(UserError, match=rf"head\.safetensors of .*{re.escape(words)}.*train"):
         load_embedder(tmp_path)
+
+
+def test_the_side_of_frames():
+    def trained(flatten, map_size=None):
+        embedder = ConvEmbedder(4, size=8, flatten=flatten, map_size=map_size)
+        return TrainedEmbedder(embedder, {"image_size": 50}, {})
+
+    assert [side_of_frames(None, wanted) for wanted in (None, 96)] == [224, 96]
+    assert [side_of_frames(trained("max"), wanted) for wanted in (None, 96)] == [50, 96]
+    assert [side_of_frames(trained("flatten", 3), wanted) for wanted in (None, 50)] == [50, 50]
+    with pytest.raises(
+        UserError, match="frames of 50 pixels alone, but the set's image_size is 64"
+    ):
+        side_of_frames(trained("flatten", 3), 64)

@@ -117,3 +117,11 @@ def test_missing_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match=re.escape("pip install 'timewalk[keras]'")):
         build(tmp_path / "keras.h5")
+
+
+def test_deeper_networks_of_keras_are_refused(tmp_path, published):
+    kernel = next(name for name in published if name.startswith("conv4_block3_1_conv/"))
+    deeper = kernel.replace("block3", "block7")
+    write_h5(tmp_path / "v2.h5", {**published, deeper: published[kernel]})
+    with pytest.raises(UserError, match=r"v2\.h5 holds Keras's ResNet101V2 or ResNet152V2"):
+        build(tmp_path / "v2.h5")

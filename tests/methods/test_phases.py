@@ -9,6 +9,7 @@ from tests.training.processes import as_clip, train
 from timewalk.data.views import normalise
 from timewalk.encoders import save_encoder, save_head
 from timewalk.encoders.embedders import load_embedder
+from timewalk.errors import UserError
 from timewalk.methods.tcc import TCC, TCCConfig
 from timewalk.ops.objectives import build_objective
 
@@ -260,3 +261,37 @@ def test_the_moving_statistics_of_all_batch_norms():
 
     assert momenta() == [{0.01}, {0.01}]
     assert momenta(batch_norm_momentum=0.5) == [{0.5}, {0.5}]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"embedder": {**GRU, "fc_dropout": 0.1}, "context": 1},
+            "embedder.fc_dropout means nothing for an embedder of kind convgru; leave it out",
+        ),
+        (
+            {"tcc": {"stochastic_matching": True, "fraction": 0.01}},
+            "tcc.fraction is 0.01, which makes no cycle of the 12 .* set it to 0.0833 or more",
+        ),
+    ],
+)
+def test_further_refusals(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        config(**keys)
+
+
+def test_maps_whose_size_is_rounded_down():
+    keys = {"encoder": {"name": "convnext_atto"}, "image_size": 50}
+    method = TCC(
+        config(**keys, embedder={"size": 8, "layers": [[8, 3, True]], "flatten": "flatten"})
+    )
+    assert method.embedder.spec["map_size"] == [3, 3]
+    assert torch.isfinite(method.loss(batch(method), step()).total)
+
+
+def test_a_network_that_takes_one_size_alone():
+    with pytest.raises(
+        UserError, match=r"image_size is 32, which encoder\.name deit_tiny_patch16_224"
+    ):
+        TCC(config(encoder={"name": "deit_tiny_patch16_224"}))

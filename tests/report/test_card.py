@@ -8,10 +8,12 @@ import pytest
 import torch
 import yaml
 
+import timewalk
 from timewalk import cli, load_encoder
 from timewalk.artefacts import sha256_file, write_json, write_manifest
 from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder, save_encoder, save_head
+from timewalk.encoders.embedders import ConvEmbedder, embedder_tensors
 from timewalk.encoders.slots import SlotNetwork
 from timewalk.errors import UserError
 from timewalk.report.card import write_card
@@ -379,3 +381,38 @@ def test_a_damaged_run_is_one_sentence(trained):
     about.write_text('{"kind": "encoder", "provenance": {"run": "walk"}}')
     with pytest.raises(UserError, match=r"encoder\.json does not say how its encoder was made"):
         write_card(trained, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet50v2_conv4c", "Keras's `ResNet50V2` up to `conv4_block3_out`"),
+        ("resnet50_conv4c", "torchvision's `resnet50` without `layer3.3` and what follows it"),
+        ("vgg_m", "VGG-M as TCC has it"),
+        ("resnet18_s8", "torchvision's `resnet18` without `fc`"),
+        ("test_resnet", "timm's `test_resnet`"),
+    ],
+)
+def test_every_network_is_named(trained, name, words):
+    about = json.loads((trained / "encoder.json").read_text())
+    network = build_encoder(EncoderConfig(name=name), 0)
+    save_encoder(network, trained, about["provenance"])
+    assert words in write_card(trained, []).read_text()
+
+
+def test_an_embedder_and_how_to_use_it(trained, monkeypatch):
+    embedder = ConvEmbedder(24, size=8, layers=[(16, 3, True)], fc=[(16, True)])
+    about = {"objective": {"name": "tcc"}, "image_size": 32, "context": 2, "context_step": 3}
+    save_head(embedder_tensors(embedder, {}, about), trained)
+    monkeypatch.chdir(trained.parent)
+    card = write_card(Path("walk"), []).read_text()
+    section = card.split("\n## Embedder: `head.safetensors`\n")[1]
+    assert "8 numbers for each frame of a video, from the maps of 2 frames, 3 apart" in section
+    encoder, frames = load_encoder("walk"), torch.rand(5, 3, 32, 32)
+    names = {"timewalk": timewalk, "encoder": encoder, "frames": frames}
+    exec(next(text for text in blocks(card) if "load_embedder" in text), names)
+    with torch.no_grad():
+        maps = encoder.dense(frames)
+        last = embedder.eval()(torch.stack([maps[1], maps[4]])[None, None])
+    assert names["embeddings"].shape == (5, 8)
+    torch.testing.assert_close(names["embeddings"][4], last[0, 0])

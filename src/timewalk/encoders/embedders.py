@@ -31,6 +31,8 @@ State = list[Tensor] | None
 
 EMBEDDER, OBJECTIVE, ABOUT = "embedder.", "objective.", "about"
 REMEDY = "train the run again."
+SIDE = 224
+"""side in pixels of frames where neither run nor set says another"""
 
 
 class ConvEmbedder(nn.Module):
@@ -317,6 +319,21 @@ def load_embedder(run: Path) -> TrainedEmbedder | None:
             f"{HEAD} of {run} holds an embedder that cannot be built ({reason(error)}); {REMEDY}"
         ) from None
     return TrainedEmbedder(embedder.eval(), about, _part(tensors, OBJECTIVE))
+
+
+def side_of_frames(trained: TrainedEmbedder | None, wanted: int | None) -> int:
+    """Return the side in pixels of the frames to embed: as wanted, as the run was trained, or 224.
+
+    Raises:
+        UserError: the embedder takes maps of one size alone, and another is wanted.
+    """
+    own = int(trained.about["image_size"]) if trained else None
+    if trained and trained.embedder.spec.get("map_size") and wanted not in (None, own):
+        raise UserError(
+            f"the run's embedder takes all values of a map, and so frames of {own} pixels alone, "
+            f"but the set's image_size is {wanted}; set it to {own} or null."
+        )
+    return wanted or own or SIDE
 
 
 def _load(embedder: Embedder, state: Mapping[str, Tensor]) -> None:

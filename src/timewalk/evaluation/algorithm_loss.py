@@ -26,14 +26,13 @@ from timewalk.data.phases import PhaseVideo, PhaseVideos
 from timewalk.data.seeds import generator, seed_of
 from timewalk.data.views import normalise
 from timewalk.encoders import Encoder, load_encoder, seeded
-from timewalk.encoders.embedders import Embedder, load_embedder
+from timewalk.encoders.embedders import Embedder, load_embedder, side_of_frames
 from timewalk.encoders.files import HEAD
 from timewalk.encoders.freezing import TrainBase, choose_what_learns
 from timewalk.errors import UserError, reason
 from timewalk.evaluation.base import Inputs, Result
 from timewalk.ops.objectives import Objective, Sequences, build_objective
 
-IMAGE_SIZE = 224
 MEASURED, TUNED = 0, 1
 """purposes of draws"""
 
@@ -148,7 +147,7 @@ def load_learner(run: Path, settings: dict[str, Any], frames: int) -> Learner:
     """
     encoder, head = load_encoder(run).eval(), load_embedder(run)
     about = head.about if head else {}
-    size = int(settings.get("image_size") or about.get("image_size") or IMAGE_SIZE)
+    size = side_of_frames(head, settings.get("image_size"))
     if size % encoder.multiple:
         raise UserError(
             f"{run}: frames of {size} pixels do not fit its encoder; set the set's image_size to a "

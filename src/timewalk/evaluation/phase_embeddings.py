@@ -25,7 +25,7 @@ from timewalk.data.phase_views import still_window
 from timewalk.data.phases import KIND, PhaseVideo, PhaseVideos
 from timewalk.data.views import crop_resize
 from timewalk.encoders import load_encoder
-from timewalk.encoders.embedders import TrainedEmbedder, load_embedder
+from timewalk.encoders.embedders import TrainedEmbedder, load_embedder, side_of_frames
 from timewalk.encoders.files import HEAD
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, check_origin, check_split
@@ -65,7 +65,6 @@ ALIKE = (
     "max_videos",
 )
 """what files of both splits say alike"""
-IMAGE_SIZE = 224
 FRAMES_PER_BATCH = 25
 
 
@@ -202,7 +201,7 @@ class _Network:
         encoder = load_encoder(run).eval().to(self.device)
         head: TrainedEmbedder | None = load_embedder(run)
         about = head.about if head else {}
-        self.size = int(settings.get("image_size") or about.get("image_size") or IMAGE_SIZE)
+        self.size = side_of_frames(head, settings.get("image_size"))
         self.stride = int(settings.get("stride") or 1)
         self.context = int(about.get("context", 1))
         self.context_step = int(about.get("context_step", 0))
