@@ -51,6 +51,8 @@ def test_it_is_due_before_the_first_epoch_each_so_many_and_after_the_last():
     found = between(None, None)
     assert [i for i in range(11) if found.due(step(i))] == [0, 4, 8, 10]
     assert [i for i in range(8) if found.due(step(i, total=7))] == [0, 4, 7]
+    often = between(None, None, SETTINGS.model_copy(update={"every_steps": 3}))
+    assert [i for i in range(11) if often.due(step(i))] == [0, 3, 6, 9, 10]
 
 
 def test_the_best_encoder_is_kept(tmp_path):

@@ -123,6 +123,8 @@ class Validation(Strict):
     """name of an evaluation of `evaluations:`; one that reads embeddings has them computed first"""
     every: Positive = 4
     """epochs from one to the next; the first is before the training, the last after it"""
+    every_steps: Positive | None = None
+    """optimiser steps from one to the next, instead of `every`; null: those epochs"""
     metric: str | None = None
     """metric whose best value decides which encoder is kept as `<run>/best`: the largest, but of
     losses, errors, costs and decays the smallest; null: none is"""

@@ -61,7 +61,7 @@ class BetweenEpochs:
 
     def due(self, step: Step) -> bool:
         """Return whether to evaluate before a step; the one behind the last is `total`."""
-        every = self.settings.every * step.steps_per_epoch
+        every = self.settings.every_steps or self.settings.every * step.steps_per_epoch
         return step.index % every == 0 or step.index == step.total
 
     def pending(self, total: int) -> bool:
