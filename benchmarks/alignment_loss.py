@@ -3,6 +3,9 @@
     python benchmarks/alignment_loss.py             batches 4, 8, 12, 16 and 64; a minute if idle
     python benchmarks/alignment_loss.py --compile   the loop under torch.compile too, batch 4 alone:
                                                     a minute and a half of compiling
+    python benchmarks/alignment_loss.py --tensorflow PYTHON
+                                                    beside TensorFlow in the same run, by an
+                                                    interpreter that has it; minutes of tracing
 
 Forward and backward of the deterministic `regression_mse_var` loss, 40 frames of 128 numbers a
 video, float32. First both sides' losses and gradients must agree, in float64. Then they take turns:
@@ -10,20 +13,24 @@ CPU milliseconds, least and median (other work on the machine lengthens both). P
 call adds to a process that runs it alone.
 
 The loop stands for the published structure: a part of the graph for each ordered pair, rows stacked
-at the end. The published code itself runs on TensorFlow; its times were measured elsewhere (another
-machine, one thread, the fastest iteration) and are printed for orientation. Targets against them:
-1.5 times the compiled ones up to batch 8, half of them from batch 12, a 20th of the eager ones.
+at the end. The published code itself runs on TensorFlow; its times were measured elsewhere (one
+thread, the fastest iteration) and are printed for orientation. Targets against them: 1.5 times the
+compiled ones up to batch 8, half of them from batch 12, a 20th of the eager ones.
 """
 
 import argparse
 import importlib
 import itertools
+import json
 import multiprocessing
 import shutil
 import statistics
+import subprocess
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from timewalk.losses import align_pair_of_sequences, compute_alignment_loss
@@ -123,6 +130,30 @@ def against(videos, found):
     return f"   {fast:6} {shares:18} {eager:6} {eager / found:.0f} times (target 20)"
 
 
+def beside_tensorflow(python):
+    """Print ours and TensorFlow's times, taking turns in one run, and their ratios."""
+    print(f"\n{'batch':>5} {'ours':>8} {'compiled':>9} {'eager':>8} CPU ms, least;  tracing, s")
+    script = Path(__file__).parent / "published" / "alignment_tensorflow.py"
+    for videos in ELSEWHERE:
+        arrays = data(videos)
+        own = [step(ours, arrays) for _ in range(REPEATS[videos])]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "arrays.npz"
+            np.savez(path, **dict(zip(("embs", "steps", "lengths"), arrays, strict=True)))
+            words = [python, str(script), str(path), str(REPEATS[videos])]
+            output = subprocess.run(words, check=True, stdout=subprocess.PIPE).stdout
+        theirs = json.loads(output)
+        own += [step(ours, arrays) for _ in range(REPEATS[videos])]
+        assert abs(theirs["loss"] / own[0][1].item() - 1) < 1e-4, (theirs["loss"], own[0][1])
+        least = min(milliseconds for milliseconds, _, _ in own)
+        fast, eager = min(theirs["compiled"]), min(theirs["eager"])
+        ratios = f"ours / compiled {least / fast:.2f}, eager / ours {eager / least:.0f}"
+        print(
+            f"{videos:5} {least:8.1f} {fast:9.1f} {eager:8.0f} {theirs['tracing_s']:22.0f}  {ratios}",
+            flush=True,
+        )
+
+
 def peak_mb(videos):
     """Return the memory in MB that one call adds, measured in this (fresh) process."""
     torch.set_num_threads(1)
@@ -157,6 +188,7 @@ def memory():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--compile", action="store_true", help="the loop under torch.compile too")
+    parser.add_argument("--tensorflow", metavar="PYTHON", help="an interpreter with TensorFlow")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     fast = None
@@ -174,6 +206,8 @@ def main():
             calls["compiled"] = fast
         row(videos, calls)
     memory()
+    if chosen.tensorflow:
+        beside_tensorflow(chosen.tensorflow)
 
 
 if __name__ == "__main__":
