@@ -148,10 +148,8 @@ def beside_tensorflow(python):
         least = min(milliseconds for milliseconds, _, _ in own)
         fast, eager = min(theirs["compiled"]), min(theirs["eager"])
         ratios = f"ours / compiled {least / fast:.2f}, eager / ours {eager / least:.0f}"
-        print(
-            f"{videos:5} {least:8.1f} {fast:9.1f} {eager:8.0f} {theirs['tracing_s']:22.0f}  {ratios}",
-            flush=True,
-        )
+        times = f"{least:8.1f} {fast:9.1f} {eager:8.0f} {theirs['tracing_s']:22.0f}"
+        print(f"{videos:5} {times}  {ratios}", flush=True)
 
 
 def peak_mb(videos):
