@@ -77,6 +77,11 @@ def test_prepare_by_the_kinds_name(tmp_path, capsys):
     assert "val.txt is missing (there are: train)" in capsys.readouterr().err
     assert cli.main(["prepare", "davis2018", *words[2:]]) == 1
     assert "'davis2018'" in capsys.readouterr().err
+    words = ["prepare", "penn_action", str(target), "--root", str(tmp_path / "none")]
+    assert cli.main([*words, "--subset", "golf_swing"]) == 1
+    assert "penn_action.root: there is no folder" in capsys.readouterr().err
+    assert cli.main([*words, "--subset", "golf"]) == 1
+    assert "penn_action.action" in capsys.readouterr().err
     assert cli.main([*words, "--settings", '{"kind": "vip"}']) == 1
     assert "--root stands instead of --settings" in capsys.readouterr().err
 

@@ -39,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--root", help="instead of settings, where the name is a kind such as davis2017: its folder"
     )
-    verb.add_argument("--subset", help="with --root: which part, such as val")
+    verb.add_argument("--subset", help="with --root: which part, such as val, or golf_swing")
 
 
 def images(arguments: Arguments) -> None:
@@ -88,5 +88,6 @@ def _labelled_settings(arguments: Arguments) -> Any:
         return arguments.settings
     if arguments.settings or arguments.root is None:
         raise UserError("--subset goes with --root, and --root stands instead of --settings.")
-    subset = {} if arguments.subset is None else {"subset": arguments.subset}
+    key = "action" if arguments.name == "penn_action" else "subset"
+    subset = {} if arguments.subset is None else {key: arguments.subset}
     return {"kind": arguments.name, "root": arguments.root, **subset}
