@@ -179,7 +179,9 @@ def labelled_frames(wildcards):
 def labelled_lists(wildcards):
     """Return the files of one's own that a labelled set is made of: they may change."""
     labelled = SUITE.config.labelled[wildcards.labelled]
-    named = [getattr(labelled, key, None) for key in ("list_file", "classes", "label_file")]
+    named = [
+        getattr(labelled, key, None) for key in ("list_file", "classes", "label_file")
+    ]
     if isinstance(labelled, PhaseRecords):
         for pattern in (labelled.train, labelled.test):
             found = glob.glob(pattern, root_dir=labelled.root, recursive=True)
