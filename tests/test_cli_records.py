@@ -1,6 +1,8 @@
 """`timewalk shards --name` and `timewalk inspect`."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,3 +204,15 @@ def test_inspect_what_contradicts_itself(videos, tmp_path, capsys):
     assert "delete" not in error
     assert call("inspect", tmp_path / "none.tfrecord") == 1
     assert "none.tfrecord is no file" in capsys.readouterr().err
+
+
+def test_nobody_reads_on(tmp_path):
+    """`timewalk inspect FILE | head -1` ends without a traceback."""
+    videos = [VideoRecord(f"v{number}", [b"x"] * 3) for number in range(3000)]
+    write_videos(tmp_path / "a.tfrecord", videos)
+    words = [sys.executable, "-m", "timewalk.cli", "inspect", str(tmp_path / "a.tfrecord")]
+    reader = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert reader.stdout.readline()
+    reader.stdout.close()
+    assert "Traceback" not in reader.stderr.read()
+    assert reader.wait(60) == 1

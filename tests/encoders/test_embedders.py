@@ -283,3 +283,8 @@ def test_the_side_of_frames():
         UserError, match="frames of 50 pixels alone, but the set's image_size is 64"
     ):
         side_of_frames(trained("flatten", 3), 64)
+
+
+def test_a_run_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match=r"nothing does not exist: train the run, or correct the"):
+        load_embedder(tmp_path / "nothing")

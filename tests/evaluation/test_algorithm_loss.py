@@ -15,6 +15,7 @@ from timewalk.errors import UserError
 from timewalk.evaluation.algorithm_loss import (
     Config,
     _clip,
+    described,
     draw,
     evaluate,
     load_learner,
@@ -23,6 +24,7 @@ from timewalk.evaluation.algorithm_loss import (
 from timewalk.evaluation.base import Inputs
 from timewalk.methods import get_method
 from timewalk.ops.alignment import compute_alignment_loss
+from timewalk.ops.objectives import build_objective
 
 CPU = torch.device("cpu")
 NAMES = ("tcc", "sal", "tcn", "tcc_sal_tcn", "classification")
@@ -72,7 +74,12 @@ def test_every_objective_has_a_loss_on_both_splits(runs, manifest, tmp_path, nam
     assert found.metrics.keys() == wanted
     assert all(np.isfinite(value) for value in found.metrics.values())
     assert found.metrics["loss_train"] != found.metrics["loss_test"]
-    assert found.protocol == f"{name}-f6-b2x3"
+    settings = {
+        "tcc": "-temperature=1",
+        "tcc_sal_tcn": "-tcc.temperature=1",
+        "classification": "-classes=5",
+    }
+    assert found.protocol == f"{name}{settings.get(name, '')}-f6-b2x3"
     assert found.samples == 3
 
 
@@ -149,7 +156,8 @@ class TestFinetuning:
         tuned = {"steps": 15, "learning_rate": 0.01, "train_base": train_base}
         found = evaluate(run, config(finetune=tuned), tmp_path)
         assert found.metrics["loss_train"] < before["loss_train"]
-        assert found.protocol == f"classification-f6-b2x3-tuned15-{train_base}-lr0.01"
+        tuning = f"tuned15-{train_base}-lr0.01"
+        assert found.protocol == f"classification-classes=5-f6-b2x3-{tuning}"
         assert evaluate(run, config(finetune=tuned), tmp_path).metrics == found.metrics
 
     def test_nothing_to_learn(self, run_of, manifest, tmp_path):
@@ -202,3 +210,23 @@ class TestRefusals:
     def test_one_frame_is_no_clip(self):
         with pytest.raises(ValidationError, match="greater than or equal to 2"):
             config(frames_per_clip=1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"name": "tcc"}, "tcc"),
+        (
+            {"name": "tcc", "temperature": 0.1, "loss_type": "regression_mse"},
+            "tcc-loss_type=regression_mse",
+        ),
+        ({"name": "classification", "classes": 5}, "classification-classes=5"),
+        (
+            {"name": "tcc_sal_tcn", "sal_weight": 0.5, "tcc": {"temperature": 0.2}},
+            "tcc_sal_tcn-sal_weight=0.5-tcc.temperature=0.2",
+        ),
+        ({"name": "sal", "layers": [[8, True], [2, False]]}, "sal-layers=[[8,True],[2,False]]"),
+    ],
+)
+def test_what_is_not_the_default_is_in_the_protocol(spec, expected):
+    assert described(build_objective(spec, 4).spec) == expected

@@ -42,6 +42,16 @@ def test_a_metric_without_meaning_is_a_dash(tmp_path):
     assert cells == ["a", "dora", "12.34", "–"]
 
 
+def test_a_column_of_shares_has_four_decimals(tmp_path):
+    paths = [
+        result(tmp_path, "a", tau=0.73284, pairs=1.0, top1=0.5),
+        result(tmp_path, "b", tau=-0.00512, pairs=0.0, top1=50.0),
+    ]
+    rows = markdown(wide_table(long_table(paths))).splitlines()[2:]
+    cells = [[cell.strip() for cell in row.split("|")[3:-1]] for row in rows]
+    assert cells == [["1.00", "0.7328", "0.50"], ["0.00", "-0.0051", "50.00"]]
+
+
 def test_a_section_a_protocol_with_metrics_in_the_order_of_their_numbers(tmp_path):
     paths = [
         result(tmp_path, "a", top1_k10=1.0, top1_k5=2.0),

@@ -95,6 +95,12 @@ def test_everything(checkout):
         ("--resources gpu=4 mem_mb=9 a b --cores 8", "a b --resources gpu=4 mem_mb=9 --cores 8"),
         ("a --config x=1 -- b", "a --config x=1 -- b"),
         ("--cores 8 a --profile slurm", "--cores 8 a --profile slurm"),
+        (
+            "--configfile a.yaml b.yml results/x.json -n",
+            "results/x.json --configfile a.yaml b.yml -n",
+        ),
+        ("--configfile a.json results/x.json", "results/x.json --configfile a.json"),
+        ("--configfile a.yaml -- results/x.json", "--configfile a.yaml -- results/x.json"),
     ],
 )
 def test_targets_may_stand_after_pairs(words, expected):

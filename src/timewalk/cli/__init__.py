@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if terminal is not sys.stderr:
             print(message, file=sys.stderr, flush=True)
         return 1
+    except BrokenPipeError:
+        # `timewalk inspect ... | head`: nobody reads on. Python would complain when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as error:
         # One of several processes: the one that started it must not wait for the others.
         if note := os.environ.get("TIMEWALK_ERROR_FILE"):

@@ -9,7 +9,15 @@ from typing import Any
 import timm
 from torch import Tensor, nn
 
-from timewalk.encoders.base import Encoder, Features, Triple, triple
+from timewalk.encoders.base import (
+    BASE_NETWORKS,
+    RESNETS,
+    VIT_SHAPES,
+    Encoder,
+    Features,
+    Triple,
+    triple,
+)
 from timewalk.errors import UserError, nearest
 
 LARGEST_STRIDE = 16
@@ -80,5 +88,5 @@ class TimmEncoder(Encoder):
 
 
 def _near(name: str) -> str:
-    close = nearest(name, timm.list_models())
+    close = nearest(name, [*VIT_SHAPES, *RESNETS, *BASE_NETWORKS, *timm.list_models()])
     return close if "did you mean" in close else "; see timm.list_models()"

@@ -305,8 +305,10 @@ def load_embedder(run: Path) -> TrainedEmbedder | None:
         run: the run's folder, or its encoder's file.
 
     Raises:
-        UserError: the file is damaged, or its parts do not fit together.
+        UserError: there is no such run, the file is damaged, or its parts do not fit together.
     """
+    if not Path(run).exists():
+        raise UserError(f"{run} does not exist: train the run, or correct the path.")
     tensors = load_head(run)
     if not any(key.startswith(EMBEDDER) for key in tensors):
         return None

@@ -9,6 +9,7 @@ L side of a frame in pixels.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -90,12 +91,32 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
             shown = "loss" if name == "total" else name
             metrics[f"{shown}_{split}"] = value if math.isfinite(value) else None
     tuned = config.finetune
-    protocol = (
-        f"{learner.objective.name}-f{config.frames_per_clip}-b{config.batch_size}x{config.batches}"
-    )
+    sampled = f"f{config.frames_per_clip}-b{config.batch_size}x{config.batches}"
+    protocol = f"{described(learner.objective.spec)}-{sampled}"
     if tuned.steps > 0:
         protocol += f"-tuned{tuned.steps}-{tuned.train_base}-lr{tuned.learning_rate:g}"
     return Result(protocol, metrics, len(splits["test"]))
+
+
+def described(spec: Mapping[str, Any]) -> str:
+    """Return an objective's name and, sorted, those of its settings that are not the defaults:
+    losses under others do not compare."""
+    name, settings = spec["name"], {key: x for key, x in spec.items() if key != "name"}
+    needed = {"classes": settings["classes"]} if "classes" in settings else {}
+    plain = _flat(build_objective({"name": name, **needed}, 1).spec)
+    changed = {key: x for key, x in _flat(spec).items() if key in needed or plain.get(key) != x}
+    return "-".join([name, *(f"{key}={x}" for key, x in sorted(changed.items()))])
+
+
+def _flat(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by key, those of a part as `part.key`; lists as text without spaces."""
+    found: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}.{inner}": x for inner, x in _flat(value).items()}
+        else:
+            found[key] = f"{value:g}" if isinstance(value, float) else str(value).replace(" ", "")
+    return found
 
 
 class Learner(nn.Module):

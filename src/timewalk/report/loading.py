@@ -123,11 +123,15 @@ masks.instance_masks  # (1, T, {semantics}, {slots.instances}, h * w)
 def _loading_embedder(trained: TrainedEmbedder, place: str, title: str) -> str:
     context, step = trained.about["context"], trained.about["context_step"]
     size, width = trained.about["image_size"], trained.embedder.size
+    resized = "stretched to squares (bilinear, antialias=False)"
+    if trained.about.get("crop"):
+        resized = "largest central squares, resized (bilinear, antialias=False)"
     lines = f"""
 import torch
 
 embedder = timewalk.load_embedder({place}).embedder
-# frames: (T, 3, {size}, {size}) of a whole video in order, normalised as above
+# frames: (T, 3, {size}, {size}) of a whole video in order, {resized},
+# then normalised as above
 with torch.no_grad():
     maps = encoder.dense(frames)
     ago = {step} * torch.arange({context - 1}, -1, -1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from timewalk.artefacts import read_json, write_text
@@ -79,13 +80,24 @@ def sections(long: pd.DataFrame) -> str:
 
 
 def _cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows as text: numbers with two decimals, an empty metric as a dash."""
+    """Return header and rows as text: numbers with two decimals, in columns of which none is above
+    1 (tau, R2, losses) with four, as the field reports them; an empty metric as a dash."""
     header = ["run", "method", *map(str, table.columns)]
+    numbers = table.to_numpy(dtype=float)
+    decimals = [4 if _at_most_one(column) else 2 for column in numbers.T]
     rows = [
-        [*map(str, names), *("–" if pd.isna(value) else f"{value:.2f}" for value in values)]
-        for names, values in zip(table.index, table.to_numpy(dtype=float), strict=True)
+        [
+            *map(str, names),
+            *("–" if pd.isna(x) else f"{x:.{n}f}" for x, n in zip(values, decimals, strict=True)),
+        ]
+        for names, values in zip(table.index, numbers, strict=True)
     ]
     return header, rows
+
+
+def _at_most_one(column: np.ndarray) -> bool:
+    found = np.abs(column[~np.isnan(column)])
+    return bool(len(found) and found.max() <= 1 and (found % 1).any())
 
 
 def markdown(table: pd.DataFrame) -> str:
