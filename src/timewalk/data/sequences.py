@@ -140,19 +140,29 @@ def read_frame(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     return np.array(_open(path, size).convert("RGB"))
 
 
+def read_mat(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:
+    """Return some variables of a MATLAB file; those that it lacks are left out.
+
+    Raises:
+        UserError: unreadable.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        found: dict[str, Any] = loadmat(path, variable_names=fields)
+    except (OSError, ValueError, TypeError, MatReadError, zlib.error, NotImplementedError) as error:
+        raise UserError(f"{path} cannot be read as a .mat file ({reason(error)}).") from None
+    return found
+
+
 def read_joints(path: Path) -> np.ndarray:
     """Return JHMDB's joint positions, float64 (2, 15, n): x and y in pixels from 0.
 
     Raises:
         UserError: unreadable, or not (2, 15, n) numbers under the name `pos_img`.
     """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        content = loadmat(path)
-    except (OSError, ValueError, TypeError, MatReadError, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as a .mat file ({reason(error)}).") from None
+    content = read_mat(path, ("pos_img",))
     found = np.asarray(content.get("pos_img", ()), dtype=np.float64)
     if found.ndim != 3 or found.shape[:2] != (2, JOINTS) or not np.isfinite(found).all():
         raise UserError(

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from timewalk.artefacts import read_json, sha256_file, write_json
 from timewalk.config import PublishedSet
-from timewalk.data.prepare.videos import Archive, Source, find_root
+from timewalk.data.prepare.videos import Archive, Source, find_root, missing
 from timewalk.errors import UserError, reason
 from timewalk.transfer import discard, fetch_http, public
 
@@ -53,6 +53,22 @@ def fetch_archives(name: str, config: PublishedSet, source: Source) -> None:
         for archive in archives:
             if not (archive.holds and (root / archive.holds).is_dir()):
                 _fetch(name, archive, root)
+
+
+def located(name: str, config: PublishedSet, source: Source) -> Path:
+    """Return the folder of a set's layout, its archives fetched where it is missing and has a url.
+
+    Raises:
+        UserError: the set is missing, or cannot be fetched.
+    """
+    place = Path(config.root)
+    root = find_root(place, source)
+    if root is None and config.url is not None:
+        fetch_archives(name, config, source)
+        root = find_root(place, source)
+    if root is None:
+        missing(name, place, source)
+    return root
 
 
 def fetched(root: Path) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,23 @@ def check_image(path: Path) -> str:
             f"{path} cannot be read as an image ({reason}); replace or remove it."
         ) from None
     return hashlib.sha256(data).hexdigest()
+
+
+def check_videos(
+    name: str, dataset: str, frames: Mapping[str, Path], key: str, named: Iterable[str]
+) -> None:
+    """Check the frames that a set is made of, and the videos that one of its keys names.
+
+    Raises:
+        UserError: there are none, or the key names another video.
+    """
+    if not frames:
+        raise UserError(f"labelled.{name}: no frames of the data set '{dataset}' were given.")
+    if unknown := sorted(set(named) - set(frames)):
+        raise UserError(
+            f"labelled.{name}.{key}: '{unknown[0]}' is no video of the data set '{dataset}'; "
+            "remove it."
+        )
 
 
 def write_list(path: Path, labels: Sequence[int], files: Sequence[str]) -> None:

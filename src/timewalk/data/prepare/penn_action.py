@@ -5,7 +5,6 @@ key events and numbers of videos: sheet on the evaluation of phases, section 8. 
 published no labels of phases; whoever has some writes them as their tools read them.
 """
 
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from timewalk.artefacts import sha256_file
 from timewalk.config import PennAction
 from timewalk.data.phase_labels import doubts, labels_at, segments_of_video
-from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
+from timewalk.data.prepare.archive import fetched, located, unverified
 from timewalk.data.prepare.phase_videos import (
     SPLITS,
     START,
@@ -26,8 +25,9 @@ from timewalk.data.prepare.phase_videos import (
     read_files,
     read_labels,
 )
-from timewalk.data.prepare.videos import Faults, Source, find_root, missing
-from timewalk.errors import UserError, nearest, reason
+from timewalk.data.prepare.videos import Faults, Source
+from timewalk.data.sequences import read_mat
+from timewalk.errors import UserError, nearest
 
 FPS = 20
 ALL = "all"
@@ -111,12 +111,7 @@ def find_penn_action(name: str, config: PennAction) -> PhaseSet:
             unknown action, or without frames; a label file without one of the videos.
     """
     place = Path(config.root)
-    root = find_root(place, SOURCE)
-    if root is None and config.url is not None:
-        fetch_archives(name, config, SOURCE)
-        root = find_root(place, SOURCE)
-    if root is None:
-        missing(name, place, SOURCE)
+    root = located(name, config, SOURCE)
     archives = fetched(place)
     wanted: list[str] = list(ACTIONS) if config.action == ALL else [config.action]
     listed = _listed(name, root, wanted)
@@ -177,14 +172,8 @@ class _Annotation(NamedTuple):
 
 
 def _annotation(path: Path) -> _Annotation:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
     fields = ("action", "train", "nframes")
-    try:
-        content = loadmat(path, variable_names=fields)
-    except (OSError, ValueError, TypeError, MatReadError, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as a .mat file ({reason(error)}).") from None
+    content = read_mat(path, fields)
     values = {key: np.ravel(content.get(key, ())) for key in fields}
     if any(value.size != 1 for value in values.values()):
         raise UserError(

@@ -25,7 +25,7 @@ from timewalk.data.folder import frame_path, load_times
 from timewalk.data.generated_phases import PHASES, PhaseClip, moving_phases
 from timewalk.data.phase_labels import doubts, labels_at, segments_of_video
 from timewalk.data.phases import KIND
-from timewalk.data.prepare.base import check_output
+from timewalk.data.prepare.base import check_output, check_videos
 from timewalk.data.prepare.folder import relative_to
 from timewalk.data.prepare.penn_action import find_penn_action
 from timewalk.data.prepare.phase_records import find_phase_records, read_splits
@@ -139,15 +139,7 @@ def _of_frames(name: str, config: PhaseFrames, frames: Mapping[str, Path]) -> Ph
     Raises:
         UserError: no frames; a video of `test`, or one without segments, that is unknown.
     """
-    if not frames:
-        raise UserError(
-            f"labelled.{name}: no frames of the data set '{config.dataset}' were given."
-        )
-    if unknown := sorted(set(config.test) - set(frames)):
-        raise UserError(
-            f"labelled.{name}.test: '{unknown[0]}' is no video of the data set "
-            f"'{config.dataset}'; remove it."
-        )
+    check_videos(name, config.dataset, frames, "test", config.test)
     label_file = Path(config.label_file)
     annotated = read_labels(name, label_file)
     splits: dict[str, list[CheckedVideo]] = {split: [] for split in SPLITS}

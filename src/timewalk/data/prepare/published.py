@@ -16,7 +16,7 @@ import numpy as np
 from timewalk.artefacts import read_json, sha256_file, write_manifest, write_text
 from timewalk.config import Davis2017, MovingShapes, PublishedVideos, VideoLabels
 from timewalk.data.generated import SHAPES, moving_shapes, write_davis
-from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
+from timewalk.data.prepare.archive import fetched, located, unverified
 from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.davis import (
     find_davis2016,
@@ -38,8 +38,6 @@ from timewalk.data.prepare.videos import (
     Source,
     check_layout,
     counts,
-    find_root,
-    missing,
     write_index,
 )
 from timewalk.data.prepare.vip import find_vip, source_vip
@@ -97,12 +95,7 @@ def prepare_videos(name: str, config: VideoLabels, manifest: Path) -> dict[str, 
     kind = str(config.model_dump()["kind"])
     source = KINDS[kind].source(config)
     place = Path(config.root)
-    root = find_root(place, source)
-    if root is None and config.url is not None:
-        fetch_archives(name, config, source)
-        root = find_root(place, source)
-    if root is None:
-        missing(name, place, source)
+    root = located(name, config, source)
     check_output(name, root, manifest)
     layout = KINDS[kind].find(name, config, root)
     checked = check_layout(name, layout)

@@ -13,7 +13,7 @@ import numpy as np
 from timewalk.artefacts import read_manifest, sha256_file
 from timewalk.config import ShotLabels
 from timewalk.data.folder import frame_path, load_times
-from timewalk.data.prepare.base import Prepared, check_image, set_digest, write_list
+from timewalk.data.prepare.base import Prepared, check_image, check_videos, set_digest, write_list
 from timewalk.data.prepare.folder import relative_to
 from timewalk.errors import UserError
 
@@ -32,15 +32,7 @@ def prepare_shots(
     Raises:
         UserError: no frames, cuts that do not rise or lie outside, a shot too short to be halved.
     """
-    if not frames:
-        raise UserError(
-            f"labelled.{name}: no frames of the data set '{config.dataset}' were given."
-        )
-    if unknown := sorted(set(config.cuts) - set(frames)):
-        raise UserError(
-            f"labelled.{name}.cuts: '{unknown[0]}' is no video of the data set "
-            f"'{config.dataset}'; remove it."
-        )
+    check_videos(name, config.dataset, frames, "cuts", config.cuts)
     root = Path(_common([path.parent for path in frames.values()]))
     classes: list[str] = []
     files: dict[str, list[str]] = {"train": [], "test": []}
