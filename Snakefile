@@ -24,6 +24,7 @@ include: "workflow/rules/frames.smk"
 include: "workflow/rules/shards.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 

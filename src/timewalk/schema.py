@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from timewalk import evaluation, methods
+from timewalk import evaluation, finetuning, methods
 from timewalk.config import Config
 
 
@@ -22,7 +22,13 @@ def json_schema() -> dict[str, Any]:
         name: evaluation.get_evaluation(name).load().Config
         for name in evaluation.evaluation_names()
     }
-    for section, tag, models in (("runs", "method", runs), ("evaluations", "kind", evals)):
+    tuned = {name: finetuning.get_task(name).Config for name in finetuning.task_names()}
+    sections = (
+        ("runs", "method", runs),
+        ("finetuning", "task", tuned),
+        ("evaluations", "kind", evals),
+    )
+    for section, tag, models in sections:
         entries = schema["properties"][section]["patternProperties"]
         for pattern in entries:
             entries[pattern] = _tagged(tag, models, section, definitions)
@@ -67,8 +73,10 @@ def config_markdown() -> str:
     ]
     order = sorted(schema["$defs"], key=lambda name: ("-" not in name, name))
     for name in order:
-        title = name.replace("runs-", "A run, `method: ").replace(
-            "evaluations-", "An evaluation, `kind: "
+        title = (
+            name.replace("runs-", "A run, `method: ")
+            .replace("finetuning-", "A fine-tuning, `task: ")
+            .replace("evaluations-", "An evaluation, `kind: ")
         )
         title = f"{title}`" if title != name else name
         lines += _section(title, schema["$defs"][name])

@@ -10,14 +10,16 @@ from typing import Any
 
 import yaml
 
-from timewalk import evaluation, methods
+from timewalk import evaluation, finetuning, methods
 from timewalk.check import check
 from timewalk.config import (
+    BoxVideos,
     Config,
     DatasetConfig,
     EvaluationConfig,
     Labelled,
     MaskedImages,
+    ObjectImages,
     PhaseFrames,
     PhaseLabels,
     RunConfig,
@@ -27,13 +29,16 @@ from timewalk.config import (
     lookup,
 )
 from timewalk.errors import UserError, nearest
+from timewalk.finetuning.base import FinetuningConfig
 from timewalk.methods.base import TrainedRunConfig
 from timewalk.video.sources import resolve_video
 
 NEEDED = {
     "images": "labelled images",
     "masks": "images with masks",
+    "objects": "images with objects",
     "phases": "videos with phases of an action",
+    "tracks": "videos with a box in every frame",
     "videos": "labelled videos",
 }
 WITH_SLOTS = {"smtc", "pretrained"}
@@ -49,6 +54,7 @@ class Suite:
         config: the frame.
         runs: the resolved configuration of each run, with its method's defaults.
         evaluations: the same of each evaluation.
+        finetunings: the same of each fine-tuning.
         videos: each video that some data set uses.
         origins: of each run that begins with another run's encoder, the name of that one.
     """
@@ -56,6 +62,7 @@ class Suite:
     config: Config
     runs: dict[str, RunConfig]
     evaluations: dict[str, EvaluationConfig]
+    finetunings: dict[str, FinetuningConfig]
     videos: dict[str, VideoConfig]
     origins: dict[str, str]
 
@@ -75,6 +82,10 @@ class Suite:
         """Return an evaluation; an unknown name is a :class:`UserError`."""
         return lookup("evaluation", name, self.evaluations)
 
+    def finetuning(self, name: str) -> FinetuningConfig:
+        """Return a fine-tuning; an unknown name is a :class:`UserError`."""
+        return lookup("fine-tuning", name, self.finetunings)
+
 
 def load_suite(raw: Mapping[str, Any]) -> Suite:
     """Check a configuration and resolve its runs and evaluations.
@@ -88,12 +99,16 @@ def load_suite(raw: Mapping[str, Any]) -> Suite:
         name: load_evaluation(keys, f"evaluations.{name}")
         for name, keys in config.evaluations.items()
     }
+    finetunings = {
+        name: load_finetuning(keys, f"finetuning.{name}")
+        for name, keys in config.finetuning.items()
+    }
     origins = _origins(runs)
     for name, origin in origins.items():
         weights = f"{config.results_dir}/{origin}/encoder.safetensors"
         encoder = runs[name].encoder.model_copy(update={"weights": weights})
         runs[name] = runs[name].model_copy(update={"encoder": encoder})
-    suite = Suite(config, runs, evaluations, _videos(config), origins)
+    suite = Suite(config, runs, evaluations, finetunings, _videos(config), origins)
     _check_references(suite)
     return suite
 
@@ -129,6 +144,16 @@ def load_evaluation(raw: Mapping[str, Any], key: str = "evaluation") -> Evaluati
     except UserError as error:
         raise UserError(f"{key}.kind: {error}") from None
     return check(entry.load().Config, raw, key)
+
+
+def load_finetuning(raw: Mapping[str, Any], key: str = "finetuning") -> FinetuningConfig:
+    """Check one fine-tuning's keys against its task's ``Config``."""
+    name = _required(raw, "task", key)
+    try:
+        task = finetuning.get_task(name)
+    except UserError as error:
+        raise UserError(f"{key}.task: {error}") from None
+    return check(task.Config, raw, key)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -213,12 +238,15 @@ def _check_references(suite: Suite) -> None:
             _reference("data set", f"runs.{name}.dataset", run.dataset, suite.config.datasets)
             if methods.get_method(run.method).needs_labels:
                 _check_labels(suite, f"runs.{name}.dataset", run.method, run.dataset)
+    for name, tuned in suite.finetunings.items():
+        _check_finetuning(suite.config, f"finetuning.{name}", tuned)
     for name, item in suite.evaluations.items():
         _reference(
             "labelled set", f"evaluations.{name}.dataset", item.dataset, suite.config.labelled
         )
         key = f"evaluations.{name}.dataset"
         _labels(key, item, suite.config.labelled[item.dataset], item.dataset)
+        _check_network(suite, f"evaluations.{name}.network", item)
         learnt_from = getattr(item, "train_dataset", None)
         if learnt_from is not None:
             key = f"evaluations.{name}.train_dataset"
@@ -258,6 +286,32 @@ def _check_references(suite: Suite) -> None:
                 _reference("video", f"{key}.cuts", video, dict.fromkeys(videos))
         if isinstance(labelled, PhaseFrames):
             _check_phase_frames(suite.config, f"labelled.{name}", labelled)
+
+
+def _check_finetuning(config: Config, key: str, item: FinetuningConfig) -> None:
+    """Refuse a fine-tuning on a set without the labels that its task learns from."""
+    _reference("labelled set", f"{key}.dataset", item.dataset, config.labelled)
+    wanted = finetuning.get_task(item.task).labels
+    found = _made_of(config.labelled[item.dataset])
+    if found != wanted:
+        raise UserError(
+            f"{key}.dataset: '{item.task}' needs {NEEDED[wanted]}, but '{item.dataset}' holds "
+            f"{NEEDED[found]}; name another labelled set."
+        )
+
+
+def _check_network(suite: Suite, key: str, item: EvaluationConfig) -> None:
+    """Refuse a network of another task than the evaluation tests."""
+    task = evaluation.get_evaluation(item.kind).task
+    if task is None:
+        return
+    network: str = item.network  # type: ignore[attr-defined]
+    _reference("fine-tuning", key, network, suite.finetunings)
+    if (found := suite.finetunings[network].task) != task:
+        raise UserError(
+            f"{key}: '{item.kind}' tests networks of the task {task}, but the fine-tuning "
+            f"'{network}' is of the task {found}; name another."
+        )
 
 
 def _check_labels(suite: Suite, key: str, method: str, dataset: str) -> None:
@@ -311,6 +365,10 @@ def _made_of(labelled: Labelled) -> evaluation.Labels:
         return "videos"
     if isinstance(labelled, PhaseLabels):
         return "phases"
+    if isinstance(labelled, ObjectImages):
+        return "objects"
+    if isinstance(labelled, BoxVideos):
+        return "tracks"
     return "masks" if isinstance(labelled, MaskedImages) else "images"
 
 

@@ -4,6 +4,8 @@ import pytest
 
 from timewalk.ops.schedules import (
     linear_then_constant,
+    multistep,
+    polynomial,
     warmup_cosine,
     warmup_exponential,
     warmup_linear,
@@ -52,3 +54,13 @@ def test_a_milestone_counts_from_itself_on():
     assert [warmup_multistep(i, 1.0, [2, 3], 0.1) for i in range(4)] == pytest.approx(
         [1, 1, 0.1, 0.01]
     )
+
+
+def test_a_warm_up_as_a_factor_on_what_falls():
+    """Dense transfer section 2: the ratio at step 0, the whole of the falling value at its end."""
+    plain = [2.0, 1.5, 1.0, 0.5]
+    assert [polynomial(i, 4, 2.0) for i in range(4)] == plain
+    found = [polynomial(i, 4, 2.0, warmup_steps=2, warmup_ratio=0.2) for i in range(4)]
+    assert found == pytest.approx([0.2 * 2.0, 0.6 * 1.5, 1.0, 0.5])
+    stairs = [multistep(i, 1.0, [1, 3], 0.1, warmup_steps=2, warmup_ratio=0.5) for i in range(4)]
+    assert stairs == pytest.approx([0.5, 0.75 * 0.1, 0.1, 0.01])

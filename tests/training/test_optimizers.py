@@ -124,6 +124,14 @@ def test_lars_leaves_what_has_no_gradient():
         ({"schedule": "linear"}, [1, 0.9, 0.8, 0.7, 0.6, 0.5]),
         ({"schedule": "step", "milestone_steps": [1], "milestones": [1]}, [1, *[0.1] * 4, 0.01]),
         ({"schedule": "constant", "warmup_steps": 3, "warmup_epochs": 2}, [0, 0.5, 1, 1, 1, 1]),
+        (
+            {"schedule": "linear", "warmup_ratio": 0.5, "warmup_steps": 2},
+            [0.5, 0.75 * 0.9, 0.8, 0.7, 0.6, 0.5],
+        ),
+        (
+            {"schedule": "step", "milestones": [1], "warmup_ratio": 0.0, "warmup_steps": 4},
+            [0, 0.25, 0.5, 0.75, 1, 0.1],
+        ),
     ],
 )
 def test_schedules_in_steps(keys, expected):
@@ -142,3 +150,8 @@ def test_epsilon(name):
         groups()[:1], TrainingConfig(optimizer=name, epsilon=1e-7)
     ).param_groups
     assert group["eps"] == 1e-7
+
+
+def test_a_ratio_is_of_schedules_that_know_it():
+    with pytest.raises(ValueError, match="a `warmup_ratio`, which the schedule `cosine` does not"):
+        TrainingConfig(warmup_ratio=0.1)

@@ -56,6 +56,7 @@ wildcard_constraints:
     labelled=one_of(SUITE.config.labelled),
     run=one_of(SUITE.runs),
     evaluation=one_of(SUITE.evaluations),
+    finetuning=one_of(SUITE.finetunings),
     split="train|test",
 
 
@@ -255,6 +256,22 @@ def run_nodes(wildcards):
     return getattr(SUITE.run(wildcards.run), "nodes", 1)
 
 
+def finetuning_json(wildcards):
+    """Return the settings of a fine-tuning."""
+    return as_json(SUITE.finetuning(wildcards.finetuning))
+
+
+def finetuning_dataset(wildcards):
+    """Return the manifest of the labelled set that a fine-tuning learns from."""
+    dataset = SUITE.finetuning(wildcards.finetuning).dataset
+    return f"{DATA}/datasets/{dataset}/manifest.json"
+
+
+def finetuning_nodes(wildcards):
+    """Return the machines that a fine-tuning trains on."""
+    return SUITE.finetuning(wildcards.finetuning).nodes
+
+
 def evaluation_json(wildcards):
     """Return the settings of an evaluation; which other runs it is for changes no result."""
     return as_json(SUITE.evaluation(wildcards.evaluation), exclude={"runs"})
@@ -270,6 +287,14 @@ def evaluation_train_dataset(wildcards):
     """Return the manifest of the labelled set that an evaluation's key `train_dataset` names."""
     dataset = getattr(SUITE.evaluation(wildcards.evaluation), "train_dataset", None)
     return [] if dataset is None else f"{DATA}/datasets/{dataset}/manifest.json"
+
+
+def evaluation_network(wildcards):
+    """Return the fine-tuned network that an evaluation's key `network` names."""
+    network = getattr(SUITE.evaluation(wildcards.evaluation), "network", None)
+    if network is None:
+        return []
+    return f"{RESULTS}/{wildcards.run}/finetuned/{network}/network.safetensors"
 
 
 def evaluation_frames(wildcards):
@@ -298,22 +323,22 @@ def evaluation_embeddings(wildcards):
 
 def evaluation_gpus(wildcards):
     """Return the GPUs that an evaluation asks for: none where features are at hand."""
-    return int(evaluation_needs(wildcards) == "encoder")
+    return int(evaluation_needs(wildcards) != "embeddings")
 
 
 def evaluation_threads(wildcards):
     """Return the cores of an evaluation: more where images are read."""
-    return 16 if evaluation_needs(wildcards) == "encoder" else 4
+    return 4 if evaluation_needs(wildcards) == "embeddings" else 16
 
 
 def evaluation_memory(wildcards):
     """Return the memory of an evaluation in MB."""
-    return 64000 if evaluation_needs(wildcards) == "encoder" else 16000
+    return 16000 if evaluation_needs(wildcards) == "embeddings" else 64000
 
 
 def evaluation_minutes(wildcards):
     """Return the longest time of an evaluation in minutes."""
-    return 48 * 60 if evaluation_needs(wildcards) == "encoder" else 12 * 60
+    return 12 * 60 if evaluation_needs(wildcards) == "embeddings" else 48 * 60
 
 
 def all_results(wildcards=None):
@@ -359,7 +384,9 @@ def encoder_folder(wildcards, input):
 def logs(stage, *wildcards):
     """Return the log and the benchmark file of a stage; data and results keep theirs apart."""
     root = (
-        RESULTS if stage in ("train", "embed", "evaluate", "report", "mlflow") else DATA
+        RESULTS
+        if stage in ("train", "finetune", "embed", "evaluate", "report", "mlflow")
+        else DATA
     )
     name = "-".join((stage, *wildcards))
     return f"{LOGS}/{root}/{name}.log", f"{TIMES}/{root}/{name}.tsv"

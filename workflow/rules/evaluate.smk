@@ -30,6 +30,7 @@ rule evaluate:
         about=f"{RESULTS}/{{run}}/encoder.json",
         dataset=evaluation_dataset,
         train_dataset=evaluation_train_dataset,
+        network=evaluation_network,
         frames=evaluation_frames,
         embeddings=evaluation_embeddings,
     output:
@@ -51,5 +52,5 @@ rule evaluate:
     shell:
         "timewalk --log {log} evaluate {wildcards.evaluation} {params.folder:q} {output:q}"
         " --settings {params.settings:q} --dataset {input.dataset:q} --frames {input.frames:q}"
-        " --train-dataset {input.train_dataset:q} --embeddings {input.embeddings:q}"
+        " --train-dataset {input.train_dataset:q} --network {input.network:q} --embeddings {input.embeddings:q}"
         " --gpus {resources.gpu} --threads {threads}"

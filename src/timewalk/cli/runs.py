@@ -1,10 +1,11 @@
-"""Verbs of the stages that need an encoder: train, embed, evaluate."""
+"""Verbs of the stages that need an encoder: train, finetune, embed, evaluate."""
 
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from timewalk.cli.common import (
     Arguments,
@@ -16,6 +17,9 @@ from timewalk.cli.common import (
     workers_of,
 )
 from timewalk.errors import UserError
+
+if TYPE_CHECKING:
+    from timewalk.training.loop import Machine
 
 
 def add_verbs(verbs: Any) -> None:
@@ -31,6 +35,14 @@ def add_verbs(verbs: Any) -> None:
         default=None,
         help="for key `validation`: name, settings, dataset and train_dataset of that evaluation",
     )
+    add_machine(verb)
+
+    verb = add_verb(verbs, "finetune", finetune)
+    verb.add_argument("finetuning", help="the fine-tuning's name")
+    verb.add_argument("run", type=Path, help="the run's folder")
+    verb.add_argument("output", type=Path, help="folder of the network")
+    add_settings(verb, "settings", "keys of an entry of `finetuning:`")
+    verb.add_argument("--dataset", type=Path, required=True, help="manifest.json of a labelled set")
     add_machine(verb)
 
     verb = add_verb(verbs, "embed", embed)
@@ -69,6 +81,9 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--train-dataset", type=Path, nargs="?", help="manifest.json, for key `train_dataset`"
     )
+    verb.add_argument(
+        "--network", type=Path, nargs="?", help="network.safetensors, for key `network`"
+    )
     add_machine(verb)
 
 
@@ -76,39 +91,72 @@ def train(arguments: Arguments) -> int | None:
     """Train a run, going on from its newest checkpoint."""
     from timewalk.methods.base import TrainedRunConfig
     from timewalk.suite import load_run
+    from timewalk.training.run import train as call
+    from timewalk.validation import validator
+
+    config = load_run(arguments.settings, f"runs.{arguments.run}")
+    words = [arguments.run, str(arguments.output), "--settings", json.dumps(arguments.settings)]
+    words += ["--validation", json.dumps(arguments.validation)]
+    words += ["--shards", *map(str, arguments.shards)]
+
+    def work(machine: "Machine") -> None:
+        evaluate = None
+        if arguments.validation is not None:
+            evaluate = validator(arguments.validation, machine.device, machine.workers)
+        call(arguments.run, config, arguments.shards, arguments.output, machine, evaluate)
+
+    nodes = config.nodes if isinstance(config, TrainedRunConfig) else None
+    return _in_processes(arguments, ["train", *words], nodes, work)
+
+
+def finetune(arguments: Arguments) -> int | None:
+    """Fine-tune a run's encoder on a labelled set, going on from the newest checkpoint."""
+    from timewalk.suite import load_finetuning
+    from timewalk.training.finetune import finetune as call
+
+    config = load_finetuning(arguments.settings, f"finetuning.{arguments.finetuning}")
+    words = [arguments.finetuning, str(arguments.run), str(arguments.output)]
+    words += ["--settings", json.dumps(arguments.settings), "--dataset", str(arguments.dataset)]
+
+    def work(machine: "Machine") -> None:
+        places = (arguments.run, arguments.dataset, arguments.output)
+        call(arguments.finetuning, config, *places, machine)
+
+    return _in_processes(arguments, ["finetune", *words], config.nodes, work)
+
+
+def _in_processes(
+    arguments: Arguments, words: list[str], nodes: int | None, work: Callable[["Machine"], None]
+) -> int | None:
+    """Hold the GPUs and do a training's work: here, or in a process for each of several GPUs.
+
+    Args:
+        arguments: of the command line.
+        words: the verb and its arguments, but for the machine's, for each of those processes.
+        nodes: machines that train together; None: nothing is trained.
+        work: the training, on the machine that it is given.
+    """
     from timewalk.training.devices import lease
     from timewalk.training.distributed import Processes, die_with_parent, processes
     from timewalk.training.launch import launch
 
-    config = load_run(arguments.settings, f"runs.{arguments.run}")
     group = processes()
     if group is not None:
         die_with_parent()
-        return _train(arguments, config, group)
+        return _in_process(arguments, group, work)
     with lease(arguments.gpus) as held:
         here = max(1, min(len(held), arguments.gpus))
-        if isinstance(config, TrainedRunConfig) and (config.nodes > 1 or here > 1):
-            return launch(_words(arguments), here, config.nodes)
-        return _train(arguments, config, Processes())
+        if nodes is not None and (nodes > 1 or here > 1):
+            machine = ["--gpus", str(arguments.gpus), "--threads", str(arguments.threads)]
+            return launch([words[0], *machine, *words[1:]], here, nodes)
+        return _in_process(arguments, Processes(), work)
 
 
-def _words(arguments: Arguments) -> list[str]:
-    """The verb `train` again, for each of several processes."""
-    settings = json.dumps(arguments.settings)
-    machine = ["--gpus", str(arguments.gpus), "--threads", str(arguments.threads)]
-    shards = ["--shards", *map(str, arguments.shards)]
-    validation = ["--validation", json.dumps(arguments.validation)]
-    words = [arguments.run, str(arguments.output), "--settings", settings]
-    return ["train", *words, *machine, *validation, *shards]
-
-
-def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
+def _in_process(arguments: Arguments, group: Any, work: Callable[["Machine"], None]) -> int | None:
     import torch
 
     from timewalk.training.distributed import joined
     from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
-    from timewalk.training.run import train as call
-    from timewalk.validation import validator
 
     logging.getLogger().setLevel(logging.INFO if group.main else logging.ERROR)
     together = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("SLURM_NTASKS_PER_NODE", 1)))
@@ -118,20 +166,9 @@ def _train(arguments: Arguments, config: Any, group: Any) -> int | None:
         # srun may show each task its own GPU alone.
         device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
     torch.set_num_threads(arguments.threads)
-    machine = Machine(device, workers_of(arguments), group)
-    evaluate = None
-    if arguments.validation is not None:
-        evaluate = validator(arguments.validation, device, machine.workers)
     try:
         with joined(group, device):
-            call(
-                arguments.run,
-                config,
-                arguments.shards,
-                arguments.output,
-                machine,
-                evaluate,
-            )
+            work(Machine(device, workers_of(arguments), group))
     except InterruptedTraining as stopped:
         logging.getLogger(__name__).warning("%s", stopped)
         return INTERRUPTED
@@ -203,6 +240,7 @@ def evaluate(arguments: Arguments) -> None:
             test=test,
             frames=tuple(arguments.frames),
             train_dataset=arguments.train_dataset,
+            network=arguments.network and arguments.network.parent,
             workers=workers_of(arguments),
         )
         run_evaluation(arguments.evaluation, inputs, config, arguments.output)

@@ -19,6 +19,17 @@ from timewalk.config.base import (
     package_file,
 )
 from timewalk.config.datasets import DatasetConfig
+from timewalk.config.dense import (
+    ADE20K,
+    COCO,
+    ADE20KShapes,
+    BoxVideos,
+    COCOShapes,
+    GOT10k,
+    GOT10kShapes,
+    ObjectImages,
+)
+from timewalk.config.kinds import Labelled
 from timewalk.config.labelled import (
     FBMS59,
     JHMDB,
@@ -30,7 +41,6 @@ from timewalk.config.labelled import (
     Davis2016,
     Davis2017,
     FolderLabels,
-    Labelled,
     MaskedImages,
     MovingPhases,
     MovingShapes,
@@ -57,14 +67,19 @@ from timewalk.config.runs import (
 from timewalk.config.video import BlurConfig, DownloadConfig, FramesConfig, VideoConfig
 
 __all__ = [
+    "ADE20K",
+    "COCO",
     "FBMS59",
     "JHMDB",
     "MOSE",
     "VIP",
     "VISOR",
     "VOC2012",
+    "ADE20KShapes",
     "ArrayLabels",
     "BlurConfig",
+    "BoxVideos",
+    "COCOShapes",
     "Config",
     "DatasetConfig",
     "Davis2016",
@@ -74,12 +89,15 @@ __all__ = [
     "EvaluationConfig",
     "FolderLabels",
     "FramesConfig",
+    "GOT10k",
+    "GOT10kShapes",
     "Labelled",
     "MaskedImages",
     "MovingPhases",
     "MovingShapes",
     "Name",
     "Names",
+    "ObjectImages",
     "PennAction",
     "PhaseFrames",
     "PhaseLabels",
@@ -124,5 +142,7 @@ class Config(Strict):
     """labelled sets for evaluation"""
     runs: dict[Name, dict[str, Any]] = {}
     """runs: a method, an encoder, a data set, and what differs from the published defaults"""
+    finetuning: dict[Name, dict[str, Any]] = {}
+    """networks that a run's encoder is fine-tuned to, for the evaluations that name them"""
     evaluations: dict[Name, dict[str, Any]] = {}
     """evaluations that every run goes through"""

@@ -386,12 +386,3 @@ class MovingPhases(PhaseLabels):
                 "shortest"
             )
         return self
-
-
-_Images = FolderLabels | ArrayLabels | ShotLabels
-_Masked = VOC2012 | SegmentationFolder
-_Published = Davis2017 | Davis2016 | YouTubeVOS | MOSE | VISOR | SegTrackV2 | FBMS59 | JHMDB | VIP
-_Phases = PhaseRecords | Pouring | PennAction | PhaseFrames | MovingPhases
-Labelled = Annotated[
-    _Images | _Masked | _Published | MovingShapes | _Phases, Field(discriminator="kind")
-]

@@ -75,6 +75,10 @@ class TrainingConfig(Strict):
     """epochs of linear warm-up from 0"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """optimiser steps of the warm-up, instead of `warmup_epochs`; null: those epochs"""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """share of the learning rate with which the warm-up begins, as a factor on the schedule, which
+    falls under it (`step` and `linear` only); null: a warm-up from 0 to the peak, then the
+    schedule"""
     optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adamw"
     """adamw, adam: betas 0.9, 0.999 (adam: the weight decay is part of the gradient); sgd: momentum
     0.9; lars: momentum 0.9, trust coefficient 0.001"""
@@ -105,6 +109,15 @@ class TrainingConfig(Strict):
     """minutes between checkpoints, besides one at each epoch's end"""
     keep_checkpoints: Positive = 2
     """how many of the newest checkpoints stay"""
+
+    @model_validator(mode="after")
+    def _factor_of_something(self) -> "TrainingConfig":
+        if self.warmup_ratio is not None and self.schedule not in ("step", "linear"):
+            raise ValueError(
+                f"has a `warmup_ratio`, which the schedule `{self.schedule}` does not know; leave "
+                "it out, or take `step` or `linear`"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

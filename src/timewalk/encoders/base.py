@@ -3,6 +3,7 @@
 Shapes: B images, D summary width, C patch width, h and w rows and columns of the patch map.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Triple = tuple[float, float, float]
+
+TAPS = 4
+"""maps that :meth:`Encoder.taps` returns"""
 
 VIT_SHAPES = {"vit_tiny": (192, 12, 3), "vit_small": (384, 12, 6), "vit_base": (768, 12, 12)}
 """width, depth, heads"""
@@ -30,6 +34,15 @@ def triple(values: Any) -> Triple:
     """Return three numbers, one for each colour."""
     red, green, blue = (float(value) for value in values)
     return red, green, blue
+
+
+def chain(x: Tensor, parts: Iterable[nn.Module]) -> list[Tensor]:
+    """Return what each of the parts makes of the output of the one before it."""
+    outputs = []
+    for part in parts:
+        x = part(x)
+        outputs.append(x)
+    return outputs
 
 
 @dataclass
@@ -75,6 +88,16 @@ class Encoder(nn.Module):
         """Channels of the map that :meth:`deepest` returns."""
         return self.patch_width
 
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Pixels of the image per cell of each map of :meth:`taps`."""
+        return (self.stride,) * TAPS
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of each map of :meth:`taps`."""
+        return (self.patch_width,) * TAPS
+
     def normalise_by(self, mean: Triple, std: Triple) -> None:
         """Set the images' mean and standard deviation that the loaded weights expect."""
         self.mean, self.std = triple(mean), triple(std)
@@ -99,6 +122,20 @@ class Encoder(nn.Module):
     def deepest(self, images: Tensor) -> Tensor:
         """Return the last layer's map, (B, deepest_width, h, w): what a loss on maps trains."""
         return self(images).patches
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return four maps from shallow to deep, for networks that segment or detect.
+
+        Where the maps inside are not at hand, the patch map stands for all of them.
+
+        Args:
+            images: (B, 3, H, W), normalised, sides multiples of ``multiple``.
+            norm: whether a ViT's final norm is applied to each.
+
+        Returns:
+            map k: (B, tap_widths[k], ceil(H / tap_strides[k]), ceil(W / tap_strides[k])).
+        """
+        return [self.dense(images)] * TAPS
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of normalised images (B, 3, H, W)."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from timewalk.encoders.base import (
     BASE_NETWORKS,
     RESNETS,
+    TAPS,
     VIT_SHAPES,
     Encoder,
     Features,
@@ -50,6 +51,10 @@ class TimmEncoder(Encoder):
         if not fitting:
             raise UserError(f"encoder.name: timm's '{name}' has no map at stride {LARGEST_STRIDE}.")
         self._stage = fitting[-1]
+        last = range(max(len(stages) - TAPS, 0), len(stages))
+        self._taps = [last[0]] * (TAPS - len(last)) + list(last)
+        self._tap_strides = tuple(int(stages[i]["reduction"]) for i in self._taps)
+        self._tap_widths = tuple(int(stages[i]["num_chs"]) for i in self._taps)
         self.stride = int(stages[self._stage]["reduction"])
         self.patch_width = int(stages[self._stage]["num_chs"])
         self.width = int(getattr(body, "head_hidden_size", body.num_features))
@@ -79,6 +84,24 @@ class TimmEncoder(Encoder):
         keys = {"indices": [self._stage], "stop_early": True, "intermediates_only": True}
         maps: list[Tensor] = body.forward_intermediates(images, **keys)
         return maps[0]
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Strides of the last four stages; the shallowest is repeated where there are fewer."""
+        return self._tap_strides
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of these stages."""
+        return self._tap_widths
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return the maps of these stages; there is no norm to apply."""
+        body: Any = self.body
+        stages = sorted(set(self._taps))
+        keys = {"indices": stages, "stop_early": True, "intermediates_only": True}
+        maps = dict(zip(stages, body.forward_intermediates(images, **keys), strict=True))
+        return [maps[stage] for stage in self._taps]
 
     def forward(self, images: Tensor) -> Features:
         """Return pooled features and the map at stride 16."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from timewalk.artefacts import (
     FORMAT,
@@ -188,7 +188,7 @@ def load_encoder(folder: Path | str) -> Encoder:
             f"{folder / CARD} names an architecture that cannot be built ({error}); "
             "train the run again."
         ) from None
-    _load_exactly(encoder, tensors, str(folder / TENSORS))
+    load_exactly(encoder, tensors, str(folder / TENSORS))
     return encoder.eval()
 
 
@@ -312,7 +312,7 @@ def _take(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
     if encoder.spec["family"] == "vit":
         state = {**state, "pos_embed": _positions(encoder, state["pos_embed"])}
     names = {key.removeprefix(BODY): key for key in own}
-    _load_exactly(encoder, {names[key]: value for key, value in state.items()}, source)
+    load_exactly(encoder, {names[key]: value for key, value in state.items()}, source)
 
 
 def _positions(encoder: Any, positions: Tensor) -> Tensor:
@@ -327,10 +327,12 @@ def _positions(encoder: Any, positions: Tensor) -> Tensor:
     return interpolate_positions(positions.float(), (side, side), rule)
 
 
-def _load_exactly(encoder: Encoder, state: dict[str, Tensor], source: str) -> None:
-    """Load all tensors and none else, or say which are wrong."""
-    own = encoder.state_dict()
-    what = f"{source} does not fit the encoder"
+def load_exactly(
+    module: nn.Module, state: dict[str, Tensor], source: str, name: str = "encoder"
+) -> None:
+    """Load all tensors and none else, or say in a :class:`UserError` which are wrong."""
+    own = module.state_dict()
+    what = f"{source} does not fit the {name}"
     if missing := sorted(own.keys() - state.keys()):
         raise UserError(f"{what}: {len(missing)} tensors are missing: {_some(missing)}.")
     if unknown := sorted(state.keys() - own.keys()):
@@ -342,7 +344,7 @@ def _load_exactly(encoder: Encoder, state: dict[str, Tensor], source: str) -> No
     ]
     if wrong:
         raise UserError(f"{what}: {_some(wrong)}.")
-    encoder.load_state_dict(state)
+    module.load_state_dict(state)
 
 
 def _some(names: list[str], shown: int = 8) -> str:

@@ -12,7 +12,15 @@ from typing import Literal
 import torchvision
 from torch import Tensor, nn
 
-from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Triple, triple
+from timewalk.encoders.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Encoder,
+    Features,
+    Triple,
+    chain,
+    triple,
+)
 
 
 class ResNet(Encoder):
@@ -84,9 +92,26 @@ class ResNet(Encoder):
 
     def dense(self, images: Tensor) -> Tensor:
         """Return the map of layer 3, (B, C, ceil(H / 8), ceil(W / 8)); layer 4 is not computed."""
-        stem = self.maxpool(self.relu(self.bn1(self.conv1(images))))
-        patches: Tensor = self.layer3(self.layer2(self.layer1(stem)))
+        patches: Tensor = self.layer3(self.layer2(self.layer1(self._stem(images))))
         return patches
+
+    def _stem(self, images: Tensor) -> Tensor:
+        stem: Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        return stem
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Strides of the four layers."""
+        return (4, 8, 8, 8)
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of the four layers, each twice those before it."""
+        return tuple(self.width // factor for factor in (8, 4, 2, 1))
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return the maps of the four layers; there is no norm to apply."""
+        return chain(self._stem(images), self.regions())
 
     def deepest(self, images: Tensor) -> Tensor:
         """Return the map of layer 4, (B, D, ceil(H / 8), ceil(W / 8))."""

@@ -9,7 +9,15 @@ Patches: that map, at stride 16. Summary: its mean.
 import torchvision
 from torch import Tensor, nn
 
-from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Triple, triple
+from timewalk.encoders.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Encoder,
+    Features,
+    Triple,
+    chain,
+    triple,
+)
 
 NAME = "resnet50_conv4c"
 BLOCKS = 3
@@ -47,6 +55,22 @@ class ResNet50Conv4c(Encoder):
 
     def dense(self, images: Tensor) -> Tensor:
         """Return that map, (B, 1024, ceil(H / 16), ceil(W / 16))."""
-        stem = self.maxpool(self.bn1(self.conv1(images)).relu())
-        patches: Tensor = self.layer3(self.layer2(self.layer1(stem)))
-        return patches
+        return self._layers(images)[-1]
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Strides of the three layers, the last one twice."""
+        return (4, 8, 16, 16)
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of these."""
+        return (256, 512, 1024, 1024)
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return the maps of the three layers, the last one twice; there is no norm to apply."""
+        maps = self._layers(images)
+        return [*maps, maps[-1]]
+
+    def _layers(self, images: Tensor) -> list[Tensor]:
+        return chain(self.maxpool(self.bn1(self.conv1(images)).relu()), self.regions())

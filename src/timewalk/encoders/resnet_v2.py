@@ -11,7 +11,7 @@ Patches: that map, at stride 16. Summary: its mean.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from timewalk.encoders.base import Encoder, Features, Triple, triple
+from timewalk.encoders.base import Encoder, Features, Triple, chain, triple
 
 NAME = "resnet50v2_conv4c"
 HALF = (0.5, 0.5, 0.5)
@@ -91,10 +91,22 @@ class ResNet50V2(Encoder):
 
     def dense(self, images: Tensor) -> Tensor:
         """Return the map of `conv4_block3_out`, (B, 1024, ceil(H / 16), ceil(W / 16))."""
-        x = self.stem(images)
-        for stack in self.regions():
-            x = stack(x)
-        return x
+        return chain(self.stem(images), self.regions())[-1]
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Strides of `pool1_pool` and of the three stacks."""
+        return (4, 8, 16, 16)
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of these."""
+        return (64, *(EXPANSION * narrow for narrow, _, _ in STACKS.values()))
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return `pool1_pool` and the maps of the three stacks; there is no norm to apply."""
+        stem = self.stem(images)
+        return [stem, *chain(stem, self.regions())]
 
     def stem(self, images: Tensor) -> Tensor:
         """Return `pool1_pool`, (B, 64, ceil(H / 4), ceil(W / 4))."""

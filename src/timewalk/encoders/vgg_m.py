@@ -60,12 +60,31 @@ class VGGM(Encoder):
 
     def dense(self, images: Tensor) -> Tensor:
         """Return the map of `conv4`, (B, 512, ceil(H / 16), ceil(W / 16))."""
+        return self._blocks(images)[-1]
+
+    @property
+    def tap_strides(self) -> tuple[int, ...]:
+        """Strides of the three blocks, the last one twice."""
+        return (4, 8, 16, 16)
+
+    @property
+    def tap_widths(self) -> tuple[int, ...]:
+        """Channels of these."""
+        widths = [outputs for _, outputs in BLOCKS.values()]
+        return (*widths, widths[-1])
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return the three blocks' maps before pooling, the last one twice; no norm applies."""
+        maps = self._blocks(images)
+        return [*maps, maps[-1]]
+
+    def _blocks(self, images: Tensor) -> list[Tensor]:
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(images))), 3, stride=2, padding=1)
-        *pooled, last = self.regions()
-        for block in pooled:
-            x = F.max_pool2d(block(x), 2, stride=2, ceil_mode=True)
-        patches: Tensor = last(x)
-        return patches
+        first, *others = self.regions()
+        maps = [first(x)]
+        for block in others:
+            maps.append(block(F.max_pool2d(maps[-1], 2, stride=2, ceil_mode=True)))
+        return maps
 
 
 def _block(inputs: int, outputs: int) -> nn.Sequential:

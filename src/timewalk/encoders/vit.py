@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from timewalk.encoders.base import IMAGENET_MEAN, IMAGENET_STD, Encoder, Features, Triple
 
 PositionRule = Literal["dino", "timm"]
+TWELFTHS = (4, 6, 8, 12)
+"""of a ViT's depth, behind which :meth:`ViT.taps` are taken"""
 
 
 @dataclass
@@ -244,6 +246,28 @@ class ViT(VisionTransformer, Encoder):
             if number >= first:
                 outputs.append(self.norm(x))
         return torch.stack(outputs)
+
+    def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
+        """Return the patch tokens' maps after a third, half, two thirds and all of the blocks.
+
+        Sheet: dense-transfer section 1. Of 12 blocks: the 4th, 6th, 8th and 12th.
+
+        Args:
+            images: (B, 3, H, W), sides multiples of the patch size.
+            norm: whether the final norm is applied to each map.
+
+        Returns:
+            four maps (B, D, h, w).
+        """
+        depth = len(self.blocks)
+        places = [max(round(depth * twelfths / 12), 1) for twelfths in TWELFTHS]
+        x, grid = self.embed(images)
+        maps: dict[int, Tensor] = {}
+        for place, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if place in places:
+                maps[place] = _as_map(self.norm(x[:, 1:]) if norm else x[:, 1:], grid)
+        return [maps[place] for place in places]
 
     def last_attention(self, images: Tensor) -> Tensor:
         """Return the whole attention of the last block, (B, H, 1 + N, 1 + N): for figures."""

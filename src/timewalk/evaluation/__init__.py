@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-Labels = Literal["images", "masks", "phases", "videos"]
+Labels = Literal["images", "masks", "objects", "phases", "tracks", "videos"]
 VIDEOS: tuple[Labels, ...] = ("videos",)
 PHASES: tuple[Labels, ...] = ("phases",)
 MASKS: tuple[Labels, ...] = ("masks", "videos")
@@ -25,21 +25,26 @@ class Entry:
         module: where it is: a module with ``Config`` and
             ``evaluate(inputs: Inputs, config, output_dir: Path) -> Result`` (``base.py``). What
             it has half done it keeps in ``output_dir``, and goes on from there.
-        needs: `embeddings` (features of both splits, computed once for all evaluations of a run)
-            or `encoder` (the network itself: the job gets a GPU and more time).
+        needs: `embeddings` (features of both splits, computed once for all evaluations of a run),
+            `encoder` (the network itself: the job gets a GPU and more time), or `network` (the
+            encoder fine-tuned with a head, by the entry of ``finetuning:`` that its key
+            ``network`` names).
         labels: what its labelled set may be made of: `images` with a class each, still images with
-            `masks`, `videos` (:class:`timewalk.data.sequences.LabelledVideos`), or videos with
+            `masks`, images of `objects` (:class:`timewalk.data.objects.LabelledObjects`), `tracks`
+            (videos with a box a frame, :class:`timewalk.data.tracks.Tracks`), `videos` (:class:`timewalk.data.sequences.LabelledVideos`), or videos with
             `phases` (:class:`timewalk.data.phases.PhaseVideos`).
         kinds: of labelled sets that it reads, where it does not read all of these.
         keys: what those of the set's keys that it has must be.
+        task: of the fine-tuning that gave the network, where it needs one.
         falling: patterns of the names of the metrics of which less is better.
     """
 
     module: str
-    needs: Literal["embeddings", "encoder"]
+    needs: Literal["embeddings", "encoder", "network"]
     labels: tuple[Labels, ...] = ("images",)
     kinds: tuple[str, ...] = ()
     keys: Mapping[str, str] = field(default_factory=dict)
+    task: str | None = None
     falling: tuple[str, ...] = ()
 
     def load(self) -> Any:
@@ -52,6 +57,12 @@ class Entry:
 
 
 _ENTRIES = {
+    "ade20k": Entry(
+        "timewalk.evaluation.ade20k",
+        needs="network",
+        labels=MASKS,
+        task="semantic_segmentation",
+    ),
     "algorithm_loss": Entry(
         "timewalk.evaluation.algorithm_loss",
         needs="encoder",
@@ -66,6 +77,9 @@ _ENTRIES = {
     ),
     "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
     "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
+    "coco": Entry(
+        "timewalk.evaluation.coco", needs="network", labels=("objects",), task="detection"
+    ),
     "davis": Entry(
         "timewalk.evaluation.video_segmentation",
         needs="encoder",
@@ -83,6 +97,7 @@ _ENTRIES = {
         labels=VIDEOS,
         kinds=("davis2016", *DAVIS, "fbms59", "segtrack_v2"),
     ),
+    "got10k": Entry("timewalk.evaluation.got10k", needs="encoder", labels=("tracks",)),
     "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS, kinds=("jhmdb",)),
     "kendalls_tau": Entry("timewalk.evaluation.kendalls_tau", needs="embeddings", labels=PHASES),
     "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),

@@ -28,6 +28,7 @@ class Inputs:
             ``frames`` names; empty where it has no such key.
         train_dataset: manifest of the labelled set that the evaluation's key ``train_dataset``
             names; None where it names none.
+        network: folder of the fine-tuned network that the evaluation's key ``network`` names.
         workers: processes that read images.
     """
 
@@ -38,6 +39,7 @@ class Inputs:
     test: Path | None = None
     frames: tuple[Path, ...] = ()
     train_dataset: Path | None = None
+    network: Path | None = None
     workers: int = 0
 
 

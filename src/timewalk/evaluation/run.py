@@ -9,7 +9,9 @@ from safetensors import safe_open
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
 from timewalk.config import EvaluationConfig
-from timewalk.encoders.files import HEAD
+from timewalk.encoders import encoder_digest
+from timewalk.encoders.dense.files import CARD as NETWORK_CARD
+from timewalk.encoders.files import HEAD, TENSORS
 from timewalk.errors import UserError
 from timewalk.evaluation import get_evaluation
 from timewalk.evaluation.base import Inputs
@@ -32,7 +34,8 @@ def run_evaluation(
         seconds, artefacts, provenance.
 
     Raises:
-        UserError: the evaluation reads embeddings and got none.
+        UserError: the evaluation reads embeddings or a network and got none, or the network of
+            another encoder.
     """
     entry = get_evaluation(config.kind)
     embeddings = [path for path in (inputs.train, inputs.test) if path is not None]
@@ -40,6 +43,11 @@ def run_evaluation(
         raise UserError(
             f"evaluations.{name}: '{config.kind}' reads the features of both splits; name them "
             "with --embeddings TRAIN TEST."
+        )
+    if entry.needs == "network" and inputs.network is None:
+        raise UserError(
+            f"evaluations.{name}: '{config.kind}' tests a fine-tuned network; name its folder with "
+            "--network."
         )
     started = time.monotonic()
     folder, run = output.with_suffix(""), inputs.run
@@ -68,11 +76,24 @@ def run_evaluation(
             train_dataset_sha256=inputs.train_dataset and sha256_file(inputs.train_dataset),
             frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},
             training={key: value for key, value in origin.items() if key != "config"},
+            network=inputs.network and _network(inputs.network, run),
             embeddings=[_embedding(path) for path in embeddings],
         ),
     }
     write_json(output, record)
     return record
+
+
+def _network(folder: Path, run: Path) -> dict[str, Any]:
+    about = read_json(folder / NETWORK_CARD)
+    weights = about.get("provenance", {}).get("weights", {})
+    if weights and encoder_digest(run) not in weights.values():
+        raise UserError(
+            f"{folder / NETWORK_CARD} is of another encoder than {run / TENSORS} is now; run its "
+            "fine-tuning again."
+        )
+    keys = ("name", "title", "dataset", "images", "steps", "sha256", "provenance")
+    return {key: about.get(key) for key in keys}
 
 
 def _embedding(path: Path) -> dict[str, Any]:

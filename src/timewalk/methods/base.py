@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from timewalk.config import Name, Positive, RunConfig, TrainingConfig, Validation
 from timewalk.data.clips import Clip, ClipShape
@@ -134,6 +135,11 @@ class Method(nn.Module):
         """Return what the loader makes of one clip: its views, and what else of it the loss reads
         (which frames they are, their labels). Collated as the views are."""
         return self.views(clip.frames, rng)
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Return a batch of what :meth:`sample` returned; called in the loader's worker."""
+        batch: dict[str, Tensor] = default_collate(samples)
+        return batch
 
     def device_views(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the views as :meth:`loss` takes them: the part of the augmentation that is left

@@ -66,6 +66,34 @@ def warmup_linear(index: int, total: int, base: float, *, warmup_steps: int = 0)
     return base * (1 - index / total)
 
 
+def polynomial(
+    index: int, total: int, base: float, *, warmup_steps: int = 0, warmup_ratio: float = 0.0
+) -> float:
+    """Return ``base`` falling linearly to 0, which step ``total`` would reach; during the warm-up
+    that value times a factor that rises from ``warmup_ratio`` to 1, which step ``warmup_steps``
+    has (dense transfer, sections 2 and 3: power 1)."""
+    return base * (1 - index / total) * _factor(index, warmup_steps, warmup_ratio)
+
+
+def multistep(
+    index: int,
+    base: float,
+    milestones: Sequence[int],
+    gamma: float,
+    *,
+    warmup_steps: int = 0,
+    warmup_ratio: float = 0.0,
+) -> float:
+    """Return ``base`` times ``gamma`` for each milestone that is reached, under the warm-up of
+    :func:`polynomial` (dense transfer, section 3)."""
+    value = base * gamma ** sum(index >= milestone for milestone in milestones)
+    return value * _factor(index, warmup_steps, warmup_ratio)
+
+
+def _factor(index: int, steps: int, ratio: float) -> float:
+    return ratio + (1 - ratio) * index / steps if index < steps else 1.0
+
+
 def _ramp(index: int, base: float, steps: int) -> float:
     return base * index / (steps - 1) if steps > 1 else 0.0
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from timewalk.data.clips import Clip, ClipSource
+from timewalk.data.clips import ClipSource
 from timewalk.data.seeds import generator
 from timewalk.data.workers import plain_errors
 from timewalk.errors import UserError
@@ -28,17 +28,27 @@ Sample = tuple[int, int]
 Batch = dict[str, Tensor]
 
 
+class Source(Protocol):
+    """Clips, or labelled images, by number. Safe in forked loader workers."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Any:
+        """Return one of them, as the method's ``sample`` takes it."""
+
+
 class ToSample(Protocol):
     """What a clip goes through: ``Method.sample``."""
 
-    def __call__(self, clip: Clip, rng: torch.Generator) -> Batch:
+    def __call__(self, clip: Any, rng: torch.Generator) -> Batch:
         """Return the views of a clip, and what else the loss reads."""
 
 
 class ViewsDataset(Dataset[Batch]):
     """Maps (epoch, clip number) to the sample made of that clip."""
 
-    def __init__(self, source: ClipSource, sample: ToSample, seed: int) -> None:
+    def __init__(self, source: Source, sample: ToSample, seed: int) -> None:
         self.source, self.sample, self.seed = source, sample, seed
 
     def __getitem__(self, sample: Sample) -> Batch:
@@ -144,15 +154,15 @@ ClipsOfEpoch = int | SomeOfEach | OneGroupABatch
 
 
 def clips_of_epoch(
-    source: ClipSource, per_video: int | None, batch_size: int = 1, by_group: bool = False
+    source: Source, per_video: int | None, batch_size: int = 1, by_group: bool = False
 ) -> ClipsOfEpoch:
     """Return what a :class:`BatchSampler` takes its clips from: all, some of each video, or with
-    ``by_group`` batches of one group each.
+    ``by_group`` batches of one group each; only clips of videos have videos and groups.
 
     Raises:
         UserError: a group has less clips than a batch.
     """
-    if by_group and len(set(groups := source.groups())) > 1:
+    if by_group and len(set(groups := cast(ClipSource, source).groups())) > 1:
         smallest = min(set(groups), key=groups.count)
         if groups.count(smallest) < batch_size:
             raise UserError(
@@ -161,7 +171,9 @@ def clips_of_epoch(
                 "smaller, leave the action out, or set one_action_a_batch to false."
             )
         return OneGroupABatch(groups, batch_size)
-    return len(source) if per_video is None else SomeOfEach(source.counts(), per_video)
+    if per_video is None:
+        return len(source)
+    return SomeOfEach(cast(ClipSource, source).counts(), per_video)
 
 
 def epoch_size(clips: ClipsOfEpoch) -> int:
@@ -235,7 +247,7 @@ class SignalsAreTheTrainers:
 
 
 def batches(
-    source: ClipSource,
+    source: Source,
     method: Method,
     sampler: BatchSampler,
     workers: int,
@@ -249,6 +261,7 @@ def batches(
     return DataLoader(
         ViewsDataset(source, method.sample, sampler.seed),
         batch_sampler=sampler,
+        collate_fn=method.collate,
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin,

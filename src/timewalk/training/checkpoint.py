@@ -19,7 +19,6 @@ import torch
 from pydantic import ValidationError
 
 from timewalk.artefacts import atomic_path
-from timewalk.config import RunConfig
 from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
@@ -105,14 +104,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same_run(
-    folder: Path, state: dict[str, Any], config: RunConfig, inputs: list[str]
+    folder: Path, state: dict[str, Any], config: Any, inputs: list[str]
 ) -> None:
     """Refuse a checkpoint of other settings or data; keys that are new have their defaults.
 
     Args:
     folder: of the checkpoint, for the message.
     state: the checkpoint.
-    config: the run's settings now.
+    config: the run's or the fine-tuning's settings now, a pydantic model.
     inputs: digests of its data now, sorted.
     """
     what = ""

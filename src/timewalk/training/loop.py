@@ -16,22 +16,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from timewalk.artefacts import write_json
-from timewalk.data.clips import ClipSource
+from timewalk.config import TrainingConfig, Validation
 from timewalk.data.seeds import seed_of
 from timewalk.errors import UserError
-from timewalk.methods.base import Losses, Method, Step, TrainedRunConfig
+from timewalk.methods.base import Losses, Method, Step
 from timewalk.ops.clipping import clip_each_, clip_global_
 from timewalk.training.batches import (
     BatchSampler,
     OnDevice,
     SignalsAreTheTrainers,
+    Source,
     batches,
     clips_of_epoch,
     epoch_size,
@@ -77,14 +78,38 @@ class Machine:
     processes: Processes = ALONE
 
 
+class Job(Protocol):
+    """What the loop reads of a training's configuration, a run's or a fine-tuning's: a pydantic
+    model with these keys."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the training set."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything drawn."""
+
+    @property
+    def training(self) -> TrainingConfig:
+        """Settings of the loop."""
+
+    @property
+    def validation(self) -> Validation | None:
+        """An evaluation between epochs."""
+
+    def model_dump(self, *, mode: str = "python", exclude: Any = None) -> dict[str, Any]:
+        """Return the keys as plain data."""
+
+
 class Trainer:
     """One training, from its first step or from its newest checkpoint to its last step."""
 
     def __init__(
         self,
         method: Method,
-        config: TrainedRunConfig,
-        source: ClipSource,
+        config: Job,
+        source: Source,
         folder: Path,
         machine: Machine,
         origin: dict[str, Any],
@@ -115,8 +140,8 @@ class Trainer:
         if self.share.parts > 1 and not method.splits:
             raise UserError(
                 f"training.micro_batch_size {self.settings.micro_batch_size} would divide a batch "
-                f"whose clips '{config.method}' compares with each other; leave it out, or use "
-                "more GPUs."
+                f"whose clips {type(method).__name__} compares with each other; leave it out, or "
+                "use more GPUs."
             )
         self.groups = method.parameter_groups()
         self.optimizer = make_optimizer(self.groups, self.settings)

@@ -6,6 +6,8 @@ from torch import nn
 from timewalk.config import TrainingConfig
 from timewalk.methods.base import ParameterGroup, Step
 from timewalk.ops.schedules import (
+    multistep,
+    polynomial,
     warmup_cosine,
     warmup_exponential,
     warmup_linear,
@@ -48,11 +50,12 @@ def _learning_rate(settings: TrainingConfig, step: Step) -> float:
     if warmup is None:
         warmup = round(settings.warmup_epochs * step.steps_per_epoch)
     warmup = min(warmup, step.total)
+    if settings.warmup_ratio is not None:
+        return _under_factor(settings, step, peak, warmup)
     if settings.schedule == "constant":
         return warmup_multistep(step.index, peak, [], 1.0, warmup_steps=warmup)
     if settings.schedule == "step":
-        epochs = [epoch * step.steps_per_epoch for epoch in settings.milestones]
-        steps = [*epochs, *settings.milestone_steps]
+        steps = _milestones(settings, step)
         return warmup_multistep(step.index, peak, steps, settings.gamma, warmup_steps=warmup)
     if settings.schedule == "exponential":
         every, factor = settings.decay_steps, settings.gamma
@@ -61,6 +64,23 @@ def _learning_rate(settings: TrainingConfig, step: Step) -> float:
         return warmup_linear(step.index, step.total, peak, warmup_steps=warmup)
     end = settings.min_learning_rate
     return warmup_cosine(step.index, step.total, peak, end, warmup_steps=warmup)
+
+
+def _under_factor(settings: TrainingConfig, step: Step, peak: float, warmup: int) -> float:
+    """Return the rate of the schedules whose warm-up is a factor on the falling value."""
+    ratio = settings.warmup_ratio or 0.0
+    if settings.schedule == "step":
+        return multistep(
+            *(step.index, peak, _milestones(settings, step), settings.gamma),
+            warmup_steps=warmup,
+            warmup_ratio=ratio,
+        )
+    return polynomial(step.index, step.total, peak, warmup_steps=warmup, warmup_ratio=ratio)
+
+
+def _milestones(settings: TrainingConfig, step: Step) -> list[int]:
+    epochs = [epoch * step.steps_per_epoch for epoch in settings.milestones]
+    return [*epochs, *settings.milestone_steps]
 
 
 def learning_parameters(groups: list[ParameterGroup]) -> list[nn.Parameter]:

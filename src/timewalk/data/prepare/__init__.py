@@ -4,7 +4,7 @@
 of images beside it: ``<split>.txt`` with one `label<TAB>path` a line, or the arrays themselves.
 Nothing is copied but sets that exist only inside a package. Videos and images with masks have
 manifests of their own kinds (``published.py``, ``masks.py``), and so have videos with phases
-(``phases.py``).
+(``phases.py``), images with objects (``objects.py``) and videos of boxes (``tracks.py``).
 """
 
 import logging
@@ -16,9 +16,11 @@ from typing import Any
 from timewalk.artefacts import write_manifest
 from timewalk.config import (
     ArrayLabels,
+    BoxVideos,
     FolderLabels,
     Labelled,
     MaskedImages,
+    ObjectImages,
     PhaseLabels,
     VideoLabels,
 )
@@ -54,6 +56,14 @@ def prepare(
         return prepare_videos(name, config, manifest)
     if isinstance(config, MaskedImages):
         return prepare_masks(name, config, manifest)
+    if isinstance(config, ObjectImages):
+        from timewalk.data.prepare.objects import prepare_objects
+
+        return prepare_objects(name, config, manifest)
+    if isinstance(config, BoxVideos):
+        from timewalk.data.prepare.tracks import prepare_tracks
+
+        return prepare_tracks(name, config, manifest)
     if isinstance(config, PhaseLabels):
         # Here, because modules that it needs import parts of this package.
         from timewalk.data.prepare.phases import prepare_phases

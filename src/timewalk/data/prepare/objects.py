@@ -1,0 +1,193 @@
+"""Still images with a box, a mask and a class for every object, checked and indexed in place.
+
+``manifest.json`` (kind `labelled_objects`) names classes, counts and what is unusual; a folder of
+arrays a split beside it, ``train`` and ``test``, is what :class:`timewalk.data.objects
+.LabelledObjects` reads. The images of the training split are those with something to train on.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from timewalk.artefacts import read_json, sha256_file, write_manifest, write_text
+from timewalk.config import COCO, COCOShapes, ObjectImages
+from timewalk.data.generated_coco import write_coco
+from timewalk.data.object_index import IndexBuilder, ObjectIndex, index_digest
+from timewalk.data.objects import OBJECTS, SPLITS
+from timewalk.data.prepare.archive import fetched, located, unverified
+from timewalk.data.prepare.base import check_output
+from timewalk.data.prepare.coco import (
+    CLASSES,
+    IMAGES,
+    OFFICIAL,
+    Category,
+    Tally,
+    add_images,
+    annotations_file,
+    read_instances,
+)
+from timewalk.data.prepare.folder import relative_to
+from timewalk.data.prepare.published import GENERATED
+from timewalk.data.prepare.videos import Faults
+from timewalk.errors import UserError
+
+log = logging.getLogger(__name__)
+
+UNUSUAL = {
+    "images_not_trained_on": "images have no object that can be trained on",
+    "empty_boxes": "boxes are empty",
+    "boxes_beyond_image": "boxes reach beyond their images by more than a pixel",
+    "boxes_too_small": "boxes have sides of less than a pixel inside their images",
+    "short_polygons": "polygons have fewer than three corners and are left out",
+    "without_outline": "objects have no mask",
+}
+"""counts that a warning tells of"""
+IRRELEVANT = ("test", "images_not_trained_on")
+
+
+def prepare_objects(name: str, config: ObjectImages, manifest: Path) -> dict[str, Any]:
+    """Check a set of images with objects and write its manifest and index.
+
+    Args:
+        name: the set's name in the configuration, for messages.
+        config: which layout, and where.
+        manifest: ``manifest.json`` to write; the index goes beside it.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        UserError: names the file or key, what is wrong with it and what to do.
+    """
+    if isinstance(config, COCOShapes):
+        root, archives, warnings = _generate(name, config, manifest), {}, []
+    else:
+        assert isinstance(config, COCO)
+        root = located(name, config, OFFICIAL)
+        archives = fetched(Path(config.root))
+        warnings = unverified(OFFICIAL, config, archives)
+    check_output(name, root, manifest)
+    categories, tallies = _index(name, root, manifest.parent)
+    digest = hashlib.sha256()
+    files = {split: annotations_file(root, split) for split in SPLITS}
+    inputs = {path.relative_to(root).as_posix(): sha256_file(path) for path in files.values()}
+    digest.update("".join(inputs.values()).encode())
+    for tally in tallies.values():
+        digest.update("".join(tally.lines).encode())
+    warnings += _unusual(tallies)
+    if isinstance(config, COCO):
+        warnings += _incomplete(categories, tallies)
+    for warning in warnings:
+        log.warning("labelled.%s: %s", name, warning)
+    parameters = config.model_dump(mode="json")
+    return write_manifest(
+        manifest,
+        OBJECTS,
+        inputs=inputs | archives,
+        parameters=parameters,
+        counts=_counts(len(categories), tallies),
+        warnings=warnings,
+        name=name,
+        layout="coco",
+        classes=[category.name for category in categories],
+        category_ids=[category.number for category in categories],
+        source={
+            "root": relative_to(root, manifest.parent),
+            "annotations": {
+                split: path.relative_to(root).as_posix() for split, path in files.items()
+            },
+            "index_sha256": {split: index_digest(manifest.parent / split) for split in SPLITS},
+        },
+        digest=digest.hexdigest(),
+    )
+
+
+def _index(name: str, root: Path, folder: Path) -> tuple[list[Category], dict[str, Tally]]:
+    """Check both splits and write their arrays; return the classes and what was found."""
+    faults, tallies = Faults(name, root), {}
+    classes: dict[str, list[Category]] = {}
+    indexes: dict[str, ObjectIndex] = {}
+    for split in SPLITS:
+        found = read_instances(name, root, split, faults)
+        builder = IndexBuilder()
+        tallies[split] = add_images(found, builder, training=split == "train", faults=faults)
+        classes[split], indexes[split] = found.categories, builder.build()
+    faults.stop()
+    for split, index in indexes.items():
+        if not len(index):
+            learn = " with an object to train on" if split == "train" else ""
+            raise UserError(
+                f"labelled.{name}: {annotations_file(root, split)} has no image{learn}; restore "
+                "the published file."
+            )
+    if classes["train"] != classes["test"]:
+        raise UserError(
+            f"labelled.{name}: the files in {root / 'annotations'} list different categories; "
+            "restore the published files."
+        )
+    for split, index in indexes.items():
+        index.save(folder / split)
+    return classes["train"], tallies
+
+
+def _counts(classes: int, tallies: Mapping[str, Tally]) -> dict[str, int]:
+    """Return the images of each split and what else was counted."""
+    train = tallies["train"].counts
+    counts = {
+        "train": train["images"] - train["images_not_trained_on"],
+        "test": tallies["test"].counts["images"],
+        "classes": classes,
+    }
+    for split, tally in tallies.items():
+        for key in ("images", "objects", "crowd", "without_objects", *UNUSUAL):
+            if (split, key) != IRRELEVANT:
+                counts[f"{split}_{key}"] = tally.counts[key]
+    return counts
+
+
+def _unusual(tallies: Mapping[str, Tally]) -> list[str]:
+    """Say what a split has that other sets do not, and what is done with it."""
+    done = {"train": "they are not trained on", "test": "they are kept as they are"}
+    done_beyond = {**done, "train": "they are cut to them in training"}
+    return [
+        f"{tally.counts[key]} {text} ({SPLITS[split]}); "
+        f"{(done_beyond if key == 'boxes_beyond_image' else done)[split]}"
+        for split, tally in tallies.items()
+        for key, text in UNUSUAL.items()
+        if tally.counts[key] and (split, key) != IRRELEVANT
+    ]
+
+
+def _incomplete(categories: list[Category], tallies: Mapping[str, Tally]) -> list[str]:
+    """Warn of another set than the published one."""
+    warnings = []
+    if len(categories) != CLASSES:
+        warnings.append(f"{len(categories)} classes were found; COCO 2017 has {CLASSES}")
+    for split, tally in tallies.items():
+        if tally.counts["images"] != IMAGES[split]:
+            warnings.append(
+                f"{tally.counts['images']} images were found in {SPLITS[split]}; COCO 2017 has "
+                f"{IMAGES[split]}: scores on a part are not comparable"
+            )
+    return warnings
+
+
+def _generate(name: str, config: COCOShapes, manifest: Path) -> Path:
+    """Write the generated images anew and return their folder.
+
+    Raises:
+        UserError: a folder that was not generated stands in their place.
+    """
+    root = manifest.parent / "COCO"
+    before = read_json(manifest) if manifest.is_file() else {}
+    ours = before.get("parameters", {}).get("kind") == "coco_shapes"
+    if root.exists() and not ours and not (root / GENERATED).is_file():
+        raise UserError(
+            f"labelled.{name}: {root} exists and was not generated; write the manifest into "
+            "another folder."
+        )
+    write_coco(root, config)
+    write_text(root / GENERATED, "Generated by timewalk (kind: coco_shapes); may be replaced.\n")
+    return root

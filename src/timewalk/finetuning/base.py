@@ -1,0 +1,208 @@
+"""The contract of a fine-tuning task: a method of the training loop over labelled images.
+
+Sheet: dense transfer, section 1. The encoder of a run gets a head, and both learn (or the head
+alone) from the training split of a labelled set; the learning rate falls from the head towards the
+image, layer by layer.
+"""
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from timewalk.config import Name, Positive, Probability, Strict, TrainingConfig
+from timewalk.encoders import Encoder, from_spec, seeded
+from timewalk.methods.base import Method, ParameterGroup
+
+ENCODER = "encoder."
+"""what stands before the encoder's names in a network"""
+ALWAYS_DECAYED = {"pos_embed", "cls_token"}
+"""parameters whose weight decay was meant to be 0 and was not"""
+NO_RESULT = {
+    "dataset",
+    "nodes",
+    "seed",
+    "task",
+    "training.activation_checkpointing",
+    "training.checkpoint_minutes",
+    "training.compile",
+    "training.keep_checkpoints",
+    "training.micro_batch_size",
+}
+"""keys that are no part of a protocol: how it is computed, or named there already"""
+
+
+class FinetuneTraining(TrainingConfig):
+    """The training loop, with what the tasks share as their default."""
+
+    scale_learning_rate: bool = False
+    """scale the peak learning rate linearly with batch_size: times batch_size / 256"""
+    schedule: Literal["cosine", "step", "exponential", "linear", "constant"] = "linear"
+    """how the learning rate falls from its peak: `linear` is the published polynomial of power 1"""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = 1e-6
+    """share of the learning rate with which the warm-up begins, as a factor on the schedule, which
+    falls under it; null: a warm-up from 0 to the peak, then the schedule"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """weight decay at the start of its cosine"""
+    weight_decay_end: Annotated[float, Field(ge=0)] = 0.05
+    """weight decay at the end of its cosine"""
+    clip_grad: Annotated[float, Field(ge=0)] = 0.0
+    """largest norm of a gradient; 0: no clipping"""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16"
+    """arithmetic of the networks, fp16 with a scaled loss; losses are always in fp32"""
+
+
+class FinetuningConfig(Strict):
+    """What every fine-tuning has; its task's own keys stand beside these."""
+
+    task: str
+    """what is learnt: `semantic_segmentation` or `detection`"""
+    dataset: Name
+    """name of the labelled set whose training split is learnt from, of `labelled:`"""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """seed of the head's weights, order, augmentation and everything else drawn"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """factor on the learning rate from one of the encoder's layers to the one before it; null:
+    none"""
+    drop_path: Probability = 0.1
+    """stochastic depth of a ViT's last block while it learns (rises linearly from 0)"""
+    compat: Literal["intended", "published"] = "intended"
+    """`published`: weight decay also on a ViT's positions and class token, as in the published
+    runs, whose exception for them never applied"""
+    training: FinetuneTraining = FinetuneTraining()
+    """the training loop"""
+    nodes: Positive = 1
+    """machines that train together, each with the GPUs that the rule asks for (Slurm); changes
+    speed, not results"""
+
+    @property
+    def validation(self) -> None:
+        """Nothing is evaluated between epochs."""
+        return None
+
+
+class Source(Protocol):
+    """Labelled images by number. Safe in forked loader workers."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def clip(self, index: int, rng: torch.Generator | None = None) -> Any:
+        """Return one image with its labels, as the task's ``sample`` takes it."""
+
+
+class Finetuning(Method):
+    """Base class of all tasks.
+
+    Args:
+        config: the fine-tuning.
+        encoder: of the run, with its weights.
+        about: manifest of the labelled set.
+
+    Attributes:
+        Config: pydantic model of the fine-tuning's keys.
+        labels: what the labelled set has to hold.
+        network: encoder and head: what is saved. The encoder is its child ``encoder``.
+    """
+
+    Config: ClassVar[type[FinetuningConfig]]  # type: ignore[assignment]
+    labels: ClassVar[Literal["masks", "objects"]]
+    network: nn.Module
+
+    def __init__(
+        self, config: FinetuningConfig, encoder: Encoder, about: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.config = config
+        with seeded(config.seed):
+            self.network = self.build(with_drop_path(encoder, config.drop_path), about)
+
+    @abstractmethod
+    def build(self, encoder: Encoder, about: Mapping[str, Any]) -> nn.Module:
+        """Return the network, its head drawn from torch's generator."""
+
+    @abstractmethod
+    def open(self, manifest: Path) -> Source:
+        """Return the training split of a labelled set.
+
+        Raises:
+            UserError: it holds no image to learn from.
+        """
+
+    @abstractmethod
+    def title(self) -> str:
+        """Return what of the protocol's name the fine-tuning decides: head, schedule, and every
+        key that is not as published (:func:`marks`)."""
+
+    def sample(self, clip: Any, rng: torch.Generator) -> dict[str, Tensor]:
+        """Return one image's augmented tensors; called in the loader's worker."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the parameters that learn, grouped by the factor on their learning rate and by
+        whether they are decayed."""
+        from timewalk.encoders.dense.layers import layer_numbers
+
+        encoder: Any = self.network.encoder
+        numbers, layers = layer_numbers(encoder)
+        rate = self.config.layer_decay or 1.0
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            inside = name.removeprefix(ENCODER)
+            layer = numbers[inside] if name.startswith(ENCODER) else layers - 1
+            decayed = parameter.ndim > 1 and not name.endswith(".bias")
+            if self.config.compat == "intended" and inside in ALWAYS_DECAYED:
+                decayed = False
+            groups[rate ** (layers - 1 - layer), decayed].append(parameter)
+        return [
+            ParameterGroup(parameters, decayed, scale)
+            for (scale, decayed), parameters in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+
+def with_drop_path(encoder: Encoder, rate: float) -> Encoder:
+    """Return a saved encoder with stochastic depth; networks other than ViTs have none."""
+    if rate == 0 or encoder.spec["family"] != "vit":
+        return encoder
+    other = from_spec({**encoder.spec, "drop_path": rate})
+    other.load_state_dict(encoder.state_dict())
+    return other
+
+
+def marks(config: FinetuningConfig, published: FinetuningConfig, names: Mapping[str, str]) -> str:
+    """Return what of a fine-tuning is not as published, for the protocol's name.
+
+    Args:
+        config: the fine-tuning.
+        published: the same with all keys at the defaults of its head.
+        names: what stands before a key's value, by dotted key; others: the key's last part.
+
+    Returns:
+        `-<name><value>` of every changed key that changes results.
+    """
+    own, usual = (dict(_flat(x.model_dump(mode="json"))) for x in (config, published))
+    changed = [k for k in own if k not in NO_RESULT and own[k] != usual.get(k)]
+    parts = [f"{names.get(key, key.rpartition('.')[2])}{_short(own[key])}" for key in changed]
+    seed = [f"seed{config.seed}"] if config.seed != published.seed else []
+    return "".join(f"-{part}" for part in [*parts, *seed])
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        inside = isinstance(value, Mapping)
+        found += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return "x".join(_short(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()

@@ -1,0 +1,69 @@
+"""A fine-tuning from a run's encoder to a network in files: train or go on, save."""
+
+import shutil
+from pathlib import Path
+
+from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json
+from timewalk.encoders import encoder_digest, load_encoder
+from timewalk.encoders.dense.files import save_network
+from timewalk.finetuning import get_task
+from timewalk.finetuning.base import FinetuningConfig
+from timewalk.provenance import provenance
+from timewalk.training.loop import Machine, Trainer
+
+
+def finetune(
+    name: str,
+    config: FinetuningConfig,
+    run: Path,
+    manifest: Path,
+    output: Path,
+    machine: Machine,
+) -> None:
+    """Fine-tune a run's encoder, and write ``output/network.safetensors``, ``network.json`` and
+    ``metrics.jsonl``.
+
+    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration, encoder
+    and data. Called in every process that trains; the main one writes.
+
+    Args:
+        name: the fine-tuning's name.
+        config: the fine-tuning.
+        run: the run's folder.
+        manifest: ``manifest.json`` of the labelled set.
+        output: folder of the network.
+        machine: device, workers and processes.
+    """
+    task = get_task(config.task)(config, load_encoder(run), read_json(manifest))
+    task.to(machine.device)
+    source = task.open(manifest)
+    resolved = config.model_dump(mode="json")
+    origin = provenance(
+        machine.device,
+        run=run.name,
+        finetuning=name,
+        config=resolved,
+        config_sha256=sha256_json(resolved),
+        seed=config.seed,
+        inputs={str(manifest): sha256_file(manifest)},
+        weights={str(run): encoder_digest(run)},
+        processes=machine.processes.size,
+    )
+    folder = output / "checkpoints"
+    trainer = Trainer(task, config, source, folder, machine, origin)
+    trainer.run()
+    if not machine.processes.main:
+        return
+    with atomic_path(output / "metrics.jsonl") as temporary:
+        shutil.copyfile(folder / "metrics.jsonl", temporary)
+    about = {
+        "name": name,
+        "task": config.task,
+        "title": task.title(),
+        "dataset": config.dataset,
+        "classes": read_json(manifest)["classes"],
+        "images": len(source),
+        "steps": trainer.total,
+        "provenance": origin,
+    }
+    save_network(task.network, output, about)

@@ -1,0 +1,108 @@
+"""A fine-tuning from a run's encoder to its files, on a toy task."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.finetuning.toy import Colour, Network, tiny_vit
+from timewalk import finetuning
+from timewalk.artefacts import write_json
+from timewalk.encoders import save_encoder
+from timewalk.encoders.dense import files
+from timewalk.errors import UserError
+from timewalk.finetuning.base import FinetuningConfig
+from timewalk.training.finetune import finetune
+from timewalk.training.loop import InterruptedTraining, Machine
+
+MACHINE = Machine(torch.device("cpu"))
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "warmup_steps": 1,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Return a fine-tuning of a saved encoder into a folder."""
+    monkeypatch.setitem(finetuning._TASKS, "colour", "tests.finetuning.toy:Colour")
+    monkeypatch.setattr(Network, "spec", {"kind": "colour"}, raising=False)
+    save_encoder(tiny_vit(), tmp_path / "run", {})
+    manifest = tmp_path / "manifest.json"
+    write_json(manifest, {"classes": ["red", "green", "blue"]})
+    keys = {"task": "colour", "dataset": "colours", "layer_decay": 0.9}
+
+    def run(output: str, drop_path: float = 0.1, **training: object) -> Path:
+        own = {"drop_path": drop_path, "training": {**TRAINING, **training}}
+        config = FinetuningConfig.model_validate({**keys, **own})
+        finetune("colours", config, tmp_path / "run", manifest, tmp_path / output, MACHINE)
+        return tmp_path / output
+
+    return run
+
+
+def test_the_network_its_card_and_its_curve(call):
+    output = call("out")
+    card = json.loads((output / files.CARD).read_text())
+    assert card["kind"] == "network"
+    assert (card["name"], card["task"], card["title"]) == ("colours", "colour", "colour")
+    assert card["classes"] == ["red", "green", "blue"]
+    assert (card["images"], card["steps"]) == (8, 6)
+    assert card["provenance"]["config"]["layer_decay"] == 0.9
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses[-1] < losses[0]
+    tensors = load_file(output / files.TENSORS)
+    assert "encoder.blocks.0.attn.qkv.weight" in tensors
+
+
+def test_the_encoder_learns_slower_than_the_head(call):
+    before = tiny_vit().state_dict()
+    tensors = load_file(call("out") / files.TENSORS)
+    moved = {
+        name: float((tensors[f"encoder.{name}"] - before[name]).abs().max())
+        for name in ("patch_embed.proj.weight", "norm.weight")
+    }
+    assert 0 < moved["patch_embed.proj.weight"] < moved["norm.weight"]
+
+
+def test_an_interrupted_fine_tuning_ends_where_an_undisturbed_one_does(call, monkeypatch):
+    whole = call("whole")
+    sample, seen = Colour.sample, []
+
+    def stopping(self, clip, rng):
+        seen.append(clip)
+        if len(seen) == 10:
+            raise InterruptedTraining("stopped")
+        return sample(self, clip, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Colour, "sample", stopping)
+        with pytest.raises(InterruptedTraining):
+            call("parts", checkpoint_minutes=1e-6)
+    assert not (call_folder := whole.parent / "parts" / files.TENSORS).exists()
+    call("parts", checkpoint_minutes=1e-6)
+    one, two = load_file(whole / files.TENSORS), load_file(call_folder)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_configuration_is_refused(call):
+    call("out")
+    with pytest.raises(UserError, match=r"training\.learning_rate was 0\.01 and is 0\.02"):
+        call("out", learning_rate=0.02)
+
+
+def test_parts_of_a_batch_add_up(call):
+    one, two = (
+        load_file(call(name, 0.0, micro_batch_size=size, optimizer="sgd") / files.TENSORS)
+        for name, size in (("whole", None), ("parts", 2))
+    )
+    close = partial(torch.allclose, rtol=1e-4, atol=1e-6)
+    assert all(close(one[name], two[name]) for name in one)
