@@ -379,3 +379,49 @@ def test_labels_are_needed_where_a_method_learns_from_them():
     message = r"runs\.supervised\.dataset: 'classification' learns from labels .*'walk' is no"
     with pytest.raises(UserError, match=message):
         suite.load_suite(raw)
+
+
+def dense():
+    raw = copy.deepcopy(BASE)
+    raw["labelled"] |= {"scenes": {"kind": "ade20k_shapes"}, "things": {"kind": "coco_shapes"}}
+    raw["finetuning"] = {
+        "parse": {"task": "semantic_segmentation", "dataset": "scenes"},
+        "detect": {"task": "detection", "dataset": "things"},
+    }
+    raw["evaluations"] |= {
+        "ade20k": {"kind": "ade20k", "dataset": "scenes", "network": "parse"},
+        "coco": {"kind": "coco", "dataset": "things", "network": "detect"},
+    }
+    return raw
+
+
+def test_an_evaluation_of_a_fine_tuned_network():
+    loaded = suite.load_suite(dense())
+    assert loaded.finetuning("parse").task == "semantic_segmentation"
+    assert loaded.evaluation("ade20k").network == "parse"
+    with pytest.raises(UserError, match="unknown fine-tuning 'pars'; did you mean 'parse'"):
+        loaded.finetuning("pars")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("evaluations.ade20k.network", "pars", r"ade20k\.network: unknown fine-tuning 'pars'.*parse"),
+        ("evaluations.ade20k.network", "detect", "tests networks of the task semantic_segmentation"),
+        ("evaluations.coco.dataset", "scenes", "needs images with objects, but 'scenes' holds"),
+        ("finetuning.parse.dataset", "things", "needs images with masks, but 'things' holds"),
+        ("finetuning.parse.dataset", "nothing", r"finetuning\.parse\.dataset: unknown labelled set"),
+        ("finetuning.parse.task", "detektion", r"finetuning\.parse\.task: unknown task"),
+        ("finetuning.parse.head", "fcn", r"finetuning\.parse\.head is fcn"),
+        ("finetuning.parse", {"dataset": "scenes"}, "the key 'task' is missing"),
+    ],
+)
+def test_a_mistake_of_a_fine_tuning(path, value, message):
+    raw = dense()
+    *parents, last = path.split(".")
+    node = raw
+    for part in parents:
+        node = node[part]
+    node[last] = value
+    with pytest.raises(UserError, match=message):
+        suite.load_suite(raw)

@@ -6,7 +6,7 @@ from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder
 from timewalk.errors import UserError
 from timewalk.finetuning import get_task, task_names
-from timewalk.finetuning.base import FinetuningConfig, marks, with_drop_path
+from timewalk.finetuning.base import FinetuningConfig, marks, rebuilt
 
 KEYS = {"task": "semantic_segmentation", "dataset": "scenes"}
 
@@ -51,14 +51,14 @@ def test_published_runs_decayed_positions_too():
 
 
 def test_a_frozen_encoder_has_no_group():
-    encoder = tiny_vit().requires_grad_(False)
-    task = Colour(config(drop_path=0.0), encoder, {})
+    task = Colour(config(), tiny_vit(), {})
+    task.network.encoder.requires_grad_(False)
     assert set(rates_of(task)) == {"colour.weight", "colour.bias"}
 
 
 def test_drop_path_reaches_a_saved_vit_and_changes_no_weight():
     saved = tiny_vit(depth=3)
-    encoder = with_drop_path(saved, 0.2)
+    encoder = rebuilt(saved, 0.2, None)
     assert [block.drop_path1.drop_prob for block in encoder.blocks[1:]] == [
         pytest.approx(0.1),
         pytest.approx(0.2),
@@ -68,9 +68,18 @@ def test_drop_path_reaches_a_saved_vit_and_changes_no_weight():
     assert encoder.spec == saved.spec
 
 
+def test_positions_are_brought_to_the_grid_that_is_learnt_on():
+    saved = tiny_vit()
+    encoder = rebuilt(saved, 0.0, 32)
+    assert encoder.pos_embed.shape == (1, 1 + 4 * 4, 16)
+    assert encoder.spec["image_size"] == 32
+    image = torch.rand(1, 3, 32, 32)
+    assert torch.equal(encoder(image).patches, saved(image).patches)
+
+
 def test_networks_without_drop_path_stay_what_they_are():
     resnet = build_encoder(EncoderConfig(name="resnet18_s8"), 0)
-    assert with_drop_path(resnet, 0.2) is resnet
+    assert rebuilt(resnet, 0.2, 64) is resnet
 
 
 def test_the_heads_weights_are_of_the_seed():
@@ -85,7 +94,7 @@ def test_every_key_that_changes_results_marks_the_protocol():
     assert marks(published, published, names) == ""
     training = {"learning_rate": 0.01, "milestones": [8, 11], "micro_batch_size": 2}
     changed = config(training=training, seed=3, nodes=2, drop_path=0.0)
-    assert marks(changed, published, names) == "-drop_path0-lr0.01-m8x11-seed3"
+    assert marks(changed, published, names) == "-drop_path0-lr0.01-m8x11-micro_batch_size2-seed3"
 
 
 def test_an_unknown_task_is_named_with_the_nearest():

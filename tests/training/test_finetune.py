@@ -86,9 +86,9 @@ def test_an_interrupted_fine_tuning_ends_where_an_undisturbed_one_does(call, mon
         patch.setattr(Colour, "sample", stopping)
         with pytest.raises(InterruptedTraining):
             call("parts", checkpoint_minutes=1e-6)
-    assert not (call_folder := whole.parent / "parts" / files.TENSORS).exists()
-    call("parts", checkpoint_minutes=1e-6)
-    one, two = load_file(whole / files.TENSORS), load_file(call_folder)
+    assert not (whole.parent / "parts" / files.TENSORS).exists()
+    parts = call("parts", checkpoint_minutes=1e-6)
+    one, two = (load_file(folder / files.TENSORS) for folder in (whole, parts))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 

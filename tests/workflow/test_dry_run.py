@@ -72,6 +72,13 @@ def test_davis_of_the_paper(checkout):
     assert "embed" not in counts(text)
 
 
+def test_a_fine_tuning_stands_between_run_and_evaluation(checkout):
+    code, text = paper("results/timet/ade20k.json", "results/timet/ade20k_linear.json", cwd=checkout)
+    assert code == 0, text
+    found = counts(text)
+    assert [found[rule] for rule in ("train", "prepare", "finetune", "evaluate")] == [1, 3, 2, 2]
+
+
 def test_all_ten_tours(checkout):
     code, text = paper("results/dora_wt_all/knn.json", cwd=checkout)
     assert code == 0, text
@@ -127,6 +134,10 @@ def test_where_the_blur_is(tmp_path, where):
     [
         (["results/dorra/knn.json"], "unknown run 'dorra'; did you mean 'dora'?"),
         (["results/dora/knnn.json"], "unknown evaluation 'knnn'; did you mean 'knn'?"),
+        (
+            ["results/dora/finetuned/ade20k_linaer/network.json"],
+            "unknown fine-tuning 'ade20k_linaer'; did you mean 'ade20k_linear'?",
+        ),
         (["--config", "blurr=off"], "blurr: unknown key; did you mean 'blur'?"),
     ],
 )

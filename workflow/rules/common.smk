@@ -61,13 +61,17 @@ wildcard_constraints:
 
 
 def check_targets(targets):
-    """Name the nearest run or evaluation when a target has a typo in it."""
+    """Name the nearest run, evaluation or fine-tuning when a target has a typo in it."""
     for target in targets:
         parts = PurePosixPath(target).parts
         base = PurePosixPath(RESULTS).parts
-        if parts[: len(base)] != base or len(parts) != len(base) + 2:
+        if parts[: len(base)] != base or len(parts) < len(base) + 2:
             continue
-        run, file = parts[len(base) :]
+        run, *folders, file = parts[len(base) :]
+        if folders[:1] == ["finetuned"] and len(folders) == 2:
+            SUITE.finetuning(folders[1])
+        if folders:
+            continue
         SUITE.run(run)
         name, _, suffix = file.partition(".")
         if suffix == "json" and name not in ("encoder", "config"):

@@ -18,6 +18,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--markdown", action="store_true", help="as a page of all keys")
     add_verb(verbs, "videos", videos)
     add_verb(verbs, "methods", list_methods)
+    add_verb(verbs, "tasks", list_tasks)
     add_verb(verbs, "evaluations", list_evaluations)
 
 
@@ -60,6 +61,13 @@ def list_methods(arguments: Arguments) -> None:
     from timewalk.methods import method_names
 
     print("\n".join(method_names()))
+
+
+def list_tasks(arguments: Arguments) -> None:
+    """List the tasks of fine-tuning."""
+    from timewalk.finetuning import task_names
+
+    print("\n".join(task_names()))
 
 
 def list_evaluations(arguments: Arguments) -> None:

@@ -172,7 +172,7 @@ def window_sample(image: ObjectImage, window: Window) -> dict[str, Tensor]:
     }
 
 
-def test_image(image: ObjectImage, sizes: Sizes) -> Tensor:
+def whole_image(image: ObjectImage, sizes: Sizes) -> Tensor:
     """Return the whole image at the size of the test, uint8 (3, H, W); errors as in training."""
     size = resized((image.height, image.width), sizes.test_short_side, sizes.long_side)
     whole = Window(0, 0, image.width, image.height, *size)

@@ -1,8 +1,8 @@
 """Generated scenes in exactly the layout of COCO 2017: polygons, crowds, numbers with gaps.
 
 Every object is outlined along the edges of its pixels, its holes filled, as annotators outline it,
-so that the polygons give back the very mask. In every fourth image one object is marked as a crowd
-and stored as runs; the first image of a split has no annotation.
+so that the polygons give back the very mask. In every fourth image the last object is marked as a
+crowd and stored as runs; the first image of a split has no annotation.
 """
 
 from pathlib import Path
@@ -50,7 +50,8 @@ def _scenes(config: COCOShapes, count: int, rng: np.random.Generator) -> list[Sc
 
 def _annotations(scenes: list[Scene], classes: int) -> dict[str, Any]:
     """Return the content of a file of annotations."""
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, scene in enumerate(scenes, start=1):
         height, width = scene.image.shape[:2]
         images.append(
@@ -63,8 +64,7 @@ def _annotations(scenes: list[Scene], classes: int) -> dict[str, Any]:
             }
         )
         for place, thing in enumerate(scene.objects):
-            # The last of several, so that one is left to learn from.
-            crowd = number % CROWD_EVERY == 0 and place == len(scene.objects) - 1 > 0
+            crowd = number % CROWD_EVERY == 0 and place == len(scene.objects) - 1
             annotations.append(
                 {
                     "id": len(annotations) + 1,

@@ -39,8 +39,8 @@ class MovingObject:
 
     Attributes:
         frames: uint8 (T, H, W, 3).
-        boxes: float64 (T, 4): x, y, w, h in pixels, also of what lies outside the image; zeros where
-            the object is gone.
+        boxes: float64 (T, 4): x, y, w, h in pixels, of what lies outside the image too; zeros
+            where the object is gone.
         shares: float64 (T,), how much of the object is seen.
         object_class: name of what it is.
     """
@@ -145,19 +145,18 @@ def _gone(frames: int) -> np.ndarray:
 def _path(
     frames: int, extent: np.ndarray, half: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the centre in each frame, (T, 2): from inside to the image's left or right edge, which
-    it reaches after three quarters of the video, and back."""
+    """Return the centre in each frame, (T, 2): from inside to the farther of the image's left and
+    right edges, which it reaches after three quarters of the video, and back."""
     start = rng.uniform(half + 1, extent - half - 1)
-    end = np.array([rng.choice([0.0, extent[0]]), rng.uniform(half[1], extent[1] - half[1])])
+    edge = extent[0] if start[0] < extent[0] / 2 else 0.0
+    end = np.array([edge, rng.uniform(half[1], extent[1] - half[1])])
     reached = max(1, 3 * frames // 4)
     share = np.arange(frames) / reached
     share = np.where(share > 1, 2 - share, share)
     return start + share[:, None] * (end - start)
 
 
-def _skin(
-    half: np.ndarray, colour: tuple[int, int, int], rng: np.random.Generator
-) -> np.ndarray:
+def _skin(half: np.ndarray, colour: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
     width, height = (max(SMALLEST_SKIN, math.ceil(2 * side)) for side in half)
     tinted = 0.5 * np.array(colour, np.float32) + 0.5 * texture((height, width), rng)
     return tinted.astype(np.uint8)

@@ -175,7 +175,8 @@ def distorted(image: Tensor, ranges: Distortion, rng: torch.Generator) -> Tensor
     first = _chance(0.5, rng)
     contrast = _uniform(ranges.contrast, rng) if _chance(ranges.chance, rng) else 1.0
     saturation = _uniform(ranges.saturation, rng) if _chance(ranges.chance, rng) else 1.0
-    turn = _integer(-ranges.hue, ranges.hue - 1, rng) if _chance(ranges.chance, rng) else 0
+    last = max(ranges.hue - 1, -ranges.hue)
+    turn = _integer(-ranges.hue, last, rng) if _chance(ranges.chance, rng) else 0
     pixels = image.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
     if added:
         _levels(pixels.add_(added))

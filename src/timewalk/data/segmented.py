@@ -135,7 +135,7 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
         raise UserError(f"{listed} is not the one of {manifest}; run the prepare stage again.")
     rows = [line.split("\t") for line in listed.read_text(encoding="utf-8").splitlines()]
     classes = tuple(about["classes"])
-    zero_is_void = bool(about["parameters"].get("zero_is_void"))
+    zero_is_void = bool(about["parameters"].get("zero_is_void", about.get("zero_is_void")))
     lookup = _class_table(len(classes), zero_is_void)
     # Below the folder that holds them all: stems alone may be the same in two sub-folders.
     above = posixpath.commonpath([posixpath.dirname(image) for image, _ in rows]) if rows else ""
@@ -153,7 +153,7 @@ def _images(manifest: Path, split: str) -> SegmentedSet:
             f"'{about['name']}' has no image of its {split} split; correct the keys of "
             f"labelled.{about['name']} and prepare it again."
         )
-    part = str(about["parameters"].get(split, split))
+    part = str((about.get("parts") or about["parameters"]).get(split, split))
     return SegmentedSet(
         str(about["name"]),
         str(about["layout"]),

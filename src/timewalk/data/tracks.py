@@ -87,7 +87,7 @@ class LabelledTracks:
             )
         folder = self.root / self.subset
         rows = listed.read_text(encoding="utf-8").splitlines()
-        self.sequences = tuple(from_row(json.loads(row), folder) for row in rows)
+        self.sequences = tuple(_from_line(row, folder) for row in rows)
         self._by_name = {track.name: track for track in self.sequences}
 
     @property
@@ -107,7 +107,7 @@ class LabelledTracks:
         return self._by_name[name]
 
 
-def to_row(track: Track) -> dict[str, Any]:
+def to_line(track: Track) -> str:
     """Return a sequence as a line of the list; a box with NaN is null."""
     row: dict[str, Any] = {
         "name": track.name,
@@ -120,11 +120,12 @@ def to_row(track: Track) -> dict[str, Any]:
         row["cover"] = track.cover.tolist()
     if track.object_class is not None:
         row["object_class"] = track.object_class
-    return row
+    return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def from_row(row: dict[str, Any], folder: Path) -> Track:
+def _from_line(line: str, folder: Path) -> Track:
     """Return the sequence of a line, its frames below the subset's ``folder``."""
+    row = json.loads(line)
     place = folder / row["name"]
     boxes = [[np.nan] * 4 if box is None else box for box in row["boxes"]]
     return Track(

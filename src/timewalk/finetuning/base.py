@@ -32,9 +32,9 @@ NO_RESULT = {
     "training.checkpoint_minutes",
     "training.compile",
     "training.keep_checkpoints",
-    "training.micro_batch_size",
 }
-"""keys that are no part of a protocol: how it is computed, or named there already"""
+"""keys that are no part of a protocol: how it is computed, or named there already. The size of
+micro-batches is one, as batch normalisation sees no more at once"""
 
 
 class FinetuneTraining(TrainingConfig):
@@ -112,6 +112,8 @@ class Finetuning(Method):
 
     Config: ClassVar[type[FinetuningConfig]]  # type: ignore[assignment]
     labels: ClassVar[Literal["masks", "objects"]]
+    # Behind an encoder's last map may be layers that only its summary needs.
+    unused_parameters = True
     network: nn.Module
 
     def __init__(
@@ -119,8 +121,14 @@ class Finetuning(Method):
     ) -> None:
         super().__init__()
         self.config = config
+        learning = rebuilt(encoder, config.drop_path, self.image_size())
         with seeded(config.seed):
-            self.network = self.build(with_drop_path(encoder, config.drop_path), about)
+            self.network = self.build(learning, about)
+
+    def image_size(self) -> int | None:
+        """Return the side in pixels of the squares that are learnt from, to whose grid a ViT's
+        positions are brought before they learn; None: they stay on their own."""
+        return None
 
     @abstractmethod
     def build(self, encoder: Encoder, about: Mapping[str, Any]) -> nn.Module:
@@ -167,12 +175,23 @@ class Finetuning(Method):
         ]
 
 
-def with_drop_path(encoder: Encoder, rate: float) -> Encoder:
-    """Return a saved encoder with stochastic depth; networks other than ViTs have none."""
-    if rate == 0 or encoder.spec["family"] != "vit":
+def rebuilt(encoder: Encoder, drop_path: float, image_size: int | None) -> Encoder:
+    """Return a saved encoder as it learns; networks other than ViTs stay what they are.
+
+    Args:
+        encoder: with its weights.
+        drop_path: stochastic depth of the last block.
+        image_size: side in pixels to whose grid the position embeddings are interpolated, once.
+    """
+    if encoder.spec["family"] != "vit":
         return encoder
-    other = from_spec({**encoder.spec, "drop_path": rate})
-    other.load_state_dict(encoder.state_dict())
+    vit: Any = encoder
+    side = image_size or encoder.spec["image_size"]
+    spec = {**encoder.spec, "drop_path": drop_path, "image_size": side}
+    other = from_spec(spec)
+    cells = side // encoder.stride
+    positions = vit.positions((cells, cells)).detach()
+    other.load_state_dict(encoder.state_dict() | {"pos_embed": positions})
     return other
 
 

@@ -35,7 +35,7 @@ def test_upernet_on_every_encoder(name):
 def test_linear_on_every_encoder(name):
     network = segmenter(name, "linear").train()
     stride = STRIDES[name][0]
-    side = network.multiple
+    side = 2 * network.multiple
     logits, auxiliary = network.training_logits(torch.randn(2, 3, side, 2 * side))
     assert auxiliary is None
     assert network.stride == stride
@@ -108,10 +108,10 @@ def test_upernet_step_by_step():
 def test_initial_weights():
     head = UperNetHead((8, 8, 8, 8), 64, 150, dropout=0.1)
     weight = head.classifier.weight
-    assert weight.std() == pytest.approx(0.01, rel=0.05)
+    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.classifier.bias.any()
     # fan-out of a 3 x 3 convolution to 64 channels
-    assert head.fusion.conv.weight.std() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
+    assert head.fusion.conv.weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
     assert head.fusion.conv.bias is None
 
 
@@ -153,7 +153,7 @@ def test_one_value_a_channel_is_normalised_by_the_running_statistics():
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["linear", "upernet"])
 @pytest.mark.parametrize("name", ["vit/16", "vit/14", "resnet18_s8", "test_convnext"])
-@pytest.mark.parametrize("size", [(33, 50), (5, 70), (64, 64)])
+@pytest.mark.parametrize("size", [(33, 50), (12, 70), (64, 64)])
 def test_images_of_any_size(name, head, size):
     network = segmenter(name, head).eval()
     images = torch.randn(1, 3, *size)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from timewalk.artefacts import sha256_file, write_manifest, write_text
-from timewalk.config import VOC2012, MaskedImages, SegmentationFolder
+from timewalk.config import ADE20K, VOC2012, ADE20KShapes, MaskedImages, SegmentationFolder
+from timewalk.data.prepare import ade20k
 from timewalk.data.prepare.archive import fetch_archives, fetched, unverified
 from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.folder import relative_to
@@ -45,6 +46,12 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
         layout = _voc2012(name, config)
         archives = fetched(Path(config.root))
         warnings = unverified(OFFICIAL, config, archives)
+    elif isinstance(config, ADE20K):
+        layout = ade20k.find_ade20k(name, config)
+        archives = fetched(Path(config.root))
+        warnings = unverified(ade20k.OFFICIAL, config, archives) + ade20k.unusual_counts(layout)
+    elif isinstance(config, ADE20KShapes):
+        layout = ade20k.generate_ade20k(name, config, manifest)
     else:
         assert isinstance(config, SegmentationFolder)
         layout = find_segmentation_folder(name, config)
@@ -69,6 +76,8 @@ def prepare_masks(name: str, config: MaskedImages, manifest: Path) -> dict[str, 
         layout=parameters["kind"],
         classes=classes,
         void=True,
+        zero_is_void=layout.zero_is_void,
+        parts=layout.parts,
         source={
             "root": relative_to(layout.root, manifest.parent),
             "lists_sha256": {split: sha256_file(path) for split, path in lists.items()},

@@ -34,6 +34,8 @@ class MaskLayout:
         pairs: image and mask, for each of the splits `train` and `test`.
         lists: files that name images or classes.
         zero_is_void: whether id 0 is void, and class c has the id c + 1.
+        parts: the set's own names of the splits, where no key has them.
+        coloured: what is said of a mask of colours, `{}` for its mode.
     """
 
     root: Path
@@ -41,6 +43,8 @@ class MaskLayout:
     pairs: dict[str, list[Pair]] = field(default_factory=dict)
     lists: list[Path] = field(default_factory=list)
     zero_is_void: bool = False
+    parts: dict[str, str] = field(default_factory=dict)
+    coloured: str = NO_IDS
 
 
 class Checked(NamedTuple):
@@ -88,7 +92,7 @@ def _check(pair: Pair, layout: MaskLayout) -> Checked:
             f"{_name(pair[0], layout)} {size[0]}x{size[1]}",
         )
     if mask is not None and mask.mode not in ID_MODES:
-        faults.add(pair[1], NO_IDS.format(mask.mode))
+        faults.add(pair[1], layout.coloured.format(mask.mode))
     elif mask is not None:
         counted = np.bincount(np.asarray(mask, dtype=np.uint8).reshape(-1), minlength=VOID + 1)
         ids = set(np.flatnonzero(counted).tolist()) - {VOID}

@@ -287,9 +287,9 @@ def _check(video: Video, layout: Layout) -> Checked:
 
     size = (0, 0)
     for path in video.frames:
-        found = _header(path, faults)
+        found = header(path, faults)
         size = size if any(size) or found is None else found
-        _same_size(path, found, size, faults)
+        same_size(path, found, size, faults)
         add(path, str(path.stat().st_size))
     objects: set[int] = set()
     for masks in (video.masks, *video.layers):
@@ -310,7 +310,7 @@ def _check(video: Video, layout: Layout) -> Checked:
     return Checked(replace(video, size=size), len(objects), digest.hexdigest(), faults.found)
 
 
-def _header(path: Path, faults: Faults) -> tuple[int, int] | None:
+def header(path: Path, faults: Faults) -> tuple[int, int] | None:
     """Return (height, width) without decoding."""
     try:
         with Image.open(path) as image:
@@ -320,7 +320,7 @@ def _header(path: Path, faults: Faults) -> tuple[int, int] | None:
         return None
 
 
-def _same_size(
+def same_size(
     path: Path, found: tuple[int, int] | None, size: tuple[int, int], faults: Faults
 ) -> None:
     if found is not None and any(size) and found != size:
@@ -335,7 +335,7 @@ def _check_mask(
     """Return the ids of a mask that was decoded, without background and void."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _same_size(path, (image.height, image.width), size, faults)
+            same_size(path, (image.height, image.width), size, faults)
             if ids and image.mode not in ID_MODES:
                 faults.add(path, NO_IDS.format(image.mode))
                 return set()

@@ -86,9 +86,7 @@ class Detector(nn.Module):
         self.heads: CascadeHeads | MaskRCNNHeads
         build = CascadeHeads if head == "cascade" else MaskRCNNHeads
         self.heads = build(fpn_channels, classes, strides)
-        self.multiple = math.lcm(
-            32, encoder.multiple, *encoder.tap_strides, math.ceil(max(strides))
-        )
+        self.multiple = math.lcm(encoder.multiple, *encoder.tap_strides, int(max(strides)))
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -136,7 +134,7 @@ class Detector(nn.Module):
         maps = self._maps(filled)
         proposals, losses = self.proposals(ImageList(filled, shapes), maps, targets)
         named = {NAMES[name]: x for name, x in losses.items()}
-        return named | self.heads.losses(maps, proposals, shapes, targets)
+        return named | self.heads.losses(_exact(maps), proposals, shapes, targets)
 
     @torch.no_grad()
     def detect(self, images: Tensor, sizes: Tensor) -> list[dict[str, Tensor]]:
@@ -154,7 +152,7 @@ class Detector(nn.Module):
         filled, shapes = self._filled(images), _shapes(sizes)
         maps = self._maps(filled)
         proposals, _ = self.proposals(ImageList(filled, shapes), maps)
-        found = self.heads.detect(maps, proposals, shapes)
+        found = self.heads.detect(_exact(maps), proposals, shapes)
         return [x | {"labels": x["labels"] - 1} for x in found]
 
     def _filled(self, images: Tensor) -> Tensor:
@@ -208,6 +206,11 @@ class MaskRCNNHeads(nn.Module):
         """Return the detections of each image."""
         found, _ = self.heads(maps, proposals, sizes)
         return [x | {"masks": x["masks"][:, 0].float()} for x in found]
+
+
+def _exact(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Once for all stages, instead of once for each."""
+    return {name: x.float() for name, x in maps.items()}
 
 
 def _shapes(sizes: Tensor) -> list[tuple[int, int]]:

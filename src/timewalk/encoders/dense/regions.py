@@ -102,7 +102,7 @@ class RegionPool(nn.Module):
         """Return (R, C, cells, cells), the regions of all images in order.
 
         Args:
-            maps: the levels, finest first; those beyond ``strides`` are not read.
+            maps: the levels in float32, finest first; those beyond ``strides`` are not read.
             boxes: (R_i, 4) of each image.
             sizes: not read; torchvision's heads give it.
         """
@@ -116,9 +116,7 @@ class RegionPool(nn.Module):
         with torch.autocast(flat.device.type, enabled=False):
             for number, (stride, x) in enumerate(zip(self.strides, maps.values(), strict=False)):
                 here = torch.where(level == number)[0]
-                result[here] = roi_align(
-                    x.float(), regions[here], self.cells, 1 / stride, aligned=True
-                )
+                result[here] = roi_align(x, regions[here], self.cells, 1 / stride, aligned=True)
         return result
 
 

@@ -1,0 +1,313 @@
+"""COCO in miniature: what comes out, and what is said of each fault."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from timewalk.artefacts import read_json
+from timewalk.check import check
+from timewalk.config import COCO, COCOShapes
+from timewalk.data.generated_coco import write_coco
+from timewalk.data.object_masks import mask_to_runs
+from timewalk.data.objects import OBJECTS, LabelledObjects
+from timewalk.data.prepare import archive, prepare
+from timewalk.errors import UserError
+
+SHAPES = COCOShapes(kind="coco_shapes", train=6, test=4, height=32, width=48, objects=2)
+VAL = "annotations/instances_val2017.json"
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "datasets" / "set" / "manifest.json"
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_coco(tmp_path / "COCO", SHAPES)
+    return tmp_path / "COCO"
+
+
+def index(root, target, **changes):
+    return prepare("set", COCO(kind="coco", root=str(root), **changes), target)
+
+
+@pytest.fixture
+def change(root):
+    """Return a function that changes the content of a file of annotations."""
+
+    def apply(how, split="val"):
+        path = root / "annotations" / f"instances_{split}2017.json"
+        content = read_json(path)
+        how(content)
+        path.write_text(json.dumps(content))
+
+    return apply
+
+
+def refused(root, target):
+    with pytest.raises(UserError) as error:
+        index(root, target)
+    assert not target.exists()
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_set_as_published(root, target):
+    about = index(root, target)
+    assert (about["kind"], about["layout"]) == (OBJECTS, "coco")
+    assert about["classes"] == ["disc", "box", "triangle", "ring"]
+    assert about["category_ids"] == [1, 2, 4, 7]
+    counts = about["counts"]
+    # Of the training images the first has no object; the fourth's only one may be a crowd.
+    assert counts["train"] == 6 - counts["train_images_not_trained_on"]
+    assert counts["train_images"] == 6
+    assert counts["train_without_objects"] == 1
+    assert (counts["test"], counts["test_crowd"], counts["classes"]) == (4, 1, 4)
+    assert sorted(about["inputs"]) == ["annotations/instances_train2017.json", VAL]
+    assert read_json(target) == about
+
+
+def test_another_set_than_the_published_one_is_a_warning(root, target):
+    warnings = index(root, target)["warnings"]
+    assert "4 classes were found; COCO 2017 has 80" in warnings
+    assert (
+        "4 images were found in val2017; COCO 2017 has 5000: scores on a part are not comparable"
+        in warnings
+    )
+    assert sum("train2017; COCO 2017 has 118287" in warning for warning in warnings) == 1
+
+
+def test_generated_ones_are_only_warned_of_what_is_not_trained_on(target):
+    about = prepare("set", SHAPES, target)
+    assert len(about["warnings"]) == 1
+    assert "images have no object that can be trained on (train2017)" in about["warnings"][0]
+
+
+def test_generated_ones_are_made_anew_but_nothing_of_ones_own_is_replaced(target):
+    digest = prepare("set", SHAPES, target)["digest"]
+    assert prepare("set", SHAPES, target)["digest"] == digest
+    other = SHAPES.model_copy(update={"seed": 3})
+    assert prepare("set", other, target)["digest"] != digest
+    target.unlink()
+    (target.parent / "COCO" / "generated.txt").unlink()
+    with pytest.raises(UserError, match="COCO exists and was not generated; write the manifest"):
+        prepare("set", SHAPES, target)
+
+
+def test_the_digest_is_of_the_content(root, target):
+    before = index(root, target)["digest"]
+    assert index(root, target)["digest"] == before
+    path = root / "val2017" / "000000000002.jpg"
+    Image.open(path).save(path, quality=60)
+    assert index(root, target)["digest"] != before
+
+
+def test_rows_may_come_in_any_order(root, target, change):
+    before = index(root, target)
+    change(lambda content: content["images"].reverse())
+    change(lambda content: content["categories"].reverse())
+    change(lambda content: content["annotations"].reverse())
+    after = index(root, target)
+    assert after["classes"] == before["classes"]
+    images = [image.image_id for image in LabelledObjects(target, "test")]
+    assert images == [1, 2, 3, 4]
+
+
+def test_the_folder_above(root, target, tmp_path):
+    root.rename(tmp_path / "coco")
+    assert index(tmp_path, target)["source"]["root"] == "../../coco"
+
+
+def test_a_missing_set(tmp_path, target):
+    message = refused(tmp_path / "none", target)
+    assert message == (
+        f"labelled.set.root: there is no folder {tmp_path / 'none'}; get COCO 2017 from "
+        "https://cocodataset.org so that it holds train2017, val2017 and "
+        "annotations/instances_{train,val}2017.json, or set the key 'url' to 'official', or "
+        "correct the path."
+    )
+    (tmp_path / "none" / "train2017").mkdir(parents=True)
+    assert "none holds no val2017; get COCO 2017" in refused(tmp_path / "none", target)
+
+
+def test_the_official_archives(root, target, tmp_path, monkeypatch):
+    def fetch(url, part, *_):
+        folder = {"train2017.zip": "train2017", "val2017.zip": "val2017"}
+        place = folder.get(url.rpartition("/")[2], "annotations")
+        with zipfile.ZipFile(part, "w") as packed:
+            for path in sorted((root / place).iterdir()):
+                packed.write(path, f"{place}/{path.name}")
+
+    monkeypatch.setattr(archive, "fetch_http", fetch)
+    about = index(tmp_path / "fetched", target, url="official")
+    assert len([file for file in about["inputs"] if file.endswith(".zip")]) == 3
+    assert about["counts"]["test"] == 4
+
+
+def test_a_missing_or_damaged_file_of_annotations(root, target):
+    path = root / VAL
+    path.write_text('{"images": [')
+    assert f"labelled.set: {path} is not valid JSON (Expecting" in refused(root, target)
+    path.write_bytes(b"\xff\xfe{}")
+    assert f"{path} is not valid JSON ('utf-" in refused(root, target)
+    path.write_text("[]")
+    assert f"{path} has no list 'images'; restore" in refused(root, target)
+    path.unlink()
+    assert refused(root, target) == f"labelled.set: {path} is missing; restore the published file."
+
+
+@pytest.mark.parametrize("key", ["bbox", "area", "image_id", "category_id", "segmentation", "id"])
+def test_a_row_without_what_it_needs(root, target, change, key):
+    change(lambda content: content["annotations"][1].pop(key))
+    place = f"row 1 of 'annotations' in {root / VAL} has no '{key}' of the right kind; restore"
+    assert place in refused(root, target)
+
+
+def test_a_class_beyond_the_list(root, target, change):
+    change(lambda content: content["annotations"][0].update(category_id=91))
+    assert refused(root, target) == (
+        f"labelled.set: in {root}, annotation 1 of {VAL} has the category 91, which is beyond the "
+        "list of 4 categories: restore the published files."
+    )
+
+
+def test_an_unknown_image_and_what_is_there_twice(root, target, change):
+    change(lambda content: content["annotations"][0].update(image_id=99))
+    message = refused(root, target)
+    assert f"annotation 1 of {VAL} refers to the image 99, which is not listed" in message
+    change(lambda content: content["annotations"][0].update(image_id=2, id=2))
+    assert f"annotation 2 of {VAL} is there twice" in refused(root, target)
+    change(lambda content: content["annotations"][0].update(id=1))
+    change(lambda content: content["images"].append(content["images"][0]))
+    assert f"{VAL} has the image 1 twice" in refused(root, target)
+    change(lambda content: content["images"].pop())
+    change(lambda content: content["categories"].append({"id": 7, "name": "loop"}))
+    assert f"{VAL} has the category 7 twice" in refused(root, target)
+
+
+def test_splits_of_different_classes(root, target, change):
+    change(lambda content: content["categories"][0].update(name="circle"), "train")
+    assert "annotations list different categories; restore" in refused(root, target)
+
+
+def test_faulty_images(root, target, change):
+    (root / "val2017" / "000000000001.jpg").unlink()
+    (root / "val2017" / "000000000002.jpg").write_text("text")
+    change(lambda content: content["images"][2].update(width=50))
+    assert refused(root, target) == (
+        f"labelled.set: in {root}, val2017/000000000001.jpg is missing; "
+        "val2017/000000000002.jpg cannot be read (no image); val2017/000000000003.jpg is 48x32 "
+        f"pixels, but 50x32 in {VAL}; and 1 faults more: restore the published files."
+    )
+
+
+@pytest.mark.parametrize(
+    "box", [[1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 3, "4"], [1, 2, 3, None]]
+)
+def test_a_box_of_no_numbers(root, target, change, box):
+    change(lambda content: content["annotations"][0].update(bbox=box))
+    message = f"annotation 1 of {VAL} has a box or an area that is no finite number"
+    assert message in refused(root, target)
+
+
+@pytest.mark.parametrize(
+    "polygon", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, float("inf")], 3, ["a"]]
+)
+def test_a_polygon_of_no_numbers(root, target, change, polygon):
+    change(lambda content: content["annotations"][0].update(segmentation=[polygon]))
+    message = f"annotation 1 of {VAL} has a polygon that is no list of finite x and y"
+    assert message in refused(root, target)
+
+
+@pytest.mark.parametrize(
+    ("runs", "what"),
+    [
+        ({"counts": [10, 20], "size": [32, 48]}, "runs that do not fill its image of 48x32"),
+        ({"counts": [1536], "size": [48, 32]}, "runs that do not fill its image of 48x32"),
+        ({"counts": [1537, -1], "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": "1~", "size": [32, 48]}, "runs that are no lengths"),
+        ({"size": [32, 48]}, "runs that are no lengths"),
+    ],
+)
+def test_faulty_runs(root, target, change, runs, what):
+    change(lambda content: content["annotations"][0].update(segmentation=runs))
+    assert f"annotation 1 of {VAL} has {what}" in refused(root, target)
+
+
+def test_compressed_runs(root, target, change):
+    official = pytest.importorskip("pycocotools.mask")
+    mask = np.zeros((32, 48), np.uint8)
+    mask[3:9, 20:31] = 1
+    text = official.encode(np.asfortranarray(mask))["counts"].decode()
+    runs = {"counts": text, "size": [32, 48]}
+    change(lambda content: content["annotations"][0].update(segmentation=runs))
+    index(root, target)
+    (found,) = LabelledObjects(target, "test")[1].masks()[:1]
+    assert mask_to_runs(found) == mask_to_runs(mask)
+
+
+def unusual(content):
+    """Leave one image, with everything that real annotations have."""
+    triangle = [[1.0, 1.0, 9.0, 1.0, 1.0, 9.0]]
+    rows = [
+        {"bbox": [1, 1, 8, 8], "segmentation": [*triangle, [1.0, 1.0, 2.0, 2.0]]},
+        {"bbox": [5, 5, 0, 4], "segmentation": triangle},
+        {"bbox": [40, 20, 30, 30], "segmentation": triangle},
+        {"bbox": [60, 20, 5, 5], "segmentation": triangle},
+        {"bbox": [2, 2, 0.5, 3], "segmentation": triangle},
+        {"bbox": [2, 2, 9, 9], "segmentation": []},
+    ]
+    content["images"] = content["images"][:1]
+    content["annotations"] = [
+        {"id": number, "image_id": 1, "category_id": 2, "area": 9, "iscrowd": 0, **row}
+        for number, row in enumerate(rows)
+    ]
+
+
+def test_what_is_unusual_is_counted(root, target, change):
+    for split in ("train", "val"):
+        change(unusual, split)
+    about = index(root, target)
+    for split in ("train", "test"):
+        counts = {key: about["counts"][f"{split}_{key}"] for key in ("objects", "empty_boxes")}
+        assert counts == {"objects": 6, "empty_boxes": 1}
+        assert about["counts"][f"{split}_boxes_beyond_image"] == 2
+        assert about["counts"][f"{split}_boxes_too_small"] == 2
+        assert about["counts"][f"{split}_short_polygons"] == 1
+        assert about["counts"][f"{split}_without_outline"] == 1
+    warnings = about["warnings"]
+    assert "1 boxes are empty (train2017); they are not trained on" in warnings
+    assert "1 boxes are empty (val2017); they are kept as they are" in warnings
+    assert (
+        "2 boxes reach beyond their images by more than a pixel (train2017); they are cut to them "
+        "in training"
+    ) in warnings
+    (image,) = LabelledObjects(target, "train")
+    assert image.trainable.tolist() == [True, False, True, False, False, False]
+    assert image.boxes[2].tolist() == [40, 20, 70, 50]
+    assert image.masks()[0].sum() > 0
+    assert image.masks()[5].sum() == 0
+
+
+def test_nothing_to_train_on(root, target, change):
+    change(lambda content: content.update(annotations=[]), "train")
+    message = "instances_train2017.json has no image with an object to train on; restore"
+    assert message in refused(root, target)
+    change(lambda content: content.update(annotations=[], images=[]))
+    change(lambda content: content.update(images=[]), "train")
+    assert "has no image with an object to train on" in refused(root, target)
+
+
+def test_the_manifest_is_not_written_into_the_set(root):
+    with pytest.raises(UserError, match="would be written into the set itself"):
+        index(root, root / "prepared" / "manifest.json")
+
+
+def test_the_config_is_checked():
+    with pytest.raises(UserError, match="height"):
+        check({"labelled": {"set": {"kind": "coco_shapes", "height": 8}}})
