@@ -67,6 +67,12 @@ def test_the_same_seed_gives_the_same_files(root, tmp_path):
     assert content(tmp_path / "other") != content(root)
 
 
+def test_the_test_images_do_not_depend_on_the_training_images(root, tmp_path):
+    write_coco(tmp_path / "more", CONFIG.model_copy(update={"train": 10}))
+    more, less = (content(place, "val2017") for place in (tmp_path / "more", root))
+    assert more == less
+
+
 @given(arrays(bool, (7, 8), elements=st.booleans()))
 @settings(deadline=None)
 def test_outlines_give_back_any_mask_without_holes(mask):

@@ -24,10 +24,13 @@ def test_objects_move_are_cut_and_vanish(seed):
     video = moving_object(16, (48, 64), seed, np.random.default_rng(seed))
     boxes, shares = video.boxes, video.shares
     assert shares[0] == 1
-    assert (boxes[0, :2] >= 0).all() and (boxes[0, :2] + boxes[0, 2:] <= (64, 48)).all()
+    assert (boxes[0, :2] >= 0).all()
+    assert (boxes[0, :2] + boxes[0, 2:] <= (64, 48)).all()
     cut = (boxes[:, 0] < 0) | (boxes[:, 0] + boxes[:, 2] > 64)
-    assert cut.any() and ((shares[cut] > 0) & (shares[cut] < 1)).all()
-    assert (shares[8:10] == 0).all() and (boxes[8:10] == 0).all()
+    assert cut.any()
+    assert ((shares[cut] > 0) & (shares[cut] < 1)).all()
+    assert (shares[8:10] == 0).all()
+    assert (boxes[8:10] == 0).all()
     assert (shares[[7, 10]] > 0).all()
 
 
@@ -54,10 +57,12 @@ def test_reader(manifest):
     assert (tracks.name, tracks.kind, tracks.subset, len(tracks)) == ("got", "got10k", "val", 2)
     assert tracks.scored
     track = tracks["GOT-10k_Val_000002"]
-    assert track is tracks.sequences[1] and [*tracks] == [*tracks.sequences]
+    assert track is tracks.sequences[1]
+    assert [*tracks] == [*tracks.sequences]
     assert track.size == track.bound == (48, 64)
     assert len(track.frames) == len(track.boxes) == len(track.cover) == 12
-    assert track.frames[0].name == "00000001.jpg" and track.frames[-1].is_file()
+    assert track.frames[0].name == "00000001.jpg"
+    assert track.frames[-1].is_file()
     assert track.object_class == "green ellipse"
     assert (track.cover == 0).sum() == 1
     lines = (track.frames[0].parent / "groundtruth.txt").read_text().splitlines()

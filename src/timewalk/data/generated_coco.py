@@ -27,9 +27,9 @@ Point = tuple[int, int]
 
 def write_coco(root: Path, config: COCOShapes) -> None:
     """Write both splits into ``root``, which appears when all is there."""
-    rng = np.random.default_rng(config.seed)
+    rngs = np.random.default_rng(config.seed).spawn(len(SPLITS))
     with atomic_path(root) as folder:
-        for split, place in SPLITS.items():
+        for (split, place), rng in zip(SPLITS.items(), rngs, strict=True):
             images = folder / place
             images.mkdir(parents=True)
             scenes = _scenes(config, getattr(config, split), rng)
@@ -41,11 +41,13 @@ def write_coco(root: Path, config: COCOShapes) -> None:
 
 def _scenes(config: COCOShapes, count: int, rng: np.random.Generator) -> list[Scene]:
     """Return the images of a split, the first without an object unless it is the only one."""
-    most = [int(rng.integers(1, config.objects + 1)) for _ in range(count)]
-    if count > 1:
-        most[0] = 0
-    size = (config.height, config.width)
-    return [draw_scene(size, rng, objects, config.classes) for objects in most]
+    size, scenes = (config.height, config.width), []
+    for number in range(count):
+        objects = int(rng.integers(1, config.objects + 1))
+        if number == 0 and count > 1:
+            objects = 0
+        scenes.append(draw_scene(size, rng, objects, config.classes))
+    return scenes
 
 
 def _annotations(scenes: list[Scene], classes: int) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class ObjectIndex:
         """Return the outline of an object by its number in the whole set."""
         start, end = self.first_run[number : number + 2]
         if end > start:
-            return Outline(runs=self.runs[start:end])
+            return Outline(runs=np.array(self.runs[start:end]))
         start, end = self.first_polygon[number : number + 2]
         edges = self.first_corner[start : end + 1]
         return Outline(tuple(self.corners[a:b].astype(np.float64) for a, b in pairwise(edges)))

@@ -11,9 +11,9 @@ Shapes: K classes, n windows, H and W rows and columns of a stored image.
 import logging
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,15 +23,13 @@ from pydantic import Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.segmentation_views import kept_size, resize_keep
-from timewalk.data.segmented import SegmentedSet, open_segmented, read_classes
+from timewalk.data.segmented import SegmentedSet, open_segmented
 from timewalk.data.sequences import VOID, read_frame
-from timewalk.data.workers import plain_errors
 from timewalk.encoders.dense.files import CARD, finetuned_title, load_network
 from timewalk.encoders.files import read_tensors
 from timewalk.errors import UserError
@@ -39,8 +37,16 @@ from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor, Precision
 from timewalk.evaluation.mask_pictures import sheet
 from timewalk.evaluation.pictures import save_png
+from timewalk.evaluation.segment_images import (
+    Scale,
+    SizedImages,
+    Windows,
+    in_parts,
+    items,
+    read_ahead,
+    segment,
+)
 from timewalk.evaluation.segmentation_scores import spread
-from timewalk.evaluation.sliding_window import Side, cut, decide, make_pass, windows_along
 from timewalk.metrics.segmentation import SegmentationScores, scores
 
 log = logging.getLogger(__name__)
@@ -99,13 +105,22 @@ class Config(EvaluationConfig):
             raise ValueError("long_side is less than short_side; set it to that at least")
         return self
 
+    def windows(self) -> Windows:
+        """Return what the network sees of an image."""
+        long, short, several = self.long_side, self.short_side, self.test == "multi_scale"
+        scales: tuple[Scale, ...] = (Scale((long, short)),)
+        if several:
+            scales = tuple(Scale((int(long * r), int(short * r)), short) for r in self.ratios)
+        crop = None if self.test == "whole" else self.crop
+        return Windows(scales, crop, self.stride, several and self.flip, self.batch_size)
+
 
 @dataclass
 class Counts:
     """What is known after some images.
 
     Attributes:
-        matrix: int64 (K, K), pixels of each true (row) and predicted (column) class.
+        matrix: int64 (K, K) on the CPU, pixels of each true (row) and predicted (column) class.
         done: images that are in it.
         empty: images among them without a pixel of a class.
         pictures: by number of the image, truth and prediction, uint8 (2, h, w).
@@ -115,6 +130,17 @@ class Counts:
     done: int = 0
     empty: int = 0
     pictures: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, truth: Tensor, predicted: Tensor, pictured: bool) -> None:
+        """Count one image, uint8 (H, W) each, the prediction on any device."""
+        if pictured:
+            size = kept_size((truth.shape[0], truth.shape[1]), PICTURE)
+            both = torch.stack([truth, predicted.cpu()])
+            self.pictures[self.done] = F.interpolate(both[None], size, mode="nearest")[0]
+        matrix = confusion(truth.to(predicted.device), predicted, len(self.matrix)).cpu()
+        self.matrix += matrix
+        self.done += 1
+        self.empty += not bool(matrix.any())
 
     def save(self, work: Path, key: str) -> None:
         """Keep the counts in a folder, under a key of what they belong to."""
@@ -155,13 +181,12 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     scored = open_segmented(inputs.dataset, "test")
     check_classes(network.keys["classes"], card, scored, inputs.network)
     network.requires_grad_(False).to(inputs.device)
-    extractor = Extractor(network.encoder, inputs.device, config.precision, network)
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = sha256_json([card["sha256"], card["architecture"], scored.digest, settings])
-    work = output_dir / "work"
-    counts = Counts.resumed(work, key, len(scored.classes))
-    pictured = set(spread(len(scored.frames), config.pictures))
-    count(counts, scored, extractor, config, inputs.workers, pictured, work, key)
+    counts = Counts.resumed(output_dir / "work", key, len(scored.classes))
+    extractor = Extractor(network.encoder, inputs.device, config.precision, network)
+    for _ in count(counts, scored, extractor, network.stride, config, inputs.workers):
+        counts.save(output_dir / "work", key)
     if counts.empty:
         log.warning("%d of %d images have no pixel of a class", counts.empty, counts.done)
     if not bool(counts.matrix.any()):
@@ -174,13 +199,47 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     files = [write_csv(output_dir / "classes.csv", class_table(found, matrix, scored.classes))]
     if counts.pictures:
         files.append(save_sheet(output_dir / "sheet.png", scored, counts.pictures))
-    shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(output_dir / "work", ignore_errors=True)
     metrics: dict[str, float | None] = {
         "miou": 100 * found.mean_iou,
         "macc": 100 * found.mean_accuracy,
         "aacc": 100 * found.overall_accuracy,
     }
     return Result(protocol(config, card, scored), metrics, counts.done, files)
+
+
+def count(
+    counts: Counts,
+    scored: SegmentedSet,
+    extractor: Extractor,
+    stride: float,
+    config: Config,
+    workers: int,
+) -> Iterator[None]:
+    """Add the images that are left to the counts; come back after every part of the set.
+
+    Args:
+        counts: goes on in place.
+        scored: the set.
+        extractor: bytes of windows to logits of cells.
+        stride: pixels of a window to a cell.
+        config: settings.
+        workers: processes that read images.
+    """
+    windows = config.windows()
+    images = SizedImages(scored, windows.scales)
+    pictured = set(spread(len(images), config.pictures))
+    read = items(read_ahead(images, range(counts.done, len(images)), workers), windows)
+    with tqdm(total=len(images), unit="image", disable=not sys.stderr.isatty()) as bar:
+        while counts.done < len(images):
+            # A part's last windows never wait for the next part's: what the network sees together
+            # is then the same after an interruption.
+            for part in in_parts(islice(read, PART), windows.at_once):
+                found = segment(part, extractor, stride, windows.at_once)
+                for item, predicted in zip(part, found, strict=True):
+                    counts.add(item.truth, predicted, counts.done in pictured)
+                bar.update(counts.done - bar.n)
+            yield
 
 
 def check_classes(classes: int, card: dict[str, Any], scored: SegmentedSet, folder: Path) -> None:
@@ -215,7 +274,11 @@ def protocol(config: Config, card: dict[str, Any], scored: SegmentedSet) -> str:
         "short_side": f"{config.short_side}px",
         "long_side": f"long{config.long_side}",
         **({"crop": f"c{config.crop}", "stride": f"s{config.stride}"} if windows else {}),
-        **({"ratios": "x".join(f"{r:g}" for r in config.ratios), "flip": "noflip"} if several else {}),
+        **(
+            {"ratios": "x".join(f"{r:g}" for r in config.ratios), "flip": "noflip"}
+            if several
+            else {}
+        ),
         "precision": config.precision,
     }
     fields = type(config).model_fields
@@ -223,104 +286,44 @@ def protocol(config: Config, card: dict[str, Any], scored: SegmentedSet) -> str:
     return "-".join([*parts, *own])
 
 
-class SizedImages(Dataset[tuple[list[Tensor], Tensor]]):
-    """Images of a set with their masks, by number.
+def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Return the number of pixels of each true (row) and predicted (column) class, int64 (K, K).
 
-    An item is the image at each size that the network sees, uint8 (3, h, w), and its classes, uint8
-    (H, W).
+    The same as :func:`timewalk.metrics.segmentation.confusion`, on the device that has the pixels.
+
+    Args:
+        truth: uint8 (H, W); void does not count.
+        predicted: uint8 (H, W) below K.
+        classes: K.
     """
-
-    def __init__(self, scored: SegmentedSet, config: Config) -> None:
-        self.frames = scored.frames
-        long, short = config.long_side, config.short_side
-        self.scales: list[tuple[tuple[int, int], int | None]] = [((long, short), None)]
-        if config.test == "multi_scale":
-            self.scales = [((int(long * r), int(short * r)), short) for r in config.ratios]
-
-    def __len__(self) -> int:
-        return len(self.frames)
-
-    def __getitem__(self, index: int) -> tuple[list[Tensor], Tensor]:
-        image, mask, lookup = self.frames[index]
-        pixels, truth = read_frame(image), read_classes(mask, lookup)
-        if pixels.shape[:2] != truth.shape:
-            raise UserError(
-                f"{mask} is {truth.shape[1]}x{truth.shape[0]} pixels but its image is "
-                f"{pixels.shape[1]}x{pixels.shape[0]}; restore the published files."
-            )
-        sizes = [resize_keep(pixels, scale, least) for scale, least in self.scales]
-        return sizes, torch.from_numpy(np.array(truth))
+    # Void becomes a row of its own, so that nothing need be picked out.
+    rows = torch.where(truth == VOID, classes, truth)
+    pairs = rows.int() * classes + predicted
+    counts = torch.bincount(pairs.flatten(), minlength=(classes + 1) * classes)
+    return counts.unflatten(0, (classes + 1, classes))[:classes]
 
 
-@dataclass(frozen=True)
-class View:
-    """What the network sees of an image in one pass.
-
-    Attributes:
-        windows: uint8 (n, 3, h, w).
-        sides: where they lie along rows and columns.
-        flipped: whether the image is mirrored.
-    """
-
-    windows: Tensor
-    sides: tuple[Side, Side]
-    flipped: bool
-
-
-@dataclass(frozen=True)
-class Item:
-    """An image to be scored: its views, and its classes, uint8 (H, W)."""
-
-    views: list[View]
-    truth: Tensor
+def class_table(
+    found: SegmentationScores, matrix: np.ndarray, names: Sequence[str]
+) -> list[list[object]]:
+    """Return a table of every class: IoU and accuracy in percent (empty where they have no
+    meaning), and pixels in truth and prediction."""
+    rows: list[list[object]] = [
+        ["class", "name", "iou", "accuracy", "true_pixels", "predicted_pixels"]
+    ]
+    true, predicted = matrix.sum(axis=1).tolist(), matrix.sum(axis=0).tolist()
+    for number, name in enumerate(names):
+        iou = None if np.isnan(found.iou[number]) else f"{100 * found.iou[number]:.6g}"
+        right = int(matrix[number, number])
+        accuracy = f"{100 * right / true[number]:.6g}" if true[number] else None
+        rows.append([number, name, iou, accuracy, true[number], predicted[number]])
+    return rows
 
 
-def items(images: Iterable[tuple[list[Tensor], Tensor]], config: Config) -> Iterator[Item]:
-    """Yield images cut into the windows that the network sees."""
-    crop = None if config.test == "whole" else config.crop
-    mirrored = (False, True) if config.test == "multi_scale" and config.flip else (False,)
-    for sizes, truth in images:
-        views = []
-        for image in sizes:
-            height, width = image.shape[1:]
-            sides = (
-                windows_along(height, crop, config.stride),
-                windows_along(width, crop, config.stride),
-            )
-            for flipped in mirrored:
-                seen = image.flip(2) if flipped else image
-                views.append(View(cut(seen, *sides), sides, flipped))
-        yield Item(views, truth)
-
-
-def in_parts(found: Iterable[Item], windows: int) -> Iterator[list[Item]]:
-    """Yield images together as soon as they have so many windows."""
-    part: list[Item] = []
-    waiting = 0
-    for item in found:
-        part.append(item)
-        waiting += sum(len(view.windows) for view in item.views)
-        if waiting >= windows:
-            yield part
-            part, waiting = [], 0
-    if part:
-        yield part
-
-
-def segmented(part: Sequence[Item], extractor: Extractor, batch_size: int) -> Iterator[Tensor]:
-    """Yield the predicted classes of images, uint8 (H, W), on the device.
-
-    Windows of one size pass the network together, of whichever image they are.
-    """
-    views = [view for item in part for view in item.views]
-    logits = dict(_logits(views, extractor, batch_size))
-    stride, first = extractor.network.stride, 0
-    for item in part:
-        passes = []
-        for number, view in enumerate(item.views, start=first):
-            cells = logits.pop(number)
-            covered = tuple(int(np.ceil(side * stride)) for side in cells.shape[2:])
-            size = tuple(item.truth.shape)
-            passes.append(make_pass(cells, view.sides, covered, size, view.flipped))
-        first += len(item.views)
-        yield decide(passes)
+def save_sheet(target: Path, scored: SegmentedSet, pictures: Mapping[int, Tensor]) -> Path:
+    """Write input, truth and prediction of some images as one picture."""
+    rows = []
+    for place, both in sorted(pictures.items()):
+        pixels = resize_keep(read_frame(scored.frames[place][0]), PICTURE)
+        rows.append([pixels.permute(1, 2, 0).numpy(), *both.numpy()])
+    return save_png(target, sheet(rows, scored.classes))

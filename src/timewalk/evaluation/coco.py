@@ -111,7 +111,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     ]
     if places := spread(len(objects), config.pictures):
         files.append(save_sheet(output_dir / "sheet.png", objects, found, places))
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)
     metrics = figures("box", boxes) | figures("mask", masks)
     return Result(protocol(config, objects, about), metrics, len(objects), files)
 

@@ -1,7 +1,7 @@
 """Pictures of detections: objects of the truth and of the prediction side by side.
 
-A class has one colour in all pictures of a result, as in the pictures of masks. Around a mask is its
-outline and its box, above a predicted one its score in percent. Crowd regions are striped.
+A class has one colour in all pictures of a result, as in the pictures of masks. Around a mask is
+its outline and its box, above a predicted one its score in percent. Crowd regions are striped.
 
 Shapes: H and W rows and columns of the image, N objects.
 """
@@ -90,7 +90,7 @@ def _fill(picture: np.ndarray, mask: np.ndarray, colour: np.ndarray, crowd: bool
     """Colour a mask in a picture, in place, with its outline; a crowd region in stripes."""
     inside = mask
     if crowd:
-        rows, columns = np.indices(mask.shape, sparse=True)
+        rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
         inside = mask & ((rows + columns) % HATCH < HATCH // 2)
     mixed = (1 - OPACITY) * picture[inside] + OPACITY * colour
     picture[inside] = mixed.round().astype(np.uint8)

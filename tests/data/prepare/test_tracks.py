@@ -48,7 +48,9 @@ def message(root, subset="val"):
     with pytest.raises(UserError) as caught:
         prepared(root, subset)
     text = str(caught.value)
-    assert text.startswith("labelled.got") and text.endswith(".") and "\n" not in text
+    assert text.startswith("labelled.got")
+    assert text.endswith(".")
+    assert "\n" not in text
     return text
 
 
@@ -65,7 +67,8 @@ def test_manifest(root):
         for b in (track.boxes for track in tracks)
     )
     assert outside > 0
-    assert about["kind"] == "labelled_tracks" and about["layout"] == "got10k"
+    assert about["kind"] == "labelled_tracks"
+    assert about["layout"] == "got10k"
     assert about["counts"] == {
         "sequences": 2,
         "frames": 16,
@@ -103,7 +106,8 @@ def test_of_test_only_the_first_box_is_there(tmp_path):
     tracks = LabelledTracks(manifest)
     assert not tracks.scored
     assert tracks.sequences[0].boxes.shape == (1, 4)
-    assert tracks.sequences[0].cover is None and tracks.sequences[0].object_class is None
+    assert tracks.sequences[0].cover is None
+    assert tracks.sequences[0].object_class is None
 
 
 def test_the_set_is_not_there(tmp_path):
@@ -123,7 +127,8 @@ def test_a_box_of_what_is_not_seen_may_be_anything(root):
     place = root / "val" / NAMES[0]
     lines(place / "groundtruth.txt", lambda rows: [*rows[:4], "NaN,NaN,NaN,NaN", *rows[5:]])
     track = LabelledTracks(prepared(root)[1])[NAMES[0]]
-    assert track.cover[4] == 0 and np.isnan(track.boxes[4]).all()
+    assert track.cover[4] == 0
+    assert np.isnan(track.boxes[4]).all()
 
 
 def box(line):
@@ -187,7 +192,8 @@ def test_generated_in_the_published_layout(tmp_path):
     config = GOT10kShapes(kind="got10k_shapes", height=48, width=64, frames=8, sequences=3)
     about = prepare_tracks("got", config, manifest)
     assert about["parameters"]["kind"] == "got10k_shapes"
-    assert about["counts"]["sequences"] == 3 and about["warnings"] == []
+    assert about["counts"]["sequences"] == 3
+    assert about["warnings"] == []
     again = prepare_tracks("got", config, manifest)
     assert again["digest"] == about["digest"]
     other = prepare_tracks("got", config.model_copy(update={"seed": 1}), manifest)

@@ -163,7 +163,7 @@ class CascadeHeads(nn.Module):
             sizes: rows and columns of each image without what it is padded with.
             targets: of each image ``boxes`` (N, 4), ``labels`` (N,) and ``masks`` (N, H, W).
         """
-        losses = {}
+        losses: dict[str, Tensor] = {}
         for number, stage in enumerate(self._stages(), start=1):
             samples = [stage.sample(*pair) for pair in zip(proposals, targets, strict=True)]
             boxes = [x.boxes for x in samples]
@@ -185,14 +185,14 @@ class CascadeHeads(nn.Module):
     ) -> list[dict[str, Tensor]]:
         """Return of each image ``boxes`` (n, 4), ``scores`` (n,), ``labels`` (n,) from 1 and
         ``masks`` (n, 28, 28), best first."""
-        total: Tensor | float = 0.0
+        each = []
         boxes = proposals
         for stage in self._stages():
             proposals = boxes
             scores, codes = stage(self.box_pool(maps, proposals))
-            total = total + scores
+            each.append(scores)
             boxes = refine(stage, scores, codes, proposals, sizes)
-        probabilities = (total / len(self.stages)).softmax(dim=1)
+        probabilities = torch.stack(each).mean(dim=0).softmax(dim=1)
         decoded = stage.decode(codes, torch.cat(proposals))
         counts = [len(x) for x in proposals]
         found = [

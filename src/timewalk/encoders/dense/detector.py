@@ -171,7 +171,6 @@ class MaskRCNNHeads(nn.Module):
 
     def __init__(self, channels: int, classes: int, strides: tuple[float, ...]) -> None:
         super().__init__()
-        mask_head, mask_predictor = mask_layers(channels, classes)
         self.heads = RoIHeads(
             RegionPool(strides, BOX_CELLS),
             box_layers(channels),
@@ -185,8 +184,8 @@ class MaskRCNNHeads(nn.Module):
             nms_thresh=OVERLAP,
             detections_per_img=MOST,
             mask_roi_pool=RegionPool(strides, MASK_CELLS),
-            mask_head=mask_head,
-            mask_predictor=mask_predictor,
+            mask_head=nn.Identity(),
+            mask_predictor=mask_layers(channels, classes),
         )
 
     def losses(
