@@ -34,6 +34,7 @@ from timewalk.evaluation.object_detections import Found, batches, read_kept
 CPU = torch.device("cpu")
 SHAPES = COCOShapes(kind="coco_shapes", train=4, test=7, height=96, width=128, seed=3)
 SIDES = {"short_side": 96, "long_side": 128}
+TINY = EncoderConfig(name="vit_tiny", patch_size=16, image_size=64, depth=2, width=24, heads=3)
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
 FILES = ["detections.json", "segmentations.json", "classes.csv", "sheet.png"]
 
@@ -340,26 +341,22 @@ def test_sides_that_contradict_each_other():
         Config(dataset="shapes", network="detector", long_side=500)
 
 
-def test_a_network_without_training_goes_through(manifest, run, tmp_path):
+@pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])
+def test_a_network_without_training_goes_through(manifest, run, tmp_path, head):
     objects = LabelledObjects(manifest, "test")
-    config = EncoderConfig(
-        name="vit_tiny", patch_size=16, image_size=64, depth=2, width=24, heads=3
-    )
-    network = Detector(build_encoder(config, 0), len(objects.classes), fpn_channels=16)
-    about = {"classes": list(objects.classes), "title": "cascade-none", "dataset": "shapes"}
+    network = Detector(build_encoder(TINY, 0), len(objects.classes), head, fpn_channels=16)
+    about = {"classes": list(objects.classes), "title": f"{head}-none", "dataset": "shapes"}
     save_network(network, tmp_path / "network", about)
-    result = run()
-    assert result.protocol == "coco_shapes-val2017-cascade-none-short96-long128"
+    result = run(precision="bf16" if head == "mask_rcnn" else "fp32")
+    mark = "-bf16" if head == "mask_rcnn" else ""
+    assert result.protocol == f"coco_shapes-val2017-{head}-none-short96-long128{mark}"
     assert result.metrics["box_ap"] < 20
     assert result.metrics.keys() == {f"{what}_{n}" for what in ("box", "mask") for n in NAMES}
-    assert run("bf16", precision="bf16").protocol.endswith("-bf16")
+    assert read_json(tmp_path / "out/detections.json")
 
 
 def test_a_network_of_other_classes(run, manifest, tmp_path):
-    config = EncoderConfig(
-        name="vit_tiny", patch_size=16, image_size=64, depth=1, width=24, heads=3
-    )
-    network = Detector(build_encoder(config, 0), 2, fpn_channels=16)
+    network = Detector(build_encoder(TINY, 0), 2, fpn_channels=16)
     save_network(network, tmp_path / "network", {"classes": ["cat", "dog"], "title": "x"})
     with pytest.raises(UserError, match="network tells 2 classes that are not the 4 of 'shapes'"):
         run()

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tests.finetuning.toy import tiny_vit
 from timewalk.artefacts import read_json
 from timewalk.config import COCOShapes
-from timewalk.data.detection_views import Sizes, resized
+from timewalk.data.detection_views import Sizes, draw_window, resized
 from timewalk.data.objects import LabelledObjects
 from timewalk.data.prepare import prepare
 from timewalk.encoders.dense import load_network, save_network
@@ -16,7 +16,7 @@ from timewalk.errors import UserError
 from timewalk.finetuning import get_task
 from timewalk.finetuning.detection import Detection, DetectionConfig, targets
 from timewalk.methods.base import Step
-from timewalk.training.loop import Machine, Trainer
+from timewalk.training.loop import InterruptedTraining, Machine, Trainer
 
 SET = COCOShapes(kind="coco_shapes", train=8, test=2, height=64, width=80)
 SMALL = {
@@ -100,7 +100,7 @@ def test_impossible_keys(keys, message):
         ({}, {}, "cascade-1x"),
         ({"head": "mask_rcnn"}, {}, "maskrcnn-1x"),
         ({"schedule_scale": 3}, {}, "cascade-3x"),
-        ({"schedule_scale": 0.5}, {"micro_batch_size": 4}, "cascade-0.5x"),
+        ({"schedule_scale": 0.5}, {"keep_checkpoints": 4}, "cascade-0.5x"),
         ({"seed": 3, "layer_decay": 0.75}, {}, "cascade-1x-ld0.75-seed3"),
         ({"crop": False}, {"max_steps": 50, "batch_size": 2}, "cascade-1x-cropfalse-b2-steps50"),
         ({}, {"precision": "fp32"}, "cascade-1x-fp32"),
@@ -114,8 +114,6 @@ def test_the_protocol_names_what_is_not_published(manifest, keys, training, titl
 
 def test_without_crops_images_keep_their_whole(manifest):
     sizes = config(crop=False, short_sides=[40], long_side=50).sizes
-    from timewalk.data.detection_views import draw_window
-
     rng = torch.Generator().manual_seed(0)
     for _ in range(20):
         window = draw_window((64, 80), sizes, rng)
@@ -169,20 +167,25 @@ def test_images_are_normalised_on_the_device(manifest):
     assert batch["images"].dtype == torch.uint8
     views = one.device_views(batch)
     assert views["images"].dtype == torch.float32
-    height, width = batch["sizes"][0].tolist()
+    height = int(batch["sizes"][0, 0])
     assert not views["images"][0, :, height:].any()
     assert views["images"].shape[2] % one.network.multiple == 0
 
 
-@pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])
-def test_a_few_steps_of_the_trainer(head, manifest, tmp_path):
+def trainer(manifest, folder, head):
     training = {"batch_size": 2, "micro_batch_size": 1, "max_steps": 3, "precision": "bf16"}
     settings = config(training | {"warmup_steps": 1}, head=head, **SMALL)
     one = Detection(settings, tiny_vit(depth=2), read_json(manifest))
-    before = {name: x.clone() for name, x in one.network.named_parameters()}
     machine = Machine(torch.device("cpu"))
-    origin = {"inputs": {}}
-    Trainer(one, settings, one.open(manifest), tmp_path, machine, origin).run()
+    return Trainer(one, settings, one.open(manifest), folder, machine, {"inputs": {}})
+
+
+@pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])
+def test_a_few_steps_of_the_trainer(head, manifest, tmp_path):
+    training = trainer(manifest, tmp_path, head)
+    one = training.method
+    before = {name: x.clone() for name, x in one.network.named_parameters()}
+    training.run()
     moved = {n for n, x in one.network.named_parameters() if not torch.equal(x, before[n])}
     assert {"encoder.pos_embed", "fpn.layer_blocks.0.0.weight"} <= moved
     save_network(one.network, tmp_path, {"title": one.title(), "classes": ["a"]})
@@ -191,6 +194,26 @@ def test_a_few_steps_of_the_trainer(head, manifest, tmp_path):
     whole = torch.zeros(1, 3, 40, 56)
     (found,) = network(whole, torch.tensor([[40, 56]]))
     assert found["boxes"].shape[1] == 4
+
+
+def test_resume_is_bit_exact(manifest, tmp_path):
+    whole = trainer(manifest, tmp_path / "whole", "cascade")
+    whole.run()
+    parts = trainer(manifest, tmp_path / "parts", "cascade")
+
+    def stop(step, joint):
+        parts.stop = step.index == 1
+        return {}
+
+    parts.method.after_step = stop
+    with pytest.raises(InterruptedTraining):
+        parts.run()
+    rest = trainer(manifest, tmp_path / "parts", "cascade")
+    rest.run()
+    assert rest.first == 2
+    found = rest.method.network.state_dict()
+    for name, tensor in whole.method.network.state_dict().items():
+        assert torch.equal(tensor, found[name]), name
 
 
 def test_the_loss_is_the_sum_of_its_terms(manifest):

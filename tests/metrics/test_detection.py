@@ -372,3 +372,12 @@ def test_a_detection_without_its_region():
     del detections[0]["segmentation"]
     with pytest.raises(UserError, match="detection 1 has no 'segmentation'; add it"):
         average_precision(truth_of(OBJECTS), detections, "segm")
+
+
+def test_true_boxes_beyond_the_image_are_taken_as_they_are():
+    """As by pycocotools: a detection that is cut to the image overlaps with a part of them."""
+    objects = [annotation(10, 3, (0, 0, 30, 40))]
+    objects[0] |= {"bbox": [-10.0, 0.0, 40.0, 40.0], "area": 1600.0}
+    found = check(truth_of(objects), [region(10, 3, (0, 0, 30, 40), score=0.5)], "bbox")
+    assert found.ap75 == 100.0
+    assert found.ap == pytest.approx(60)  # an IoU of 0.75

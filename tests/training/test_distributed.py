@@ -60,6 +60,9 @@ def _worker(rank, folder, port):
                 found[f"{name}.grad.{key}"] = mean_over_processes(parameter.grad)
             found |= {f"{name}.buffer.{k}": v for k, v in network.named_buffers()}
             found[f"{name}.eval"] = network.eval()(data).detach()
+        uneven = share_batch_norm(networks()[1], CPU)
+        rows = (slice(0, 2), slice(2, 6))[rank]
+        found["uneven"] = uneven(inputs()[1][rows]).detach()
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -101,6 +104,12 @@ def test_batch_normalisation_sees_the_joint_batch(found, which):
             torch.testing.assert_close(result[f"{name}.buffer.{key}"], value)
     evaluated = network.eval()(data)
     torch.testing.assert_close(found[0][f"{name}.eval"], evaluated, rtol=1e-5, atol=1e-5)
+
+
+def test_processes_need_not_hold_as_many_rows(found):
+    expected = networks()[1](inputs()[1])
+    joint = torch.cat([result["uneven"] for result in found])
+    torch.testing.assert_close(joint, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_one_process_is_normalised_as_ever():

@@ -34,6 +34,9 @@ UNKNOWN = 254
 BY_INSTANCE = frozenset({"davis2017", "mose", "visor"})
 """layouts whose ids number the objects of one video"""
 
+Frame = tuple[Path, Path, np.ndarray | None]
+"""image, mask of ids, and class of each id, if ids are no classes themselves"""
+
 
 @dataclass(frozen=True)
 class SegmentedClip:
@@ -100,7 +103,7 @@ class SegmentedSet:
         return "-".join(parts)
 
     @property
-    def frames(self) -> list[tuple[Path, Path, np.ndarray | None]]:
+    def frames(self) -> list[Frame]:
         """Image, mask and table of ids of every frame, clip by clip."""
         return [
             (frame, mask, clip.lookup)
@@ -276,6 +279,22 @@ def read_classes(path: Path, lookup: np.ndarray | None, size: int | None = None)
     if size is None:
         return ids
     return np.asarray(Image.fromarray(ids).resize((size, size), Image.Resampling.NEAREST))
+
+
+def read_pair(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image, uint8 RGB (H, W, 3), and its classes, uint8 (H, W).
+
+    Raises:
+        UserError: an unreadable file, an id that its set does not know, or a mask of another size.
+    """
+    path, mask, lookup = frame
+    image, classes = read_frame(path), read_classes(mask, lookup)
+    if image.shape[:2] != classes.shape:
+        raise UserError(
+            f"{mask} is {classes.shape[1]}x{classes.shape[0]} pixels but its image is "
+            f"{image.shape[1]}x{image.shape[0]}; restore the published files."
+        )
+    return image, classes
 
 
 class Squares(Dataset[Tensor]):

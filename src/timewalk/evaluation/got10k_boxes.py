@@ -16,6 +16,8 @@ Shape = Literal["ellipse", "box"]
 
 FINE = 2
 """factor by which a map is enlarged before the box is sought"""
+AT_ONCE = 1 << 18
+"""sums that are compared at a time: what stays in a processor's cache"""
 SAMPLES = 8
 """points along a cell's side of which those within the shape are counted"""
 
@@ -99,17 +101,18 @@ def _greatest_rectangle(gain: np.ndarray) -> tuple[int, int, int, int]:
     """Return (row, end, column, end) of the rectangle with the greatest sum, ends exclusive."""
     height, width = gain.shape
     down = np.concatenate([np.zeros((1, width)), gain.cumsum(axis=0)])
-    sums = np.zeros((height, width + 1))
+    lows, highs = np.triu_indices(height + 1, 1)
     best, found = -np.inf, (0, 0, 0, 0)
-    for low in range(height):
-        # Rows low..end of every end at once; the best columns as in the one-dimensional problem.
-        across = sums[: height - low]
-        np.cumsum(down[low + 1 :] - down[low], axis=1, out=across[:, 1:])
+    for start in range(0, len(lows), step := max(1, AT_ONCE // (width + 1))):
+        low, high = lows[start : start + step], highs[start : start + step]
+        # All ranges of rows at once; their best columns as in the one-dimensional problem.
+        across = np.zeros((len(low), width + 1))
+        np.cumsum(down[high] - down[low], axis=1, out=across[:, 1:])
         rise = across - np.minimum.accumulate(across, axis=1)
-        row, last = divmod(int(rise.argmax()), width + 1)
-        if rise[row, last] > best:
-            first = int(across[row, : last + 1].argmin())
-            best, found = rise[row, last], (low, low + row + 1, first, last)
+        place, last = divmod(int(rise.argmax()), width + 1)
+        if rise[place, last] > best:
+            first = int(across[place, : last + 1].argmin())
+            best, found = rise[place, last], (int(low[place]), int(high[place]), first, last)
     return found
 
 
@@ -122,7 +125,7 @@ class BoxFinder:
 
     Args:
         box: (4,) of the first frame.
-        labels: (2, h, w) of the first frame.
+        object_hw: (h, w) the first frame's soft labels.
         size: (height, width) of the frames in pixels.
         threshold: as of :func:`densest_box`.
         smoothing: share of the previous box's size in a new one's, geometrically, 0 to 1.
@@ -135,25 +138,24 @@ class BoxFinder:
     def __init__(
         self,
         box: np.ndarray,
-        labels: Tensor,
+        object_hw: np.ndarray,
         size: tuple[int, int],
         threshold: float,
         smoothing: float,
     ) -> None:
         self.box, self.lost = np.array(box, float), 0
         self._threshold, self._smoothing = threshold, smoothing
-        grid = labels.shape[1:]
-        self._cell = np.array([size[1] / grid[1], size[0] / grid[0]])
+        self._cell = np.array(size[::-1]) / object_hw.shape[::-1]
         self._shift, self._stretch = np.zeros(2), np.ones(2)
-        found = self._found(labels)
+        found = self._found(object_hw)
         if found is not None:
             centre, sides = found
             self._shift = (self.box[:2] + self.box[2:] / 2 - centre) / sides
             self._stretch = self.box[2:] / sides
 
-    def __call__(self, labels: Tensor) -> np.ndarray:
-        """Return the box (4,) of a frame's labels (2, h, w)."""
-        found = self._found(labels)
+    def __call__(self, object_hw: np.ndarray) -> np.ndarray:
+        """Return the box (4,) of a frame's soft labels (h, w)."""
+        found = self._found(object_hw)
         if found is None:
             self.lost += 1
             return self.box
@@ -163,9 +165,9 @@ class BoxFinder:
         self.box = np.concatenate([centre - sides / 2, sides])
         return self.box
 
-    def _found(self, labels: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    def _found(self, object_hw: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
         """Return centre and sides (2,) in pixels, x first."""
-        box = densest_box(labels[1].cpu().numpy(), self._threshold)
+        box = densest_box(object_hw, self._threshold)
         if box is None:
             return None
         return (box[:2] + box[2:] / 2) * self._cell, box[2:] * self._cell

@@ -131,8 +131,11 @@ class Finder:
             images: uint8 (B, 3, h, w).
             sizes: (B, 2).
         """
+        exact = torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        )
         pixels = self.network.normalise(images.to(self.device, non_blocking=True), sizes)
-        with torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
+        with exact, torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16"):
             found: list[dict[str, Tensor]] = self.network.detect(pixels, sizes)
         return [{key: x[: self.most] for key, x in one.items()} for one in found]
 

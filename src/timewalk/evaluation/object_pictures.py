@@ -77,7 +77,8 @@ def drawn(pixels: np.ndarray, objects: Objects, classes: int) -> np.ndarray:
     for number in order:
         colour = tuple(colours[objects.classes[number]].tolist())
         left, top, right, bottom = (float(x) * scale for x in objects.boxes[number])
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour)
+        corner = max(left, right - 1), max(top, bottom - 1)
+        draw.rectangle((left, top, *corner), outline=colour, width=2)
         if objects.scores is not None:
             place = (left + 1, max(0.0, top - TEXT_SIZE - 2))
             text = f"{100 * float(objects.scores[number]):.0f}"

@@ -17,6 +17,7 @@ from timewalk.artefacts import read_json, sha256_json, write_json
 from timewalk.data.segmented import SegmentedClip
 from timewalk.data.sequences import LabelledVideos
 from timewalk.data.sequences import Sequence as Video
+from timewalk.data.tracks import Track
 from timewalk.encoders import Encoder, encoder_digest, load_encoder
 from timewalk.errors import UserError
 from timewalk.evaluation.adaptation import AdaptConfig, Adapter
@@ -28,7 +29,7 @@ from timewalk.evaluation.protocols import PropagationConfig, Protocol
 log = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
-Clip = TypeVar("Clip", Video, SegmentedClip)
+Clip = TypeVar("Clip", Video, SegmentedClip, Track)
 Notes = dict[str, dict[str, Any]]
 
 SHOWN = 3

@@ -18,10 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timewalk.data.segmentation_views import resize_keep
-from timewalk.data.segmented import SegmentedSet, read_classes
-from timewalk.data.sequences import read_frame
+from timewalk.data.segmented import SegmentedSet, read_pair
 from timewalk.data.workers import plain_errors
-from timewalk.errors import UserError
 from timewalk.evaluation.embed import Extractor
 from timewalk.evaluation.sliding_window import Side, cut, decide, make_pass, windows_along
 
@@ -96,13 +94,7 @@ class SizedImages(Dataset[Read]):
         return len(self.frames)
 
     def __getitem__(self, index: int) -> Read:
-        image, mask, lookup = self.frames[index]
-        pixels, truth = read_frame(image), read_classes(mask, lookup)
-        if pixels.shape[:2] != truth.shape:
-            raise UserError(
-                f"{mask} is {truth.shape[1]}x{truth.shape[0]} pixels but its image is "
-                f"{pixels.shape[1]}x{pixels.shape[0]}; restore the published files."
-            )
+        pixels, truth = read_pair(self.frames[index])
         sizes = [resize_keep(pixels, scale.sides, scale.least) for scale in self.scales]
         return sizes, torch.from_numpy(np.array(truth))
 

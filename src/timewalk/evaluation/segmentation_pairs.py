@@ -8,7 +8,6 @@ Shapes: N images, S side of an image in pixels, M side of a map of classes.
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from timewalk.data.seeds import generator
-from timewalk.data.segmented import SegmentedSet, read_classes, read_square
-from timewalk.data.sequences import VOID, read_frame
+from timewalk.data.segmented import Frame, SegmentedSet, read_classes, read_pair, read_square
+from timewalk.data.sequences import VOID
 from timewalk.data.views import Pair, random_window
 from timewalk.data.workers import plain_errors
 from timewalk.encoders import Encoder
@@ -31,8 +30,6 @@ log = logging.getLogger(__name__)
 CROP_SCALE: Pair = (0.5, 1.0)
 """share of the image that a random crop covers"""
 MASKS_AT_ONCE = 64
-
-Frame = tuple[Path, Path, np.ndarray | None]
 
 
 def class_names(segmented: SegmentedSet, config: SegmentationConfig) -> tuple[str, ...]:
@@ -160,13 +157,9 @@ class RandomPairs(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         number, index = sample
         frame = self.frames[index]
-        image = Image.fromarray(read_frame(frame[0]))
-        mask = Image.fromarray(read_target(frame, None, self.foreground_only))
-        if mask.size != image.size:
-            raise UserError(
-                f"{frame[1]} is {mask.width}x{mask.height} pixels but its image is "
-                f"{image.width}x{image.height}; restore the published files."
-            )
+        pixels, ids = read_pair(frame)
+        image = Image.fromarray(pixels)
+        mask = Image.fromarray(merged(ids) if self.foreground_only else ids)
         rng = generator(self.seed, number, index)
         window = random_window(image.height, image.width, CROP_SCALE, rng)
         flip = float(torch.rand((), generator=rng)) < 0.5

@@ -84,7 +84,7 @@ def average_precision(
     """Score detections of all images of a set.
 
     Args:
-        truth: the official annotations (`instances_….json`): the file, or what it holds. All its
+        truth: the official annotations (`instances_*.json`): the file, or what it holds. All its
             images count, those without annotation too.
         detections: in the official results format: `image_id`, `category_id`, `score` and, as
             ``iou`` says, `bbox` (x, y, width, height in pixels) or `segmentation` (RLE of the whole
@@ -110,7 +110,9 @@ def average_precision(
         for found in detections
     ]
     known = library.COCO(about)
-    evaluation = library.COCOeval_faster(known, known.loadRes(results), iou)
+    # Before 1.8 loadRes failed without results.
+    found = known.loadRes(results) if results else library.COCO({**about, "annotations": []})
+    evaluation = library.COCOeval_faster(known, found, iou)
     evaluation.params.maxDets = [MAX_DETECTIONS]
     evaluation.evaluate()
     evaluation.accumulate()

@@ -156,7 +156,8 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _over_processes(self, input: Tensor) -> Tensor:
         dims = [0, *range(2, input.ndim)]
-        count = input.numel() // input.shape[1] * num_processes()
+        # Regions of images, and images of many sizes, are not as many on each process.
+        count = all_reduce(input.new_tensor(input.numel() / input.shape[1], dtype=torch.float32))
         mean = all_reduce(input.sum(dims)) / count
         shape = (1, -1, *[1] * (input.ndim - 2))
         centred = input - mean.view(shape)

@@ -72,7 +72,10 @@ class ProposalHead(RPNHead):
 
 
 def proposal_network(channels: int, strides: Sequence[float]) -> RegionProposalNetwork:
-    """Return the network that proposes regions, with the sheet's numbers."""
+    """Return the network that proposes regions, with the sheet's numbers.
+
+    An object's best anchor counts as the object however little they overlap, as in torchvision.
+    """
     return RegionProposalNetwork(
         Anchors(strides),
         ProposalHead(channels, len(RATIOS)),
