@@ -26,7 +26,7 @@ from timewalk.data.prepare.tracks import prepare_tracks
 from timewalk.data.tracks import LabelledTracks
 from timewalk.encoders import build_encoder
 from timewalk.evaluation.embed import Extractor
-from timewalk.evaluation.got10k import Config, follow, input_size, read_ahead, settings_of
+from timewalk.evaluation.got10k import Config, follow, input_size, propagation, read_ahead
 from timewalk.evaluation.got10k_boxes import BoxFinder, first_labels
 from timewalk.ops.propagation import Propagator
 
@@ -59,11 +59,12 @@ def forward(extractor, batches, device):
     return now(device) - start, torch.cat(maps)
 
 
-def carried(track, maps, config, device):
+def carried(track, encoder, maps, config, device):
     """Return seconds of the propagation, and of the search for boxes."""
     labels = first_labels(track.boxes[0], track.size, tuple(maps.shape[2:]), config.first_mask)
+    settings = propagation(config, encoder).propagation
     start = now(device)
-    propagator = Propagator(settings_of(config), maps[0], labels.to(device))
+    propagator = Propagator(settings, maps[0], labels.to(device))
     found = [propagator.step(features)[1] for features in maps[1:]]
     between = now(device)
     found = torch.stack(found).cpu().numpy()
@@ -89,7 +90,7 @@ def measure(track, name, config, device):
         start = now(device)
         follow(track, encoder, config, device, workers=1)
         times["whole"].append(now(device) - start)
-        parts = carried(track, maps, config, device)
+        parts = carried(track, encoder, maps, config, device)
         for key, seconds in zip(("propagation", "boxes"), parts, strict=True):
             times[key].append(seconds)
     medians = {key: statistics.median(values) for key, values in times.items()}

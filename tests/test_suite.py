@@ -412,7 +412,7 @@ def test_an_evaluation_of_a_fine_tuned_network():
         ("finetuning.parse.dataset", "things", "needs images with masks, but 'things' holds"),
         ("finetuning.parse.dataset", "nothing", r"finetuning\.parse\.dataset: unknown labelled set"),
         ("finetuning.parse.task", "detektion", r"finetuning\.parse\.task: unknown task"),
-        ("finetuning.parse.head", "fcn", r"finetuning\.parse\.head is fcn"),
+        ("finetuning.parse.head", "fcn", r"finetuning\.parse\.head is 'fcn'"),
         ("finetuning.parse", {"dataset": "scenes"}, "the key 'task' is missing"),
     ],
 )

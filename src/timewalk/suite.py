@@ -222,6 +222,11 @@ def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
         return
     key = f"runs.{name}.validation.evaluation"
     _reference("evaluation", key, validation.evaluation, suite.evaluations)
+    if evaluation.get_evaluation(suite.evaluations[validation.evaluation].kind).task is not None:
+        raise UserError(
+            f"{key}: '{validation.evaluation}' tests a network that is fine-tuned from a finished "
+            "run; name one that reads the encoder itself."
+        )
     if getattr(suite.evaluations[validation.evaluation], "frames", None) is not None:
         raise UserError(
             f"{key}: '{validation.evaluation}' draws the frames of a data set (its key 'frames'), "

@@ -35,7 +35,8 @@ KEYS = {
 }
 CARD = {
     **{"title": "upernet-160k", "dataset": "scenes", "classes": list(CLASSES)},
-    **{"sha256": "0", "architecture": {"kind": "segmenter"}},
+    **{"sha256": "0", "architecture": {"kind": "segmenter"}, "name": "upernet"},
+    "sizes": {"crop": 512, "short_side": 512, "long_side": 2048},
 }
 
 
@@ -347,3 +348,20 @@ def test_other_names_of_classes_are_told(score, tmp_path, caplog):
 def test_keys_that_mean_nothing_are_refused(keys, message):
     with pytest.raises(ValidationError, match=message):
         Config(**(KEYS | keys))
+
+
+def test_sizes_are_those_of_the_fine_tuning_unless_they_are_given(score, tmp_path):
+    manifest = write_scenes(tmp_path / "set", blocks(1))
+    card = CARD | {"sizes": {"crop": 32, "short_side": 48, "long_side": 96}}
+    none = dict.fromkeys(("crop", "stride", "short_side", "long_side"))
+    plain, given, other = SeesColours(), SeesColours(), SeesColours()
+    title = "ade20k-upernet-160k-ade20k-validation-slide"
+    assert score(manifest, plain, "plain", card, **none).protocol == title
+    assert score(manifest, given, "given", card).protocol == title
+    assert plain.seen == given.seen
+    assert {size[-2:] for size in plain.seen} == {(32, 32)}
+    assert score(manifest, other, "other", card, **none | {"crop": 40}).protocol == (
+        f"{title}-c40-s26"
+    )
+    with pytest.raises(UserError, match=r"an evaluation of upernet: .*stride 40 leaves pixels"):
+        score(manifest, card=card, **none | {"stride": 40})

@@ -82,7 +82,7 @@ def rows_of(path):
 def test_seeing_follows_and_blind_does_not(run, shared, tmp_path):
     seeing, blind = run(shared, "a"), run(shared, "b", Blind(stride=2))
     assert seeing.samples == 2
-    assert seeing.protocol == "got10k-val-labelprop-s2-native"
+    assert seeing.protocol == "got10k-val-labelprop-dino-s2-native"
     assert seeing.metrics["ao"] > 60
     assert seeing.metrics["ao"] > blind.metrics["ao"] + 20
     assert seeing.metrics["fps"] > 0
@@ -179,7 +179,7 @@ def test_withheld_boxes_give_a_zip_and_no_scores(run, tmp_path, caplog):
     assert found.metrics["ao"] is None
     assert found.metrics["msr75"] is None
     assert found.metrics["fps"] > 0
-    assert found.protocol == "got10k-test-labelprop-s2-native"
+    assert found.protocol == "got10k-test-labelprop-dino-s2-native"
     assert [path.name for path in found.artefacts] == [f"{NAMES[0]}.png", "run.zip"]
     with zipfile.ZipFile(found.artefacts[-1]) as packed:
         assert len(packed.namelist()) == 4
@@ -258,15 +258,28 @@ def test_large_frames_are_read_small(tmp_path):
 
 def test_protocol_names_what_changes_results():
     encoder = Seeing(stride=8)
-    assert protocol(Config(dataset="x"), encoder, "val") == "got10k-val-labelprop-s8-480px"
+    assert protocol(Config(dataset="x"), encoder, "val") == "got10k-val-labelprop-dino-s8-480px"
     other = Config(
         **{"dataset": "x", "short_side": None, "context": 20, "top_k": 10, "radius": 6},
         **{"temperature": 0.05, "threshold": 0.5, "smoothing": 0, "first_mask": "box"},
         **{"precision": "bf16", "frames_at_once": 9, "pictures": 0},
     )
     assert protocol(other, encoder, "val") == (
-        "got10k-val-labelprop-s8-native-n20-k10-r6-t0.05-above0.5-smooth0-box-bf16"
+        "got10k-val-labelprop-dino-s8-n20-k10-r6-t0.05-native-above0.5-smooth0-box-bf16"
     )
+
+
+def test_crws_way(run, shared):
+    """Its options too: maps enlarged, further frames kept, each cell's labels stretched."""
+    keys = {"protocol": "crw", "context": 5, "upsample": 2, "long_term": [0, 2]}
+    found = run(shared, encoder=Seeing(stride=4), norm_mask=True, **keys)
+    assert found.protocol == "got10k-val-labelprop-crw-s2-n5-x2-l0_2-norm-native"
+    assert found.metrics["ao"] > 50
+
+
+def test_an_option_that_dino_does_not_know(run, shared):
+    with pytest.raises(UserError, match="norm_mask: protocol dino has no such step; leave it out"):
+        run(shared, norm_mask=True)
 
 
 def test_spread():

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
+from timewalk.check import check
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.segmentation_views import kept_size, resize_keep
 from timewalk.data.segmented import SegmentedSet, open_segmented
@@ -73,14 +74,17 @@ class Config(EvaluationConfig):
     test: Literal["slide", "whole", "multi_scale"] = "slide"
     """what the network sees: windows whose logits are averaged where they overlap; the whole image
     at once; or windows of several sizes of the image, whose probabilities are averaged"""
-    crop: Pixels = 512
-    """side in pixels of a window (not with `whole`)"""
-    stride: Positive = 341
-    """pixels from one window to the next (not with `whole`)"""
-    short_side: Pixels = 512
-    """images are resized until their shorter side has so many pixels"""
-    long_side: Pixels = 2048
-    """and made smaller again where the longer side has more than these"""
+    crop: Pixels | None = None
+    """side in pixels of a window (not with `whole`); null: that of the fine-tuning, published 512"""
+    stride: Positive | None = None
+    """pixels from one window to the next (not with `whole`); null: two thirds of `crop`, published
+    341"""
+    short_side: Pixels | None = None
+    """images are resized until their shorter side has so many pixels; null: as in the fine-tuning,
+    published 512"""
+    long_side: Pixels | None = None
+    """and made smaller again where the longer side has more than these; null: as in the
+    fine-tuning, published 2048"""
     ratios: Annotated[list[Factor], Field(min_length=1)] = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
     """factors on both sides (`multi_scale` only); the shorter side never falls below `short_side`,
     and the longer one has no bound"""
@@ -96,17 +100,29 @@ class Config(EvaluationConfig):
 
     @model_validator(mode="after")
     def _covers(self) -> "Config":
-        if self.stride > self.crop:
+        if self.stride and self.crop and self.stride > self.crop:
             raise ValueError(
                 f"stride {self.stride} leaves pixels between windows of {self.crop}; set it to "
                 "`crop` at most"
             )
-        if self.long_side < self.short_side:
+        if self.long_side and self.short_side and self.long_side < self.short_side:
             raise ValueError("long_side is less than short_side; set it to that at least")
         return self
 
+    def filled(self, card: Mapping[str, Any]) -> "Config":
+        """Return the settings with the fine-tuning's sizes where they name none.
+
+        Raises:
+            UserError: together they are not possible.
+        """
+        own = self.model_dump(mode="json")
+        sizes = {key: own[key] or side for key, side in card["sizes"].items()}
+        stride = self.stride or sizes["crop"] * 2 // 3
+        return check(Config, {**own, **sizes, "stride": stride}, f"an evaluation of {card['name']}")
+
     def windows(self) -> Windows:
-        """Return what the network sees of an image."""
+        """Return what the network sees of an image; all sizes must be there (:meth:`filled`)."""
+        assert self.crop and self.stride and self.short_side and self.long_side
         long, short, several = self.long_side, self.short_side, self.test == "multi_scale"
         scales: tuple[Scale, ...] = (Scale((long, short)),)
         if several:
@@ -181,6 +197,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     scored = open_segmented(inputs.dataset, "test")
     check_classes(network.keys["classes"], card, scored, inputs.network)
     network.requires_grad_(False).to(inputs.device)
+    config = config.filled(card)
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = sha256_json([card["sha256"], card["architecture"], scored.digest, settings])
     counts = Counts.resumed(output_dir / "work", key, len(scored.classes))
@@ -264,7 +281,8 @@ def check_classes(classes: int, card: dict[str, Any], scored: SegmentedSet, fold
 
 
 def protocol(config: Config, card: dict[str, Any], scored: SegmentedSet) -> str:
-    """Return the protocol's name; what differs from the published one is part of it."""
+    """Return the protocol's name; what is not as the fine-tuning and the published test have it is
+    part of it."""
     parts = ["ade20k", finetuned_title(card), scored.title, config.test]
     if card.get("dataset", scored.name) != scored.name:
         parts.insert(3, f"from_{card['dataset']}")
@@ -281,8 +299,8 @@ def protocol(config: Config, card: dict[str, Any], scored: SegmentedSet) -> str:
         ),
         "precision": config.precision,
     }
-    fields = type(config).model_fields
-    own = [mark for key, mark in marks.items() if getattr(config, key) != fields[key].default]
+    usual = Config(dataset=config.dataset, network=config.network).filled(card)
+    own = [mark for key, mark in marks.items() if getattr(config, key) != getattr(usual, key)]
     return "-".join([*parts, *own])
 
 

@@ -1,7 +1,7 @@
 """Tracking on GOT-10k without training: the first frame's box carried on by label propagation.
 
-Sheet: dense-transfer, section 4; label-propagation, section 3, whose settings are the defaults. The
-box becomes soft labels of cells, an encoder's features carry these through the video, and each
+Sheet: dense-transfer, section 4; label-propagation, sections 2 and 3, for the propagation. The box
+becomes soft labels of cells, an encoder's features carry these through the video, and each
 frame's labels become a box (`got10k_boxes.py`). Written are the official toolkit's result files and
 their zip for the authors' server; where boxes are public, AO, SR and their tables and pictures.
 """
@@ -21,8 +21,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
-from timewalk.config import EvaluationConfig, Positive
+from timewalk.config import Positive
 from timewalk.config.base import Probability
 from timewalk.data.sequences import why
 from timewalk.data.tracks import LabelledTracks, Track
@@ -41,8 +42,9 @@ from timewalk.evaluation.got10k_files import (
 )
 from timewalk.evaluation.over_videos import each_video
 from timewalk.evaluation.pictures import needed
+from timewalk.evaluation.protocols import PropagationConfig, Protocol, make_protocol
 from timewalk.metrics.tracking import class_balanced, frames_per_second, pooled, scores
-from timewalk.ops.propagation import Propagation, Propagator
+from timewalk.ops.propagation import Propagation, Propagator, normalise_channels
 
 log = logging.getLogger(__name__)
 
@@ -51,32 +53,19 @@ NOT_FOR_RESULTS = {"runs", "pictures", "frames_at_once"}
 MOST_SIMILARITIES = 1 << 27
 """of a frame's cells with those of its context that a GPU compares at once: half a gigabyte"""
 SERVER = "http://got-10k.aitestunion.com"
-MARKS = {
-    "context": "n",
-    "top_k": "k",
-    "radius": "r",
-    "temperature": "t",
-    "threshold": "above",
-    "smoothing": "smooth",
-}
+MARKS = {"threshold": "above", "smoothing": "smooth"}
 """what a changed key is called in a protocol's name"""
 
 
-class Config(EvaluationConfig):
+class Config(PropagationConfig):
     """Tracking by label propagation on a `got10k` set."""
 
     kind: Literal["got10k"] = "got10k"
+    protocol: Literal["dino", "crw"] = "dino"
+    """whose way to propagate: context, window and numbers; sizes and labels are the tracker's"""
     short_side: Positive | None = 480
     """pixels to which frames' shorter side is brought; null: native size. Both sides are rounded to
     multiples of what the network needs"""
-    context: Positive = 7
-    """previous frames that a frame takes labels from, besides the first"""
-    top_k: Positive = 5
-    """neighbours that vote for a cell; all that tie with the last count too"""
-    radius: Annotated[float, Field(gt=0)] = 12.0
-    """how many rows and columns of cells a neighbour may lie off"""
-    temperature: Annotated[float, Field(gt=0)] = 0.1
-    """of the softmax over the neighbours' cosine similarities"""
     first_mask: Shape = "ellipse"
     """what of the first box is the object: the ellipse within it, or all"""
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.3
@@ -136,7 +125,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
 def protocol(config: Config, encoder: Encoder, subset: str) -> str:
     """Return the name under which results are compared: all that changes them but the encoder."""
     side = "native" if config.short_side is None else f"{config.short_side}px"
-    title = f"got10k-{subset}-labelprop-s{encoder.stride}-{side}"
+    title = f"got10k-{subset}-labelprop-{propagation(config, encoder).title}-{side}"
     for key, mark in MARKS.items():
         value = getattr(config, key)
         if value != Config.model_fields[key].default:
@@ -180,6 +169,7 @@ def follow(
     """
     size = input_size(track.size, config.short_side, lcm(encoder.multiple, encoder.stride))
     extractor = Extractor(encoder, device, config.precision, encoder.dense)
+    settings = propagation(config, encoder).propagation
     boxes, seconds = [np.array(track.boxes[0], float)], list[float]()
     propagator: Propagator | None = None
     started = time.perf_counter()
@@ -190,23 +180,29 @@ def follow(
                 f"{track.frames[0].parent}: the encoder gives features that are not finite; train "
                 "it again."
             )
+        if config.upsample > 1:
+            maps = F.interpolate(maps, scale_factor=config.upsample, mode="bilinear")
         if propagator is None:
             grid = (maps.shape[2], maps.shape[3])
             labels = first_labels(boxes[0], track.size, grid, config.first_mask)
             finder = BoxFinder(
                 boxes[0], labels[1].numpy(), track.size, config.threshold, config.smoothing
             )
-            settings = settings_of(config)
             tile = one_tile(settings, grid, device)
             propagator = Propagator(settings, maps[0], labels.to(device), tile)
             maps = maps[1:]
         # One transfer a batch: on a GPU each waits for all that was asked of it before.
-        found = [propagator.step(features)[1] for features in maps]
+        found = [_shown(propagator.step(features), config) for features in maps]
         boxes += [finder(one) for one in torch.stack(found).cpu().numpy()] if found else []
         ended = time.perf_counter()
         seconds += [(ended - started) / len(batch)] * len(batch)
         started = ended
     return Followed(np.stack(boxes), np.array(seconds), finder.lost)
+
+
+def _shown(labels: Tensor, config: Config) -> Tensor:
+    """Return the object's labels (h, w) of which the box is made."""
+    return (normalise_channels(labels, 0) if config.norm_mask else labels)[1]
 
 
 def one_tile(
@@ -218,17 +214,9 @@ def one_tile(
     return grid if device.type == "cuda" and similarities <= MOST_SIMILARITIES else None
 
 
-def settings_of(config: Config) -> Propagation:
-    """Return how labels are propagated: DINO's procedure, with the configured numbers."""
-    return Propagation(
-        context=config.context,
-        top_k=config.top_k,
-        temperature=config.temperature,
-        radius=config.radius,
-        window="square",
-        fill=False,
-        keep_ties=True,
-    )
+def propagation(config: Config, encoder: Encoder) -> Protocol:
+    """Return how labels are propagated; of the protocol's sizes and colours nothing is used."""
+    return make_protocol(config.protocol, config, encoder)
 
 
 def input_size(size: tuple[int, int], short_side: int | None, unit: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from timewalk.evaluation.mask_pictures import id_colours, legend
-from timewalk.evaluation.overlays import OPACITY, edges
+from timewalk.evaluation.overlays import OPACITY
 from timewalk.evaluation.pictures import grid
 
 TEXT_SIZE = 11
@@ -64,13 +64,20 @@ def drawn(pixels: np.ndarray, objects: Objects, classes: int) -> np.ndarray:
     height, width = pixels.shape[:2]
     scale = LONG_SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
     colours = id_colours(classes + 1)[1:]
     order = range(len(objects.boxes) - 1, -1, -1)
+    picture = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    paint = np.zeros_like(picture)
+    inside, outline = np.zeros((2, *picture.shape[:2]), bool)
     for number in order:
         mask = np.array(Image.fromarray(objects.masks[number]).resize(size, 0)) > 0
+        paint[mask] = colours[objects.classes[number]]
         crowd = objects.crowd is not None and bool(objects.crowd[number])
-        _fill(picture, mask, colours[objects.classes[number]], crowd)
+        inside[mask] = striped(mask)[mask] if crowd else True
+        outline[mask] = border(mask)[mask]
+    mixed = (1 - OPACITY) * picture[inside] + OPACITY * paint[inside]
+    picture[inside] = mixed.round().astype(np.uint8)
+    picture[outline] = paint[outline]
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(TEXT_SIZE)
@@ -87,12 +94,14 @@ def drawn(pixels: np.ndarray, objects: Objects, classes: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def _fill(picture: np.ndarray, mask: np.ndarray, colour: np.ndarray, crowd: bool) -> None:
-    """Colour a mask in a picture, in place, with its outline; a crowd region in stripes."""
-    inside = mask
-    if crowd:
-        rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
-        inside = mask & ((rows + columns) % HATCH < HATCH // 2)
-    mixed = (1 - OPACITY) * picture[inside] + OPACITY * colour
-    picture[inside] = mixed.round().astype(np.uint8)
-    picture[edges(mask)] = colour
+def border(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask, bool (H, W), beside one that is not of it."""
+    wide = np.pad(mask, 1)
+    surrounded = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
+    return np.array(mask & ~surrounded)
+
+
+def striped(mask: np.ndarray) -> np.ndarray:
+    """Return every other stripe of a mask, bool (H, W)."""
+    rows, columns = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    return np.array(mask & ((rows + columns) % HATCH < HATCH // 2))

@@ -147,6 +147,10 @@ class Finetuning(Method):
         """Return what of the protocol's name the fine-tuning decides: head, schedule, and every
         key that is not as published (:func:`marks`)."""
 
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes in pixels with which an evaluation tests unless told otherwise."""
+        return {}
+
     def sample(self, clip: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return one image's augmented tensors; called in the loader's worker."""
         raise NotImplementedError

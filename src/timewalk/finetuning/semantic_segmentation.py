@@ -226,6 +226,19 @@ class SemanticSegmentation(Finetuning):
             )
         return LabelledPixels(open_segmented(manifest, "train"))
 
+    def image_size(self) -> int:
+        """Return the side of a crop."""
+        return self.config.crop
+
+    def sizes(self) -> dict[str, int]:
+        """Return those of the crops and of the images that they are cut out of."""
+        config = self.config
+        return {
+            "crop": config.crop,
+            "short_side": config.short_side,
+            "long_side": config.long_side,
+        }
+
     def title(self) -> str:
         """Return head and steps, such as `upernet-160k`, and what is not as published."""
         config = self.config

@@ -62,6 +62,7 @@ def finetune(
         "title": task.title(),
         "dataset": config.dataset,
         "classes": read_json(manifest)["classes"],
+        "sizes": task.sizes(),
         "images": len(source),
         "steps": trainer.total,
         "provenance": origin,
