@@ -15,6 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 
+from tests.evaluation.pasting import paste
 from timewalk.artefacts import read_json
 from timewalk.config import COCOShapes, EncoderConfig
 from timewalk.data.detection_views import Sizes, whole_image
@@ -23,7 +24,6 @@ from timewalk.data.prepare import prepare
 from timewalk.encoders import build_encoder
 from timewalk.encoders.dense import save_network
 from timewalk.encoders.dense.detector import Detector
-from timewalk.encoders.dense.pasting import paste
 from timewalk.errors import UserError
 from timewalk.evaluation import coco
 from timewalk.evaluation.base import Inputs
@@ -33,6 +33,7 @@ from timewalk.evaluation.object_detections import Found, batches, read_kept
 
 CPU = torch.device("cpu")
 SHAPES = COCOShapes(kind="coco_shapes", train=4, test=7, height=96, width=128, seed=3)
+SIZES = {"name": "it", "sizes": {"short_side": 800, "long_side": 1333}}
 SIDES = {"short_side": 96, "long_side": 128}
 TINY = EncoderConfig(name="vit_tiny", patch_size=16, image_size=64, depth=2, width=24, heads=3)
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")
@@ -107,6 +108,7 @@ def oracle(manifest, monkeypatch):
         sizes = Sizes(test_short_side=short_side, long_side=long_side)
         network = Oracle(objects, sizes, **keys)
         about = {"classes": list(objects.classes), "sha256": "0" * 64, "title": "oracle"}
+        about |= SIZES
         monkeypatch.setattr(coco, "load_network", lambda folder, kind: (network, about))
         return network
 
@@ -323,29 +325,34 @@ def test_kept_results_survive_a_line_that_was_cut(tmp_path):
 
 def test_protocols(manifest):
     objects = LabelledObjects(manifest, "test")
-    about = {"title": "cascade-1x", "dataset": "shapes"}
+    about = {"title": "cascade-1x", "dataset": "shapes"} | SIZES
 
     def named(**keys):
-        return coco.protocol(Config(dataset="shapes", network="detector", **keys), objects, about)
+        config = Config(dataset="shapes", network="detector", **keys)
+        return coco.protocol(config.filled(about), objects, about)
 
     assert named() == "coco_shapes-val2017-cascade-1x"
     assert named(batch_size=1, pictures=0) == named()
     assert named(short_side=400, long_side=666) == named() + "-short400-long666"
     assert named(max_detections=10, precision="bf16") == named() + "-max10-bf16"
+    about["sizes"] = {"short_side": 96, "long_side": 160}
+    assert named(short_side=96) == "coco_shapes-val2017-cascade-1x"
     about["dataset"] = "others"
     assert named() == "coco_shapes-val2017-from_others-cascade-1x"
 
 
 def test_sides_that_contradict_each_other():
     with pytest.raises(ValueError, match="long_side is 500, below short_side 800; make it larger"):
-        Config(dataset="shapes", network="detector", long_side=500)
+        Config(dataset="shapes", network="detector", short_side=800, long_side=500)
+    with pytest.raises(UserError, match=r"an evaluation of it: .*long_side is 500, below"):
+        Config(dataset="shapes", network="detector", long_side=500).filled(SIZES)
 
 
 @pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])
 def test_a_network_without_training_goes_through(manifest, run, tmp_path, head):
     objects = LabelledObjects(manifest, "test")
     network = Detector(build_encoder(TINY, 0), len(objects.classes), head, fpn_channels=16)
-    about = {"classes": list(objects.classes), "title": f"{head}-none", "dataset": "shapes"}
+    about = {"classes": list(objects.classes), "title": f"{head}-none", "dataset": "shapes"} | SIZES
     save_network(network, tmp_path / "network", about)
     result = run(precision="bf16" if head == "mask_rcnn" else "fp32")
     mark = "-bf16" if head == "mask_rcnn" else ""

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as official
 
-from timewalk.encoders.dense.pasting import paste
+from tests.evaluation.pasting import paste
 from timewalk.evaluation import mask_runs as module
 from timewalk.evaluation.mask_runs import decoded, mask_runs, rle, run_lengths
 

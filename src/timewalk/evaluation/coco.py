@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from timewalk.artefacts import sha256_json, write_text
+from timewalk.check import check
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.detection_views import Sizes
 from timewalk.data.objects import LabelledObjects
@@ -46,10 +47,12 @@ class Config(EvaluationConfig):
     kind: Literal["coco"] = "coco"
     network: Name
     """name of the fine-tuning, of `finetuning:`, whose network is tested"""
-    short_side: Annotated[int, Field(ge=32)] = 800
-    """pixels to which an image's shorter side is resized"""
-    long_side: Annotated[int, Field(ge=32)] = 1333
-    """most pixels of its longer side: an image that would be longer is made smaller"""
+    short_side: Annotated[int, Field(ge=32)] | None = None
+    """pixels to which an image's shorter side is resized; null: the largest of the fine-tuning,
+    published 800"""
+    long_side: Annotated[int, Field(ge=32)] | None = None
+    """most pixels of its longer side: an image that would be longer is made smaller; null: as in
+    the fine-tuning, published 1333"""
     batch_size: Positive = 4
     """images at a time; changes speed and memory, results only by rounding"""
     max_detections: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] = MAX_DETECTIONS
@@ -61,11 +64,21 @@ class Config(EvaluationConfig):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        if self.long_side < self.short_side:
+        if self.long_side and self.short_side and self.long_side < self.short_side:
             raise ValueError(
                 f"long_side is {self.long_side}, below short_side {self.short_side}; make it larger"
             )
         return self
+
+    def filled(self, card: Mapping[str, Any]) -> "Config":
+        """Return the settings with the fine-tuning's sizes where they name none.
+
+        Raises:
+            UserError: together they are not possible.
+        """
+        own = self.model_dump(mode="json")
+        sizes = {key: own[key] or side for key, side in card["sizes"].items()}
+        return check(Config, {**own, **sizes}, f"an evaluation of {card['name']}")
 
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
@@ -87,6 +100,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     network, about = load_network(inputs.network, "detector")
     objects = LabelledObjects(inputs.dataset, "test")
     check_classes(inputs.network, about, objects)
+    config = config.filled(about)
+    assert config.short_side and config.long_side
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = sha256_json({"network": about["sha256"], "set": objects.digest, "settings": settings})
     work = output_dir / "work"
@@ -132,15 +147,15 @@ def check_classes(folder: Path, about: Mapping[str, Any], objects: LabelledObjec
 
 def protocol(config: Config, objects: LabelledObjects, about: Mapping[str, Any]) -> str:
     """Return the protocol's name: set, what the fine-tuning decides, and every setting of the test
-    that is not as published."""
+    that is not as in the fine-tuning and the published test."""
     marks = {
         "short_side": f"short{config.short_side}",
         "long_side": f"long{config.long_side}",
         "max_detections": f"max{config.max_detections}",
         "precision": config.precision,
     }
-    fields = type(config).model_fields
-    own = [mark for key, mark in marks.items() if getattr(config, key) != fields[key].default]
+    usual = Config(dataset=config.dataset, network=config.network).filled(about)
+    own = [mark for key, mark in marks.items() if getattr(config, key) != getattr(usual, key)]
     learnt = about.get("dataset", objects.name)
     source = [] if learnt == objects.name else [f"from_{learnt}"]
     return "-".join([objects.title, *source, finetuned_title(about), *own])

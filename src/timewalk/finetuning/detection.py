@@ -205,6 +205,10 @@ class Detection(Finetuning):
         name = f"{NAMES[config.head]}-{config.schedule_scale:g}x"
         return name + marks(config, published, MARKS)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the largest size that was learnt from."""
+        return {"short_side": max(self.config.short_sides), "long_side": self.config.long_side}
+
     def sample(self, clip: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return an image as it is learnt from, of one as it is stored; see
         :func:`timewalk.data.detection_views.training_sample`."""

@@ -146,8 +146,7 @@ class Detector(nn.Module):
 
         Returns:
             of each image ``boxes`` (n, 4), ``scores`` (n,), ``labels`` (n,) from 0, and ``masks``
-            (n, 28, 28): probabilities inside the box, for
-            :func:`timewalk.encoders.dense.pasting.paste`. At most 100, of scores above 0.05.
+            (n, 28, 28): probabilities inside the box. At most 100, of scores above 0.05.
         """
         filled, shapes = self._filled(images), _shapes(sizes)
         maps = self._maps(filled)

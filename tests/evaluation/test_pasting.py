@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from timewalk.encoders.dense.pasting import paste
+from tests.evaluation.pasting import paste
 
 
 def pasted(mask, box, size, threshold=0.5):
