@@ -30,9 +30,10 @@ class Entry:
             encoder fine-tuned with a head, by the entry of ``finetuning:`` that its key
             ``network`` names).
         labels: what its labelled set may be made of: `images` with a class each, still images with
-            `masks`, images of `objects` (:class:`timewalk.data.objects.LabelledObjects`), `tracks`
-            (videos with a box a frame, :class:`timewalk.data.tracks.Tracks`), `videos` (:class:`timewalk.data.sequences.LabelledVideos`), or videos with
-            `phases` (:class:`timewalk.data.phases.PhaseVideos`).
+            `masks`, images of `objects` (:class:`timewalk.data.objects.LabelledObjects`), `videos`
+            (:class:`timewalk.data.sequences.LabelledVideos`), `tracks`, videos with a box a frame
+            (:class:`timewalk.data.tracks.LabelledTracks`), or videos with `phases`
+            (:class:`timewalk.data.phases.PhaseVideos`).
         kinds: of labelled sets that it reads, where it does not read all of these.
         keys: what those of the set's keys that it has must be.
         task: of the fine-tuning that gave the network, where it needs one.

@@ -75,7 +75,8 @@ class Config(EvaluationConfig):
     """what the network sees: windows whose logits are averaged where they overlap; the whole image
     at once; or windows of several sizes of the image, whose probabilities are averaged"""
     crop: Pixels | None = None
-    """side in pixels of a window (not with `whole`); null: that of the fine-tuning, published 512"""
+    """side in pixels of a window (not with `whole`); null: that of the fine-tuning,
+    published 512"""
     stride: Positive | None = None
     """pixels from one window to the next (not with `whole`); null: two thirds of `crop`, published
     341"""
@@ -122,7 +123,9 @@ class Config(EvaluationConfig):
 
     def windows(self) -> Windows:
         """Return what the network sees of an image; all sizes must be there (:meth:`filled`)."""
-        assert self.crop and self.stride and self.short_side and self.long_side
+        assert self.stride
+        assert self.short_side
+        assert self.long_side
         long, short, several = self.long_side, self.short_side, self.test == "multi_scale"
         scales: tuple[Scale, ...] = (Scale((long, short)),)
         if several:

@@ -101,7 +101,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     objects = LabelledObjects(inputs.dataset, "test")
     check_classes(inputs.network, about, objects)
     config = config.filled(about)
-    assert config.short_side and config.long_side
+    assert config.short_side
+    assert config.long_side
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
     key = sha256_json({"network": about["sha256"], "set": objects.digest, "settings": settings})
     work = output_dir / "work"
