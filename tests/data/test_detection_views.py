@@ -1,6 +1,7 @@
 """Views of images with objects: sizes, crops, boxes and masks that stay together."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -15,12 +16,14 @@ from timewalk.data.detection_views import (
     collate,
     collate_images,
     draw_window,
+    packed_masks,
     resized,
     training_sample,
+    unpacked_masks,
     whole_image,
     window_sample,
 )
-from timewalk.data.object_masks import Outline, mask_to_runs
+from timewalk.data.object_masks import Outline, Placement, mask_to_runs, outlines_to_masks
 from timewalk.data.objects import ObjectImage
 
 HEIGHT, WIDTH = 60, 80
@@ -61,6 +64,10 @@ def rng(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def masks_of(sample):
+    return unpacked_masks(sample["masks"], sample["image"].shape[-1])
+
+
 SMALL = Sizes().scaled(0.1)
 
 
@@ -95,7 +102,7 @@ def test_a_window_by_hand(picture):
     sample = window_sample(image, Window(40, 0, 70, 60, 120, 60))
     assert sample["classes"].tolist() == [0, 1]
     assert sample["boxes"].tolist() == [[0, 20, 20, 80], [40, 40, 60, 60]]
-    assert sample["masks"].sum(dim=(1, 2)).tolist() == [20 * 60, 20 * 20]
+    assert masks_of(sample).sum(dim=(1, 2)).tolist() == [20 * 60, 20 * 20]
     assert (sample["image"][0, 21:79, 1:19] == 255).all()
     assert (sample["image"][0, :, 21:] == 0).all()
 
@@ -109,7 +116,7 @@ def test_a_mirrored_window_is_the_mirrored_sample(picture):
     left, top, right, bottom = plain["boxes"].T
     expected = torch.stack([75 - right, top, 75 - left, bottom], dim=1)
     torch.testing.assert_close(mirrored["boxes"], expected)
-    assert torch.equal(mirrored["masks"], plain["masks"].flip(-1))
+    assert torch.equal(masks_of(mirrored), masks_of(plain).flip(-1))
 
 
 @given(seed=st.integers(0, 2**31), height=st.integers(30, 300), width=st.integers(30, 300))
@@ -137,8 +144,9 @@ def test_windows_lie_in_the_image_and_keep_its_ratio(seed, height, width):
 def test_boxes_hold_their_masks_tightly(picture, seed, x, y, width, height):
     box = (x, y, min(x + width, WIDTH), min(y + height, HEIGHT))
     sample = training_sample(objects(picture, box), SMALL, rng(seed))
-    assert sample["image"].shape[1:] == sample["masks"].shape[1:]
-    for found, mask in zip(sample["boxes"], sample["masks"], strict=True):
+    masks = masks_of(sample)
+    assert sample["image"].shape[1:] == masks.shape[1:]
+    for found, mask in zip(sample["boxes"], masks, strict=True):
         rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
         tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         assert (torch.tensor(tight) - found).abs().max() <= 0.51
@@ -152,7 +160,7 @@ def test_pixels_boxes_and_masks_stay_together(picture):
     for seed in range(30):
         sample = training_sample(objects(picture, RED), SMALL, rng(seed))
         red = sample["image"][0] > 127
-        for mask in sample["masks"]:
+        for mask in masks_of(sample):
             both, either = (mask.bool() & red).sum(), (mask.bool() | red).sum()
             assert both / either > 0.9
 
@@ -173,6 +181,39 @@ def test_crops_have_the_sides_of_the_sheet():
     assert min(sides) == pytest.approx(384, abs=5)
     assert max(sides) == pytest.approx(599, abs=5)
     assert all(side >= 384 for side in sides)
+
+
+def test_crops_begin_anywhere_from_end_to_end():
+    # Crops of 20x20 out of 24x24: five places along each side, all of them drawn.
+    sizes = Sizes(short_sides=(20,), long_side=100, crop_short_sides=(24,), crop=(20, 20))
+    windows = [draw_window((24, 24), sizes, rng(seed)) for seed in range(300)]
+    crops = [w for w in windows if w.right - w.left < 24]
+    assert 110 <= len(crops) <= 190
+    assert {w.left for w in crops} == {0, 1, 2, 3, 4}
+    assert {w.top for w in crops} == {0, 1, 2, 3, 4}
+    assert {(w.left, w.top) for w in crops} >= {(0, 0), (0, 4), (4, 0), (4, 4)}
+    assert {w.right - w.left for w in crops} == {w.bottom - w.top for w in crops} == {20}
+
+
+def test_crops_have_every_side_both_ends_included():
+    sizes = Sizes(short_sides=(20,), long_side=100, crop_short_sides=(24,), crop=(20, 23))
+    windows = [draw_window((24, 24), sizes, rng(seed)) for seed in range(300)]
+    crops = [w for w in windows if w.right - w.left < 24]
+    assert {w.right - w.left for w in crops} == {20, 21, 22, 23}
+    assert {w.bottom - w.top for w in crops} == {20, 21, 22, 23}
+
+
+def test_every_short_side_is_drawn():
+    sizes = Sizes(short_sides=(30, 40, 50), long_side=500, crop_short_sides=(60, 70), crop=(20, 20))
+    windows = [draw_window((100, 100), sizes, rng(seed)) for seed in range(300)]
+    whole = Counter(w.height for w in windows if w.right - w.left == 100)
+    assert set(whole) == {30, 40, 50}
+    assert min(whole.values()) >= 30
+    # The crop's 20 pixels are of an image resized to the side drawn before.
+    before = Counter(round(20 * 100 / (w.right - w.left)) for w in windows if w.right - w.left < 99)
+    assert set(before) == {60, 70}
+    assert min(before.values()) >= 50
+    assert {w.height for w in windows if w.right - w.left < 99} == {30, 40, 50}
 
 
 def test_the_same_draws_give_the_same_sample(picture):
@@ -199,7 +240,7 @@ def test_what_is_not_trained_on(picture):
     sample = window_sample(image, Window(0, 0, WIDTH, HEIGHT, HEIGHT, WIDTH))
     assert sample["classes"].tolist() == [0, 6]
     assert sample["boxes"].tolist() == [list(RED), [70, 50, 80, 60]]
-    assert sample["masks"].sum(dim=(1, 2)).tolist() == [900, 100]
+    assert masks_of(sample).sum(dim=(1, 2)).tolist() == [900, 100]
 
 
 def test_an_image_with_nothing_left(picture):
@@ -208,8 +249,9 @@ def test_an_image_with_nothing_left(picture):
     assert sample["boxes"].dtype == torch.float32
     assert sample["classes"].shape == (0,)
     assert sample["classes"].dtype == torch.int64
-    assert sample["masks"].shape == (0, 60, 20)
+    assert sample["masks"].shape == (0, 60, 3)
     assert sample["masks"].dtype == torch.uint8
+    assert masks_of(sample).shape == (0, 60, 20)
 
 
 def test_a_box_whose_mask_is_elsewhere_keeps_an_empty_one(picture):
@@ -217,7 +259,7 @@ def test_a_box_whose_mask_is_elsewhere_keeps_an_empty_one(picture):
     image = objects(picture, RED, outlines=[corner])
     sample = window_sample(image, Window(42, 32, 80, 60, 28, 38))
     assert sample["boxes"].tolist() == [[0, 0, 8, 8]]
-    assert not sample["masks"].any()
+    assert not masks_of(sample).any()
 
 
 def test_runs_follow_like_polygons(picture):
@@ -226,7 +268,7 @@ def test_runs_follow_like_polygons(picture):
     runs = Outline(runs=np.array(mask_to_runs(mask)))
     image = objects(picture, RED, RED, outlines=[runs, square(RED)])
     for seed in range(10):
-        masks = training_sample(image, SMALL, rng(seed))["masks"]
+        masks = masks_of(training_sample(image, SMALL, rng(seed)))
         if len(masks):
             assert (masks[0] != masks[1]).sum() <= 2 * sum(masks.shape[1:])
 
@@ -243,11 +285,13 @@ def test_a_batch_of_different_sizes(picture):
     assert batch["counts"].tolist() == [2, 0, 1]
     assert batch["boxes"].shape == (3, 4)
     assert batch["classes"].tolist() == [0, 1, 0]
-    assert batch["masks"].shape == (3, 128, 96)
+    assert batch["masks"].shape == (3, 128, 12)
     assert batch["masks"].dtype == torch.uint8
-    assert torch.equal(batch["masks"][2, :120, :80], half["masks"][0])
-    assert not batch["masks"][0, 60:].any()
-    assert not batch["masks"][0, :, 80:].any()
+    masks = unpacked_masks(batch["masks"], 96)
+    assert torch.equal(masks[2, :120, :80], masks_of(half)[0])
+    assert masks[2].any()
+    assert not masks[0, 60:].any()
+    assert not masks[0, :, 80:].any()
     assert torch.equal(batch["images"][0, :, :60, :80], whole["image"])
     assert not batch["images"][1, :, 30:].any()
 
@@ -255,9 +299,32 @@ def test_a_batch_of_different_sizes(picture):
 def test_a_batch_without_any_object(picture):
     nothing = window_sample(objects(picture), Window(0, 0, 80, 60, 30, 40))
     batch = collate([nothing, nothing], 16)
-    assert batch["masks"].shape == (0, 32, 48)
+    assert batch["masks"].shape == (0, 32, 6)
     assert batch["boxes"].shape == (0, 4)
     assert batch["counts"].tolist() == [0, 0]
+
+
+@given(height=st.integers(1, 20), width=st.integers(1, 40), multiple=st.integers(1, 20))
+@settings(max_examples=60, deadline=None)
+def test_masks_are_the_same_after_their_way_as_bits(height, width, multiple):
+    drawn = np.random.default_rng(height * 64 + width).integers(0, 2, (3, height, width))
+    outlines = [Outline(runs=np.array(mask_to_runs(mask))) for mask in drawn]
+    size = (height, width)
+    plain = outlines_to_masks(outlines, size, Placement(*size))
+    np.testing.assert_array_equal(plain, drawn)
+    sample = {
+        "image": torch.zeros(3, *size, dtype=torch.uint8),
+        "boxes": torch.zeros(3, 4),
+        "classes": torch.zeros(3, dtype=torch.int64),
+        "masks": torch.from_numpy(packed_masks(outlines, size, Placement(*size))),
+    }
+    batch = collate([sample], multiple)
+    assert batch["masks"].shape[-1] == -(-batch["images"].shape[-1] // 8)
+    masks = unpacked_masks(batch["masks"], batch["images"].shape[-1])
+    assert masks.dtype == torch.uint8
+    assert masks.shape[1:] == batch["images"].shape[2:]
+    assert masks[:, :height, :width].tolist() == drawn.tolist()
+    assert masks.sum() == drawn.sum()
 
 
 def test_images_of_the_test(picture):

@@ -302,7 +302,7 @@ def test_many_faults_are_counted(voc, target):
     for path in (voc / "SegmentationClassAug").iterdir():
         path.unlink()
     (voc / "SegmentationClass" / "2008_02.png").unlink()
-    with pytest.raises(UserError, match=r"; and 1 faults more: restore"):
+    with pytest.raises(UserError, match=r"; and 1 fault more: restore"):
         index_voc(voc, target)
 
 

@@ -232,7 +232,7 @@ def test_many_faults_are_counted(davis, target):
     masks = davis / "Annotations" / "480p" / "camel"
     for number in range(1, 5):
         (masks / f"{number:05d}.png").unlink()
-    with pytest.raises(UserError, match=r"00003\.jpg has no mask in .*; and 1 faults more: rest"):
+    with pytest.raises(UserError, match=r"00003\.jpg has no mask in .*; and 1 fault more: rest"):
         index("davis2017", davis, target)
     shutil.rmtree(masks)
     with pytest.raises(UserError, match=r"Annotations/480p/camel holds no mask: restore the pub"):

@@ -166,6 +166,44 @@ def test_a_crop_of_one_class_is_drawn_again():
     assert np.mean(np.array(shares) >= 0.75) > 0.1
 
 
+class Counted(SegmentationViews):
+    """Views that count how often a crop was looked at, and take none before the ``good``-th."""
+
+    good = 0
+
+    def _is_mixed(self, cut):
+        object.__setattr__(self, "looked", getattr(self, "looked", 0) + 1)
+        return self.looked == self.good
+
+
+@pytest.mark.parametrize(("good", "looked"), [(1, 1), (4, 4), (10, 10), (0, 10)])
+def test_ten_crops_are_looked_at_and_the_eleventh_is_taken(good, looked):
+    # Every pixel has a class of its own, which tells a crop's corner.
+    label = np.arange(196, dtype=np.uint8).reshape(14, 14)
+    views = Counted(crop=4, scale=(56, 14), ratios=(1, 1), **PLAIN)
+    object.__setattr__(views, "good", good)
+    generator = rng(3)
+    made = views(noise((14, 14)), label, generator)
+    assert views.looked == looked
+    corners = rng(3)
+    torch.rand((), generator=corners, dtype=torch.float64)  # the ratio
+    drawn = [torch.randint(0, 11, (), generator=corners).item() for _ in range(2 * 11)]
+    top, left = drawn[2 * (good or 11) - 2 : 2 * (good or 11)]
+    assert made["label"][0, 0].item() == 14 * top + left
+
+
+def test_void_is_no_class_that_covers_too_much():
+    views = SegmentationViews(crop=4)
+    cut = np.full((4, 4), 255, np.uint8)
+    cut[0] = [1, 1, 2, 2]
+    assert views._is_mixed(cut)
+    cut[0] = [1, 1, 1, 2]
+    # Three of the four pixels with a class: as much as is allowed is too much already.
+    assert not views._is_mixed(cut)
+    assert not views._is_mixed(np.full((4, 4), 255, np.uint8))
+    assert not views._is_mixed(np.full((4, 4), 2, np.uint8))
+
+
 @pytest.mark.parametrize("only", [4, 255])
 def test_a_label_of_one_class_or_none_is_taken_as_it_is(only):
     label = np.full((64, 64), only, np.uint8)

@@ -141,6 +141,11 @@ def test_targets_belong_to_their_images(manifest):
     found = targets(batch)
     assert [len(x["boxes"]) for x in found] == batch["counts"].tolist()
     assert torch.equal(torch.cat([x["labels"] for x in found]), batch["classes"] + 1)
+    # Eight pixels in a byte on the way, one in a byte here.
+    assert batch["masks"].shape[-1] == -(-batch["images"].shape[-1] // 8)
+    bits = np.unpackbits(batch["masks"].numpy(), axis=-1)[..., : batch["images"].shape[-1]]
+    assert bits.any()
+    np.testing.assert_array_equal(torch.cat([x["masks"] for x in found]), bits)
     for item, (height, width) in zip(found, batch["sizes"].tolist(), strict=True):
         assert item["masks"].shape[1:] == batch["images"].shape[2:]
         assert not item["masks"][:, height:].any()

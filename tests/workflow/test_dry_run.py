@@ -138,6 +138,10 @@ def test_where_the_blur_is(tmp_path, where):
             ["results/dora/finetuned/ade20k_linaer/network.json"],
             "unknown fine-tuning 'ade20k_linaer'; did you mean 'ade20k_linear'?",
         ),
+        (
+            ["results/dorra/finetuned/ade20k_linear/network.json"],
+            "unknown run 'dorra'; did you mean 'dora'?",
+        ),
         (["--config", "blurr=off"], "blurr: unknown key; did you mean 'blur'?"),
     ],
 )

@@ -69,6 +69,7 @@ def check_targets(targets):
             continue
         run, *folders, file = parts[len(base) :]
         if folders[:1] == ["finetuned"] and len(folders) == 2:
+            SUITE.run(run)
             SUITE.finetuning(folders[1])
         if folders:
             continue

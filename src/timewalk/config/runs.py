@@ -114,8 +114,8 @@ class TrainingConfig(Strict):
     def _factor_of_something(self) -> "TrainingConfig":
         if self.warmup_ratio is not None and self.schedule not in ("step", "linear"):
             raise ValueError(
-                f"has a `warmup_ratio`, which the schedule `{self.schedule}` does not know; leave "
-                "it out, or take `step` or `linear`"
+                f"has a `warmup_ratio`, which the schedule `{self.schedule}` does not know; set "
+                "it to null, or take `step` or `linear`"
             )
         return self
 

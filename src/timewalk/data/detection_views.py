@@ -3,7 +3,8 @@
 Sheet: dense transfer, section 3. Training: mirrored or not; then either one resize to a random
 short side, or a resize to a smaller one, a random crop, and the resize of that. Boxes follow by
 their own geometry, masks by their outlines, which are filled at the final size only. Crowds, and
-objects of which less than a pixel is left, are not trained on.
+objects of which less than a pixel is left, are not trained on. Masks travel to the device as bits,
+eight pixels of a row in a byte.
 
 The original resizes the cropped images twice; here the crop is cut out of the stored image and
 resized once, to the same sizes.
@@ -19,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from timewalk.data.object_masks import Placement, outlines_to_masks
+from timewalk.data.object_masks import Outline, Placement, outlines_to_masks
 from timewalk.data.objects import SMALLEST_SIDE, ObjectImage
 
 MIRRORED = 0.5
@@ -146,8 +147,8 @@ def training_sample(image: ObjectImage, sizes: Sizes, rng: torch.Generator) -> d
 
     Returns:
         `image` uint8 (3, H, W); `boxes` float32 (N, 4), x0 y0 x1 y1 in its pixels; `classes` int64
-        (N,); `masks` uint8 (N, H, W). N may be 0; a mask may be empty where an outline leaves out
-        what its box holds.
+        (N,); `masks` of bits, uint8 (N, H, ceil(W / 8)). N may be 0; a mask may be empty where an
+        outline leaves out what its box holds.
 
     Raises:
         UserError: the image cannot be read, or has another size than its set states.
@@ -163,13 +164,33 @@ def window_sample(image: ObjectImage, window: Window) -> dict[str, Tensor]:
     left = (boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= SMALLEST_SIDE
     kept = np.flatnonzero(image.trainable & left)
     outlines = [image.outlines[number] for number in kept]
-    masks = outlines_to_masks(outlines, (image.height, image.width), placement)
+    masks = packed_masks(outlines, (image.height, image.width), placement)
     return {
         "image": _planes(window.pixels(image.read())),
         "boxes": torch.from_numpy(boxes[kept].astype(np.float32)),
         "classes": torch.from_numpy(image.classes[kept]),
         "masks": torch.from_numpy(masks),
     }
+
+
+def packed_masks(
+    outlines: Sequence[Outline], stored: tuple[int, int], placement: Placement
+) -> np.ndarray:
+    """Return the masks of objects as bits, the leftmost pixel highest: uint8 (N, H, ceil(W / 8)).
+
+    Arguments as of :func:`timewalk.data.object_masks.outlines_to_masks`.
+    """
+    packed = np.zeros((len(outlines), placement.height, -(-placement.width // 8)), np.uint8)
+    for place, outline in zip(packed, outlines, strict=True):
+        place[:] = np.packbits(outlines_to_masks([outline], stored, placement)[0], axis=-1)
+    return packed
+
+
+def unpacked_masks(packed: Tensor, width: int) -> Tensor:
+    """Return masks, uint8 (N, H, W) of 0 and 1, from their bits and W, on their device."""
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    bits = (packed[..., None] >> shifts).bitwise_and_(1)
+    return bits.flatten(-2)[..., :width]
 
 
 def whole_image(image: ObjectImage, sizes: Sizes) -> Tensor:
@@ -210,12 +231,13 @@ def collate(samples: Sequence[dict[str, Tensor]], multiple: int) -> dict[str, Te
 
     Returns:
         `images` uint8 (B, 3, H, W) and `sizes` int64 (B, 2), as of :func:`collate_images`; `counts`
-        int64 (B,) objects of each; `boxes` (sum N, 4), `classes` (sum N,) and `masks`
-        (sum N, H, W) of all images in order.
+        int64 (B,) objects of each; `boxes` (sum N, 4), `classes` (sum N,) and `masks` of bits
+        (sum N, H, ceil(W / 8)) of all images in order.
     """
     images, sizes = collate_images([sample["image"] for sample in samples], multiple)
     counts = torch.tensor([len(sample["classes"]) for sample in samples])
-    masks = torch.zeros(int(counts.sum()), *images.shape[2:], dtype=torch.uint8)
+    height, width = images.shape[2:]
+    masks = torch.zeros(int(counts.sum()), height, -(-width // 8), dtype=torch.uint8)
     for place, sample in zip(masks.split(counts.tolist()), samples, strict=True):
         place[:, : sample["masks"].shape[1], : sample["masks"].shape[2]] = sample["masks"]
     return {

@@ -104,7 +104,8 @@ class LabelledObjects(Dataset[ObjectImage]):
         """Open a split, `train` or `test`.
 
         Raises:
-            UserError: no manifest of objects, or an index that is not its own.
+            UserError: no manifest of objects, an index that is not its own, or annotations of the
+                test split that are not those that were prepared.
         """
         self.about: dict[str, Any] = read_manifest(manifest, OBJECTS)
         self.split, self.folder = split, manifest.parent / split
@@ -124,6 +125,17 @@ class LabelledObjects(Dataset[ObjectImage]):
                 f"{self.folder} is not the index of {manifest}; run the prepare stage again."
             )
         self.index = open_index(self.folder)
+        # The truth of the test is read from the set's own file.
+        if split == "test":
+            self._check_annotations(self.about["inputs"][source["annotations"][split]])
+
+    def _check_annotations(self, expected: str) -> None:
+        found = sha256_file(self.annotations) if self.annotations.is_file() else None
+        if found != expected:
+            state = "is missing" if found is None else "has changed since it was prepared"
+            raise UserError(
+                f"{self.annotations} {state}; restore it or run the prepare stage again."
+            )
 
     @property
     def title(self) -> str:

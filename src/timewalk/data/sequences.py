@@ -99,7 +99,8 @@ class LabelledVideos:
             raise UserError(
                 f"{listed} is missing or not the one of {manifest}; run the prepare stage again."
             )
-        rows = listed.read_text(encoding="utf-8").splitlines()
+        # No other break than "\n": a name may hold U+2028.
+        rows = listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         self.sequences = tuple(_from_row(json.loads(row), self.root) for row in rows)
         self._by_name = {sequence.name: sequence for sequence in self.sequences}
 
@@ -137,7 +138,11 @@ def read_ids(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
 
 def read_frame(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Return a frame, uint8 RGB (H, W, 3); errors as of :func:`read_ids`."""
-    return np.array(_open(path, size).convert("RGB"))
+    image = _open(path, size)
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts 16 bits off at 255.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return np.array(image.convert("RGB"))
 
 
 def read_mat(path: Path, fields: tuple[str, ...]) -> dict[str, Any]:

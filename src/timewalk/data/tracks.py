@@ -86,7 +86,8 @@ class LabelledTracks:
                 f"{listed} is missing or not the one of {manifest}; run the prepare stage again."
             )
         folder = self.root / self.subset
-        rows = listed.read_text(encoding="utf-8").splitlines()
+        # No other break than "\n": a name may hold U+2028.
+        rows = listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         self.sequences = tuple(_from_line(row, folder) for row in rows)
         self._by_name = {track.name: track for track in self.sequences}
 

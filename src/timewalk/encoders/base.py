@@ -107,6 +107,10 @@ class Encoder(nn.Module):
         """Return the parts that follow each other: each is compiled and recomputed by itself."""
         return []
 
+    def stages(self) -> list[nn.Module]:
+        """Return the parts between which a learning rate may fall, from the image on."""
+        return self.regions()
+
     def regularised(self) -> list[nn.Parameter]:
         """Return kernels and biases that an L2 term of the loss counts (TCC section 2)."""
         return []

@@ -22,6 +22,8 @@ from timewalk.encoders.base import (
 from timewalk.errors import UserError, nearest
 
 LARGEST_STRIDE = 16
+CONTAINERS = ("stages", "blocks")
+"""modules of timm's networks whose children are the stages"""
 
 
 class TimmEncoder(Encoder):
@@ -64,7 +66,17 @@ class TimmEncoder(Encoder):
 
     def regions(self) -> list[nn.Module]:
         """Return the stages of the network."""
-        return [part for part in self.body.children() if any(True for _ in part.parameters())]
+        return [part for part in self.body.children() if _learns(part)]
+
+    def stages(self) -> list[nn.Module]:
+        """Return what follows the stem, map by map; where timm does not say what, the regions."""
+        body: Any = self.body
+        for name in CONTAINERS:
+            if hasattr(body, name):
+                return [part for part in getattr(body, name).children() if _learns(part)]
+        ends = {stage["module"] for stage in body.feature_info} - {"stem"}
+        found = [part for name, part in body.named_children() if name in ends and _learns(part)]
+        return found or self.regions()
 
     @property
     def deepest_width(self) -> int:
@@ -108,6 +120,10 @@ class TimmEncoder(Encoder):
         body: Any = self.body
         last, maps = body.forward_intermediates(images, indices=[self._stage])
         return Features(body.forward_head(last), maps[0])
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(True for _ in part.parameters())
 
 
 def _near(name: str) -> str:

@@ -5,6 +5,7 @@ alone) from the training split of a labelled set; the learning rate falls from t
 image, layer by layer.
 """
 
+import math
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from timewalk.config import Name, Positive, Probability, Strict, TrainingConfig
@@ -32,9 +33,13 @@ NO_RESULT = {
     "training.checkpoint_minutes",
     "training.compile",
     "training.keep_checkpoints",
+    "training.micro_batch_size",
 }
-"""keys that are no part of a protocol: how it is computed, or named there already. The size of
-micro-batches is one, as batch normalisation sees no more at once"""
+"""keys that are no part of a protocol: how it is computed, or named there already. What the size of
+micro-batches and the number of processes do to batch normalisations, the training itself names
+(:attr:`Finetuning.batch_statistics`)"""
+LEAST_SIDE = 128
+"""pixels; no smaller an image tells which parameters an encoder's maps depend on"""
 
 
 class FinetuneTraining(TrainingConfig):
@@ -50,11 +55,25 @@ class FinetuneTraining(TrainingConfig):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """weight decay at the start of its cosine"""
     weight_decay_end: Annotated[float, Field(ge=0)] = 0.05
-    """weight decay at the end of its cosine"""
+    """weight decay at the end of its cosine; left out or null: the same as at the start"""
     clip_grad: Annotated[float, Field(ge=0)] = 0.0
     """largest norm of a gradient; 0: no clipping"""
+    micro_batch_size: Positive | None = None
+    """most images that one process computes at once; the rest of its share of the batch follows by
+    gradient accumulation; null: all at once. Batch normalisations that learn see only these, of all
+    processes together: the protocol's name says how many where they are less than `batch_size`
+    (`-bn4`)"""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     """arithmetic of the networks, fp16 with a scaled loss; losses are always in fp32"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _constant_decay(cls, values: Any) -> Any:
+        """Fill in the weight decay's end, so that a resolved configuration shows the number."""
+        if not isinstance(values, dict) or values.get("weight_decay_end") is not None:
+            return values
+        start = values.get("weight_decay", cls.model_fields["weight_decay"].default)
+        return {**values, "weight_decay_end": start}
 
 
 class FinetuningConfig(Strict):
@@ -78,7 +97,8 @@ class FinetuningConfig(Strict):
     """the training loop"""
     nodes: Positive = 1
     """machines that train together, each with the GPUs that the rule asks for (Slurm); changes
-    speed, not results"""
+    speed, and results only by what each process draws (drop path, dropout, regions) and, where
+    `micro_batch_size` is given, by how many images batch normalisations see at once"""
 
     @property
     def validation(self) -> None:
@@ -112,8 +132,6 @@ class Finetuning(Method):
 
     Config: ClassVar[type[FinetuningConfig]]  # type: ignore[assignment]
     labels: ClassVar[Literal["masks", "objects"]]
-    # Behind an encoder's last map may be layers that only its summary needs.
-    unused_parameters = True
     network: nn.Module
 
     def __init__(
@@ -124,6 +142,12 @@ class Finetuning(Method):
         learning = rebuilt(encoder, config.drop_path, self.image_size())
         with seeded(config.seed):
             self.network = self.build(learning, about)
+        self.batch_statistics = any(
+            parameter.requires_grad
+            for module in self.network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            for parameter in module.parameters()
+        )
 
     def image_size(self) -> int | None:
         """Return the side in pixels of the squares that are learnt from, to whose grid a ViT's
@@ -199,6 +223,27 @@ def rebuilt(encoder: Encoder, drop_path: float, image_size: int | None) -> Encod
     return other
 
 
+def freeze_unread(encoder: Encoder, norm: bool) -> None:
+    """Take from learning what none of an encoder's maps depends on: a final norm that is not
+    applied, layers that only the summary needs. It has no gradient, and processes that wait for
+    each other's gradients would have to look for it in every step.
+
+    Args:
+        encoder: changed in place.
+        norm: as of :meth:`~timewalk.encoders.Encoder.taps`.
+    """
+    step = math.lcm(encoder.multiple, *encoder.tap_strides)
+    side = step * math.ceil(LEAST_SIDE / step)
+    learning = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    mode = encoder.training
+    maps = encoder.eval().taps(torch.zeros(1, 3, side, side), norm=norm)
+    encoder.train(mode)
+    total = torch.stack([x.sum() for x in maps]).sum()
+    gradients = torch.autograd.grad(total, learning, allow_unused=True)
+    for parameter, gradient in zip(learning, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
 def marks(config: FinetuningConfig, published: FinetuningConfig, names: Mapping[str, str]) -> str:
     """Return what of a fine-tuning is not as published, for the protocol's name.
 
@@ -210,11 +255,19 @@ def marks(config: FinetuningConfig, published: FinetuningConfig, names: Mapping[
     Returns:
         `-<name><value>` of every changed key that changes results.
     """
-    own, usual = (dict(_flat(x.model_dump(mode="json"))) for x in (config, published))
+    own, usual = (_keys(x) for x in (config, published))
     changed = [k for k in own if k not in NO_RESULT and own[k] != usual.get(k)]
     parts = [f"{names.get(key, key.rpartition('.')[2])}{_short(own[key])}" for key in changed]
     seed = [f"seed{config.seed}"] if config.seed != published.seed else []
     return "".join(f"-{part}" for part in [*parts, *seed])
+
+
+def _keys(config: FinetuningConfig) -> dict[str, Any]:
+    """Return the dotted keys; a weight decay that does not change is one number."""
+    keys = dict(_flat(config.model_dump(mode="json")))
+    if keys["training.weight_decay_end"] == keys["training.weight_decay"]:
+        keys["training.weight_decay_end"] = None
+    return keys
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -18,27 +18,36 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from timewalk.config import Positive
-from timewalk.data.detection_views import Sizes, collate, training_sample
+from timewalk.data.detection_views import Sizes, collate, training_sample, unpacked_masks
 from timewalk.data.objects import LabelledObjects, ObjectImage
 from timewalk.encoders import Encoder
 from timewalk.errors import UserError
-from timewalk.finetuning.base import FinetuneTraining, Finetuning, FinetuningConfig, Source, marks
+from timewalk.finetuning.base import (
+    FinetuneTraining,
+    Finetuning,
+    FinetuningConfig,
+    Source,
+    freeze_unread,
+    marks,
+)
 from timewalk.methods.base import Losses, Step
 
 if TYPE_CHECKING:
     from timewalk.encoders.dense.detector import Detector
 
-EPOCHS, MILESTONES = 12, (8, 11)
-"""the published schedule, "1x" """
+EPOCHS = 12
+"""of the schedule "1x" """
+MILESTONES = {12: (8, 11), 36: (27, 33)}
+"""epochs of the published schedules' milestones, by their length: "1x", "3x" """
 PUBLISHED = Sizes()
 NAMES = {"cascade": "cascade", "mask_rcnn": "maskrcnn"}
 """of the heads, in a protocol's name"""
 MARKS = {
-    "training.epochs": "epochs",
     "training.max_steps": "steps",
     "training.batch_size": "b",
     "training.learning_rate": "lr",
     "training.weight_decay": "wd",
+    "training.weight_decay_end": "wdend",
     "training.precision": "",
     "layer_decay": "ld",
     "short_sides": "sides",
@@ -58,9 +67,9 @@ class DetectionTraining(FinetuneTraining):
     """peak learning rate, of the layers nearest to the losses"""
     schedule: Literal["cosine", "step", "exponential", "linear", "constant"] = "step"
     """how the learning rate falls from its peak: `step`: to `gamma` of it at each milestone"""
-    milestones: list[Positive] = list(MILESTONES)
-    """epochs after which the learning rate is multiplied by `gamma`; unless given, 8 and 11 times
-    `schedule_scale`, rounded down"""
+    milestones: list[Positive] = list(MILESTONES[EPOCHS])
+    """epochs after which the learning rate is multiplied by `gamma`; unless given, 8 and 11
+    twelfths of `epochs`, rounded down, but 27 and 33 of 36, as published"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = 500
     """optimiser steps of the warm-up, instead of `warmup_epochs`; null: those epochs"""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = 0.001
@@ -74,8 +83,8 @@ class DetectionConfig(FinetuningConfig):
     """`cascade`: the published Cascade Mask R-CNN; `mask_rcnn`: torchvision's heads of a Mask
     R-CNN, with less to compute"""
     schedule_scale: Annotated[float, Field(gt=0)] = 1.0
-    """length of the schedule as a factor on 12 epochs and their milestones, which keys of
-    `training` override: 3 is 36 epochs"""
+    """length of the schedule as a factor on 12 epochs, which `training.epochs` overrides: 3 is the
+    published "3x", 36 epochs"""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """factor on the learning rate from one of the encoder's layers to the one before it; null:
     none. Published: 0.8 for ViT-S, 0.75 for ViT-B"""
@@ -98,22 +107,16 @@ class DetectionConfig(FinetuningConfig):
     training: DetectionTraining = DetectionTraining()
     """the training loop"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _scaled(cls, values: Any) -> Any:
+    @model_validator(mode="after")
+    def _scaled(self) -> "DetectionConfig":
         """Fill in the schedule that `schedule_scale` names where `training` names none."""
-        if not isinstance(values, dict) or not isinstance(values.get("training", {}), dict):
-            return values
-        scale = values.get("schedule_scale")
-        if isinstance(scale, bool) or not isinstance(scale, int | float) or scale <= 0:
-            return values
-        training = values.get("training", {})
-        epochs = training.get("epochs", max(1, round(EPOCHS * scale)))
-        milestones = sorted({int(epoch * scale) for epoch in MILESTONES} - {0})
-        return {
-            **values,
-            "training": {"epochs": epochs, "milestones": milestones, **training},
-        }
+        given = self.training.model_fields_set
+        epochs = self.training.epochs if "epochs" in given else self.scaled_epochs
+        schedule = {"epochs": epochs, "milestones": milestones_of(epochs)}
+        missing = {key: value for key, value in schedule.items() if key not in given}
+        # Frozen from here on: the copy is what a user would have written out.
+        object.__setattr__(self, "training", self.training.model_copy(update=missing))
+        return self
 
     @model_validator(mode="after")
     def _possible_crops(self) -> "DetectionConfig":
@@ -123,6 +126,11 @@ class DetectionConfig(FinetuningConfig):
                 f"has `crop_sides` from {low} to {high} pixels; give the smaller one first"
             )
         return self
+
+    @property
+    def scaled_epochs(self) -> int:
+        """Length of the schedule that `schedule_scale` names."""
+        return max(1, round(EPOCHS * self.schedule_scale))
 
     @property
     def sizes(self) -> Sizes:
@@ -138,6 +146,13 @@ class DetectionConfig(FinetuningConfig):
             crop_short_sides=tuple(self.crop_short_sides),
             crop=self.crop_sides,
         )
+
+
+def milestones_of(epochs: int) -> list[int]:
+    """Return the epochs at which the learning rate falls in a schedule of a length."""
+    if epochs in MILESTONES:
+        return list(MILESTONES[epochs])
+    return sorted({epoch * epochs // EPOCHS for epoch in MILESTONES[EPOCHS]} - {0})
 
 
 class Images:
@@ -171,6 +186,7 @@ class Detection(Finetuning):
         from timewalk.encoders.dense.detector import Detector
 
         config = self.config
+        freeze_unread(encoder, config.out_norm)
         return Detector(
             encoder,
             len(about["classes"]),
@@ -195,15 +211,18 @@ class Detection(Finetuning):
 
     def title(self) -> str:
         """Return head, schedule and what is not as published, such as `cascade-1x`."""
-        config = self.config
+        config, epochs = self.config, self.config.training.epochs
         published = DetectionConfig(
             task=config.task,
             dataset=config.dataset,
             head=config.head,
             schedule_scale=config.schedule_scale,
+            training=DetectionTraining(epochs=epochs),
         )
         name = f"{NAMES[config.head]}-{config.schedule_scale:g}x"
-        return name + marks(config, published, MARKS)
+        # Milestones follow the epochs.
+        length = "" if epochs == config.scaled_epochs else f"-epochs{epochs}"
+        return name + length + marks(config, published, MARKS)
 
     def sizes(self) -> dict[str, int]:
         """Return the largest size that was learnt from."""
@@ -230,10 +249,11 @@ class Detection(Finetuning):
 
 
 def targets(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return the objects of each image of a batch as the detector takes them: labels from 1."""
-    counts = batch["counts"].tolist()
+    """Return the objects of each image of a batch as the detector takes them: labels from 1, masks
+    uint8 (N, H, W) of the padded images' size."""
+    counts, width = batch["counts"].tolist(), batch["images"].shape[-1]
     parts = (batch[name].split(counts) for name in ("boxes", "classes", "masks"))
     return [
-        {"boxes": boxes, "labels": classes + 1, "masks": masks}
+        {"boxes": boxes, "labels": classes + 1, "masks": unpacked_masks(masks, width)}
         for boxes, classes, masks in zip(*parts, strict=True)
     ]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from timewalk.artefacts import read_json
@@ -25,7 +25,13 @@ from timewalk.data.sequences import KIND
 from timewalk.encoders import Encoder
 from timewalk.encoders.dense.segmenter import Segmenter
 from timewalk.errors import UserError
-from timewalk.finetuning.base import FinetuneTraining, Finetuning, FinetuningConfig, marks
+from timewalk.finetuning.base import (
+    FinetuneTraining,
+    Finetuning,
+    FinetuningConfig,
+    freeze_unread,
+    marks,
+)
 from timewalk.methods.base import Losses, Step
 from timewalk.ops.resized_loss import resized_cross_entropy
 
@@ -43,7 +49,6 @@ MARKS = {
     "short_side": "short",
     "training.batch_size": "b",
     "training.learning_rate": "lr",
-    "training.micro_batch_size": "micro",
     "training.precision": "",
     "training.warmup_steps": "warm",
     "training.weight_decay": "wd",
@@ -72,6 +77,15 @@ class SegmentationTraining(FinetuneTraining):
     head)"""
     warmup_steps: Annotated[int, Field(ge=0)] | None = 1500
     """optimiser steps of the warm-up, instead of `warmup_epochs`; null: those epochs"""
+
+    @model_validator(mode="after")
+    def _ends(self) -> "SegmentationTraining":
+        if self.max_steps is None and self.epochs == PASSES:
+            raise ValueError(
+                "has neither `max_steps` nor `epochs` to end it; with `max_steps: null` give "
+                "`training.epochs`"
+            )
+        return self
 
 
 class SemanticSegmentationConfig(FinetuningConfig):
@@ -116,6 +130,16 @@ class SemanticSegmentationConfig(FinetuningConfig):
     """most steps of two degrees by which hues turn"""
     training: SegmentationTraining = SegmentationTraining()
     """the training loop"""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> "SemanticSegmentationConfig":
+        for key in ("scale", "contrast", "saturation"):
+            least, most = getattr(self, key)
+            if least > most:
+                raise ValueError(
+                    f"has a `{key}` from {least:g} to {most:g}; give the smaller factor first"
+                )
+        return self
 
     def views(self) -> SegmentationViews:
         """Return the augmentation."""
@@ -211,6 +235,8 @@ class SemanticSegmentation(Finetuning):
                 f"crop is {config.crop} but the network's maps need multiples of "
                 f"{network.multiple} pixels; set it to {config.crop - rest + network.multiple}."
             )
+        if not network.frozen:
+            freeze_unread(encoder, config.out_norm)
         return network
 
     def open(self, manifest: Path) -> LabelledPixels:
@@ -225,10 +251,6 @@ class SemanticSegmentation(Finetuning):
                 "of still images with masks under the fine-tuning's key 'dataset'."
             )
         return LabelledPixels(open_segmented(manifest, "train"))
-
-    def image_size(self) -> int:
-        """Return the side of a crop."""
-        return self.config.crop
 
     def sizes(self) -> dict[str, int]:
         """Return those of the crops and of the images that they are cut out of."""

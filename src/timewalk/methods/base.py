@@ -103,6 +103,8 @@ class Method(nn.Module):
         splits: whether the loss of a batch is the mean of its parts' losses, so that a process may
             compute its share in parts; False where clips of a batch see each other in the loss
             (a joint assignment), which then gathers them itself by ``ops.collectives``.
+        batch_statistics: whether results depend on how many clips are computed together although
+            the batch splits: a resumed training then keeps to that number.
         unused_parameters: whether some step leaves a learning parameter without a gradient.
         by_group: whether all clips of a batch are of one group of their source (of one action).
         encoder: the network that is exported.
@@ -112,6 +114,7 @@ class Method(nn.Module):
     trains: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
     splits: bool = True
+    batch_statistics: bool = False
     unused_parameters: bool = False
     by_group: bool = False
     encoder: Encoder

@@ -137,6 +137,31 @@ def check_same_run(
         )
 
 
+def same_together(folder: Path, state: dict[str, Any], together: int, ended: bool) -> int:
+    """Return how many images of a step a checkpoint's training computed at once.
+
+    For networks with batch normalisations, which see no more than these.
+
+    Args:
+        folder: of the checkpoint, for the message.
+        state: the checkpoint.
+        together: images that are computed at once now.
+        ended: whether the checkpoint is of the last step: nothing is computed any more.
+
+    Raises:
+        UserError: there are as many no longer, and steps are left.
+    """
+    before: int = state["together"]
+    if before != together and not ended:
+        raise UserError(
+            f"{folder} holds checkpoints of a training whose batch normalisations saw {before} "
+            f"images at once and would see {together}; go on with the training.micro_batch_size "
+            f"and the number of processes that it began with, or delete {folder.parent} to start "
+            "anew."
+        )
+    return before
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted names and values of nested settings."""
     for key, value in values.items():

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
-
 from timewalk.ops.collectives import num_processes
 
 
@@ -137,6 +135,30 @@ def mean_of_all(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+class SumOfAll(torch.autograd.Function):
+    """The sum over processes of a tensor, whose gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        """Return the sum, in a tensor of its own."""
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the gradient of this process's tensor."""
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def sum_of_all(value: Tensor) -> Tensor:
+    """Return the sum over processes of a float tensor; gradients go through it."""
+    total: Tensor = SumOfAll.apply(value)  # type: ignore[no-untyped-call]
+    return total
+
+
 class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation over the batch of all processes, where torch's own needs GPUs."""
 
@@ -156,17 +178,19 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _over_processes(self, input: Tensor) -> Tensor:
         dims = [0, *range(2, input.ndim)]
+        # Half precision holds no sum of so many squares.
+        exact = input.float()
         # Regions of images, and images of many sizes, are not as many on each process.
-        count = all_reduce(input.new_tensor(input.numel() / input.shape[1], dtype=torch.float32))
-        mean = all_reduce(input.sum(dims)) / count
-        shape = (1, -1, *[1] * (input.ndim - 2))
-        centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        count = sum_of_all(exact.new_tensor(exact.numel() / exact.shape[1]))
+        mean = sum_of_all(exact.sum(dims)) / count
+        shape = (1, -1, *[1] * (exact.ndim - 2))
+        centred = exact - mean.view(shape)
+        variance = sum_of_all(centred.square().sum(dims)) / count
         self._follow(mean.detach(), variance.detach() * count / (count - 1))
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
-        return scaled
+        return scaled.to(input.dtype)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor) -> None:

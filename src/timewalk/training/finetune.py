@@ -7,7 +7,7 @@ from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json
 from timewalk.encoders import encoder_digest, load_encoder
 from timewalk.encoders.dense.files import save_network
 from timewalk.finetuning import get_task
-from timewalk.finetuning.base import FinetuningConfig
+from timewalk.finetuning.base import Finetuning, FinetuningConfig
 from timewalk.provenance import provenance
 from timewalk.training.loop import Machine, Trainer
 
@@ -59,7 +59,7 @@ def finetune(
     about = {
         "name": name,
         "task": config.task,
-        "title": task.title(),
+        "title": task.title() + _normalised(task, trainer),
         "dataset": config.dataset,
         "classes": read_json(manifest)["classes"],
         "sizes": task.sizes(),
@@ -68,3 +68,9 @@ def finetune(
         "provenance": origin,
     }
     save_network(task.network, output, about)
+
+
+def _normalised(task: Finetuning, trainer: Trainer) -> str:
+    """Return what the protocol's name says where batch normalisations saw less than a batch."""
+    whole = trainer.together == trainer.settings.batch_size
+    return f"-bn{trainer.together}" if task.batch_statistics and not whole else ""

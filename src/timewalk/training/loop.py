@@ -42,6 +42,7 @@ from timewalk.training.between import BetweenEpochs, Evaluate
 from timewalk.training.checkpoint import (
     alone,
     check_same_run,
+    same_together,
     drop_halves,
     load_checkpoint,
     save_checkpoint,
@@ -103,7 +104,13 @@ class Job(Protocol):
 
 
 class Trainer:
-    """One training, from its first step or from its newest checkpoint to its last step."""
+    """One training, from its first step or from its newest checkpoint to its last step.
+
+    Attributes:
+        total: its optimiser steps.
+        together: clips that are computed at once, over all processes: so many batch normalisations
+            see. After a training that had ended before: as it was then.
+    """
 
     def __init__(
         self,
@@ -143,6 +150,7 @@ class Trainer:
                 f"whose clips {type(method).__name__} compares with each other; leave it out, or "
                 "use more GPUs."
             )
+        self.together = self.share.clips // self.share.parts * self.group.size
         self.groups = method.parameter_groups()
         self.optimizer = make_optimizer(self.groups, self.settings)
         self.scaler = torch.amp.GradScaler(
@@ -191,6 +199,9 @@ class Trainer:
         if state is None:
             return
         check_same_run(self.folder, state, self.config, self._inputs())
+        if self.method.batch_statistics:
+            ended = state["step"] >= self.total
+            self.together = same_together(self.folder, state, self.together, ended)
         self.method.load_state_dict(state["method"])
         self.method.load_state(state["extra"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -215,6 +226,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "epoch_means": self.epoch_means.state(),
             "inputs": self._inputs(),
+            "together": self.together,
             "config": self.config.model_dump(mode="json"),
             "provenance": self.origin,
         }

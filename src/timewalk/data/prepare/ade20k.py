@@ -5,6 +5,7 @@ Follows the dense transfer sheet, section 2. ``images/{training,validation}/<ima
 to 150 are the classes.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,8 @@ def find_ade20k(name: str, config: ADE20K) -> MaskLayout:
 def unusual_counts(layout: MaskLayout) -> list[str]:
     """Return warnings for splits that have not as many images as the published ones."""
     return [
-        f"the {split} split has {len(pairs)} images, the published one {COUNTS[split]}: "
-        "its scores are not comparable"
+        f"the {split} split has {len(pairs)} {'image' if len(pairs) == 1 else 'images'}, the "
+        f"published one {COUNTS[split]}: its scores are not comparable"
         for split, pairs in layout.pairs.items()
         if len(pairs) != COUNTS[split]
     ]
@@ -132,16 +133,23 @@ def _layout(name: str, root: Path, classes: list[str]) -> MaskLayout:
 
 
 def _check_names(name: str, listed: Path, classes: list[str]) -> None:
-    """Compare the first name of each class with the list's: `<id> <3 numbers> <name>, <name>`."""
-    rows = [line.split(maxsplit=4) for line in listed.read_text("utf-8").splitlines()]
-    found = {row[0]: row[4].split(",")[0].strip() for row in rows if len(row) == 5}
+    """Compare each class with the list's: `<id> <3 numbers> <name>, <name>`, names in any order."""
+    try:
+        text = listed.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"labelled.{name}: {listed} is no UTF-8 text; restore the published file."
+        ) from None
+    rows = [line.split(maxsplit=4) for line in text.splitlines()]
+    found = {row[0]: row[4].strip() for row in rows if len(row) == 5}
     found.pop("Idx", None)
     expected = {str(number): label for number, label in enumerate(classes, start=1)}
     for number in expected | found:
-        if found.get(number) != expected.get(number):
+        label, names = expected.get(number, "no class"), found.get(number, "no class")
+        if label not in [word.strip() for word in re.split("[,;]", names)]:
             raise UserError(
-                f"labelled.{name}: {listed} has {found.get(number, 'no class')!r} for the id "
-                f"{number}, not {expected.get(number, 'no class')!r}; restore the published file."
+                f"labelled.{name}: {listed} has {names!r} for the id {number}, not {label!r}; "
+                "restore the published file."
             )
 
 

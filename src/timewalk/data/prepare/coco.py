@@ -2,29 +2,28 @@
 
 Reads a file of annotations once, checks every row and every image's header, and gives the compact
 index of :mod:`timewalk.data.object_index`. What cannot be meant (an unknown image or category, a
-box that is no four numbers, runs of another size) is a fault; what real annotations have (empty
-boxes, boxes beyond the image, polygons of fewer than three corners) is counted.
+box or corner far from its image, runs of another size) is a fault; what real annotations have
+(empty boxes, boxes beyond the image, polygons of fewer than three corners) is counted.
 """
 
-import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from timewalk.data.object_index import IndexBuilder
 from timewalk.data.object_masks import FEWEST_NUMBERS, Outline, text_to_runs
 from timewalk.data.objects import SMALLEST_SIDE, SPLITS, ObjectImage, sides_inside
+from timewalk.data.prepare.coco_rows import REACH, are_numbers, is_crowd_mark, read_rows
+from timewalk.data.prepare.headers import whole_size
 from timewalk.data.prepare.videos import Archive, Faults, Source
 from timewalk.data.sequences import why
-from timewalk.errors import UserError, reason
 
 HOST = "http://images.cocodataset.org"
 IMAGES = {"train": 118_287, "test": 5_000}
@@ -41,6 +40,7 @@ OFFICIAL = Source(
         Archive(f"{HOST}/annotations/annotations_trainval2017.zip", "annotations"),
     ),
 )
+Size = tuple[int, int]
 BEYOND = 1.0
 """pixels beyond the image from which a box is counted; the published ones round"""
 
@@ -97,61 +97,25 @@ def read_instances(name: str, root: Path, split: str, faults: Faults) -> Instanc
         UserError: the file is missing, or no annotations of instances.
     """
     path = annotations_file(root, split)
-    content = _read(name, path)
+    content = read_rows(name, path)
     place = path.relative_to(root).as_posix()
-    categories = [Category(row["id"], row["name"]) for row in _rows(content, "categories")]
+    categories = [Category(row["id"], row["name"]) for row in content["categories"]]
     numbers = [category.number for category in categories]
     for number, count in Counter(numbers).items():
         if count > 1:
             faults.add(place, f"has the category {number} twice")
     images: dict[int, dict[str, Any]] = {}
-    for row in _rows(content, "images"):
+    for row in content["images"]:
         if images.setdefault(row["id"], row) is not row:
             faults.add(place, f"has the image {row['id']} twice")
+    files = Counter(PurePosixPath(row["file_name"]).as_posix() for row in images.values())
+    for file, count in files.items():
+        if count > 1:
+            faults.add(place, f"names the file '{file}' for {count} images")
     found = Instances(place, root / SPLITS[split], dict(sorted(images.items())), {}, categories)
-    _add_annotations(found, _rows(content, "annotations"), set(numbers), faults)
+    _add_annotations(found, content["annotations"], set(numbers), faults)
     found.categories.sort()
     return found
-
-
-def _read(name: str, path: Path) -> dict[str, Any]:
-    remedy = "restore the published file"
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"labelled.{name}: {path} is missing; {remedy}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"labelled.{name}: {path} is not valid JSON ({reason(error)}); {remedy}."
-        ) from None
-    keys: dict[str, dict[str, type | tuple[type, ...]]] = {
-        "images": {"id": int, "file_name": str, "height": int, "width": int},
-        "annotations": {"id": int, "image_id": int, "category_id": int, "bbox": list,
-                        "area": (int, float), "segmentation": (list, dict)},
-        "categories": {"id": int, "name": str},
-    }  # fmt: skip
-    for key, needed in keys.items():
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise UserError(f"labelled.{name}: {path} has no list '{key}'; {remedy}.")
-        for number, row in enumerate(rows):
-            lacks = [
-                word
-                for word, kind in needed.items()
-                if not (isinstance(row, dict) and isinstance(row.get(word), kind))
-            ]
-            if lacks:
-                raise UserError(
-                    f"labelled.{name}: row {number} of '{key}' in {path} has no '{lacks[0]}' "
-                    f"of the right kind; {remedy}."
-                )
-    found: dict[str, Any] = content
-    return found
-
-
-def _rows(content: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = content[key]
-    return rows
 
 
 def _add_annotations(
@@ -168,8 +132,7 @@ def _add_annotations(
         elif row["category_id"] not in known:
             faults.add(
                 place,
-                f"has the category {row['category_id']}, which is beyond the list of "
-                f"{len(known)} categories",
+                f"has the category {row['category_id']}, which is not in the list of {len(known)}",
             )
         else:
             found.annotations.setdefault(row["image_id"], []).append(row)
@@ -215,14 +178,14 @@ def _checked_files(found: Instances, faults: Faults) -> Iterator[tuple[dict[str,
     def check(row: dict[str, Any]) -> tuple[int, str | None]:
         path = found.folder / row["file_name"]
         try:
-            with Image.open(path) as image:
-                if image.size == (row["width"], row["height"]):
-                    return path.stat().st_size, None
-                stated = f"{row['width']}x{row['height']}"
-                return 0, f"is {image.width}x{image.height} pixels, but {stated} in {found.place}"
+            height, width = whole_size(path)
         except (OSError, SyntaxError, ValueError) as error:
             missing = isinstance(error, FileNotFoundError)
             return 0, "is missing" if missing else f"cannot be read ({why(error)})"
+        if (height, width) == (row["height"], row["width"]):
+            return path.stat().st_size, None
+        stated = f"{row['width']}x{row['height']}"
+        return 0, f"is {width}x{height} pixels, but {stated} in {found.place}"
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         rows = list(found.images.values())
@@ -242,77 +205,83 @@ def _image(
 ) -> ObjectImage:
     size = (row["height"], row["width"])
     places = [f"annotation {item['id']} of {found.place}" for item in annotations]
-    boxes = [_box(item, place, faults) for item, place in zip(annotations, places, strict=True)]
-    outlines = [
-        _outline(item, size, place, counts, faults)
-        for item, place in zip(annotations, places, strict=True)
-    ]
+    named = list(zip(annotations, places, strict=True))
     image = ObjectImage(
         found.folder / row["file_name"],
         row["id"],
         *size,
-        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array([_box(item, size, place, faults) for item, place in named], np.float32).reshape(
+            -1, 4
+        ),
         np.array([labels[item["category_id"]] for item in annotations], np.int64),
-        np.array([bool(item.get("iscrowd", 0)) for item in annotations], bool),
-        np.array([item["area"] for item in annotations], np.float32),
-        tuple(outlines),
+        np.array([_crowd(item, place, faults) for item, place in named], bool),
+        np.array([_area(item, size, place, faults) for item, place in named], np.float32),
+        tuple(_outline(item, size, place, counts, faults) for item, place in named),
     )
     _count(image, counts)
     return image
 
 
-def _box(row: dict[str, Any], place: str, faults: Faults) -> tuple[float, float, float, float]:
+def _box(
+    row: dict[str, Any], size: Size, place: str, faults: Faults
+) -> tuple[float, float, float, float]:
     """Return x0, y0, x1, y1."""
-    numbers = row["bbox"]
-    if len(numbers) != 4 or not all(_finite(number) for number in (*numbers, row["area"])):
-        faults.add(place, "has a box or an area that is no finite number")
+    most = REACH * max(size)
+    if len(row["bbox"]) != 4 or not are_numbers(row["bbox"], -most, most):
+        faults.add(place, f"has a box that is not four numbers from -{most} to {most}")
         return (0.0, 0.0, 0.0, 0.0)
-    x, y, width, height = numbers
+    x, y, width, height = row["bbox"]
     return (x, y, x + width, y + height)
 
 
-def _finite(number: Any) -> bool:
-    return isinstance(number, int | float) and math.isfinite(number)
+def _area(row: dict[str, Any], size: Size, place: str, faults: Faults) -> float:
+    most = (REACH * max(size)) ** 2
+    if not are_numbers([row["area"]], 0, most):
+        faults.add(place, f"has an area that is no number from 0 to {most}")
+        return 0.0
+    return float(row["area"])
+
+
+def _crowd(row: dict[str, Any], place: str, faults: Faults) -> bool:
+    mark = row.get("iscrowd", 0)
+    if not is_crowd_mark(mark):
+        faults.add(place, f"has {mark!r:.60} for 'iscrowd', which is 0 or 1")
+        return False
+    return bool(mark)
 
 
 def _outline(
-    row: dict[str, Any],
-    size: tuple[int, int],
-    place: str,
-    counts: Counter[str],
-    faults: Faults,
+    row: dict[str, Any], size: Size, place: str, counts: Counter[str], faults: Faults
 ) -> Outline:
-    shape = row["segmentation"]
+    shape, most = row["segmentation"], REACH * max(size)
     if isinstance(shape, dict):
         return _runs(shape, size, place, faults)
     polygons = []
     for numbers in shape:
-        try:
-            corners = np.array(numbers, np.float64)
-        except (TypeError, ValueError):
-            corners = np.full(1, np.nan)
-        if corners.ndim != 1 or len(corners) % 2 or not np.isfinite(corners).all():
-            faults.add(place, "has a polygon that is no list of finite x and y")
-        elif len(corners) < FEWEST_NUMBERS:
+        if not are_numbers(numbers, -most, most) or len(numbers) % 2:
+            faults.add(place, f"has a polygon that is no list of x and y from -{most} to {most}")
+            return Outline()
+        if len(numbers) < FEWEST_NUMBERS:
             counts["short_polygons"] += 1
         else:
-            polygons.append(corners.reshape(-1, 2))
+            polygons.append(np.array(numbers, np.float64).reshape(-1, 2))
     return Outline(tuple(polygons))
 
 
-def _runs(shape: dict[str, Any], size: tuple[int, int], place: str, faults: Faults) -> Outline:
-    runs = shape.get("counts")
+def _runs(shape: dict[str, Any], size: Size, place: str, faults: Faults) -> Outline:
+    runs, pixels = shape.get("counts"), size[0] * size[1]
     try:
-        lengths = np.array(text_to_runs(runs) if isinstance(runs, str) else runs, np.int64)
-    except (TypeError, ValueError, OverflowError):
-        lengths = np.full(1, -1)
-    if lengths.ndim != 1 or (lengths < 0).any():
+        lengths = text_to_runs(runs) if isinstance(runs, str) else runs
+    except ValueError:
+        lengths = None
+    if not are_numbers(lengths, 0, math.inf, kinds=(int,)):
         faults.add(place, "has runs that are no lengths")
         return Outline()
-    if shape.get("size") != list(size) or lengths.sum() != size[0] * size[1]:
+    assert lengths is not None
+    if shape.get("size") != list(size) or sum(lengths) != pixels:
         faults.add(place, f"has runs that do not fill its image of {size[1]}x{size[0]} pixels")
         return Outline()
-    return Outline(runs=lengths)
+    return Outline(runs=np.array(lengths, np.int64))
 
 
 def _count(image: ObjectImage, counts: Counter[str]) -> None:
@@ -323,6 +292,7 @@ def _count(image: ObjectImage, counts: Counter[str]) -> None:
     counts["objects"] += len(image.boxes)
     counts["crowd"] += int(image.crowd.sum())
     counts["empty_boxes"] += int((sides <= 0).sum())
-    counts["boxes_beyond_image"] += int(over.any(axis=1).sum())
+    # Not those of which nothing is left to be cut to the image.
+    counts["boxes_beyond_image"] += int((over.any(axis=1) & (inside >= SMALLEST_SIDE)).sum())
     counts["boxes_too_small"] += int(((inside < SMALLEST_SIDE) & (sides > 0)).sum())
     counts["without_outline"] += sum(not outline.known for outline in image.outlines)

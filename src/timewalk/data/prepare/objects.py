@@ -36,14 +36,26 @@ from timewalk.errors import UserError
 log = logging.getLogger(__name__)
 
 UNUSUAL = {
-    "images_not_trained_on": "images have no object that can be trained on",
-    "empty_boxes": "boxes are empty",
-    "boxes_beyond_image": "boxes reach beyond their images by more than a pixel",
-    "boxes_too_small": "boxes have sides of less than a pixel inside their images",
-    "short_polygons": "polygons have fewer than three corners and are left out",
-    "without_outline": "objects have no mask",
+    "images_not_trained_on": (
+        "image has no object that can be trained on",
+        "images have no object that can be trained on",
+    ),
+    "empty_boxes": ("box is empty", "boxes are empty"),
+    "boxes_beyond_image": (
+        "box reaches beyond its image by more than a pixel",
+        "boxes reach beyond their images by more than a pixel",
+    ),
+    "boxes_too_small": (
+        "box has less than a pixel of a side inside its image",
+        "boxes have less than a pixel of a side inside their images",
+    ),
+    "short_polygons": (
+        "polygon has fewer than three corners",
+        "polygons have fewer than three corners",
+    ),
+    "without_outline": ("object has no mask", "objects have no mask"),
 }
-"""counts that a warning tells of"""
+"""counts that a warning tells of, in the words for one and for more"""
 IRRELEVANT = ("test", "images_not_trained_on")
 
 
@@ -124,12 +136,22 @@ def _index(name: str, root: Path, folder: Path) -> tuple[list[Category], dict[st
             )
     if classes["train"] != classes["test"]:
         raise UserError(
-            f"labelled.{name}: the files in {root / 'annotations'} list different categories; "
-            "restore the published files."
+            f"labelled.{name}: the files in {root / 'annotations'} list different categories, "
+            f"{_difference(classes)}; restore the published files."
         )
     for split, index in indexes.items():
         index.save(folder / split)
     return classes["train"], tallies
+
+
+def _difference(classes: Mapping[str, list[Category]]) -> str:
+    """Say which is the first category that the splits do not share."""
+    first, *_ = sorted({*classes["train"]} ^ {*classes["test"]})
+    named = {
+        split: next((repr(c.name) for c in found if c.number == first.number), "nothing")
+        for split, found in classes.items()
+    }
+    return f"{first.number} is {named['train']} for training and {named['test']} in the test"
 
 
 def _counts(classes: int, tallies: Mapping[str, Tally]) -> dict[str, int]:
@@ -149,27 +171,34 @@ def _counts(classes: int, tallies: Mapping[str, Tally]) -> dict[str, int]:
 
 def _unusual(tallies: Mapping[str, Tally]) -> list[str]:
     """Say what a split has that other sets do not, and what is done with it."""
-    done = {"train": "they are not trained on", "test": "they are kept as they are"}
-    done_beyond = {**done, "train": "they are cut to them in training"}
     return [
-        f"{tally.counts[key]} {text} ({SPLITS[split]}); "
-        f"{(done_beyond if key == 'boxes_beyond_image' else done)[split]}"
+        _sentence(key, tally.counts[key], split)
         for split, tally in tallies.items()
-        for key, text in UNUSUAL.items()
+        for key in UNUSUAL
         if tally.counts[key] and (split, key) != IRRELEVANT
     ]
+
+
+def _sentence(key: str, count: int, split: str) -> str:
+    who = "it is" if count == 1 else "they are"
+    done = "cut to the image in training" if key == "boxes_beyond_image" else "not trained on"
+    if split == "test":
+        done = f"kept as {who}"
+    return f"{count} {UNUSUAL[key][count > 1]} ({SPLITS[split]}); {who} {done}"
 
 
 def _incomplete(categories: list[Category], tallies: Mapping[str, Tally]) -> list[str]:
     """Warn of another set than the published one."""
     warnings = []
     if len(categories) != CLASSES:
-        warnings.append(f"{len(categories)} classes were found; COCO 2017 has {CLASSES}")
+        found = "1 class was" if len(categories) == 1 else f"{len(categories)} classes were"
+        warnings.append(f"{found} found; COCO 2017 has {CLASSES}")
     for split, tally in tallies.items():
-        if tally.counts["images"] != IMAGES[split]:
+        if (count := tally.counts["images"]) != IMAGES[split]:
+            found = "1 image was" if count == 1 else f"{count} images were"
             warnings.append(
-                f"{tally.counts['images']} images were found in {SPLITS[split]}; COCO 2017 has "
-                f"{IMAGES[split]}: scores on a part are not comparable"
+                f"{found} found in {SPLITS[split]}; COCO 2017 has {IMAGES[split]}: scores on a "
+                "part are not comparable"
             )
     return warnings
 

@@ -26,14 +26,15 @@ from timewalk.data.generated_tracks import moving_object, write_got10k
 from timewalk.data.prepare.archive import fetched, located, unverified
 from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.folder import relative_to
+from timewalk.data.prepare.headers import whole_size
 from timewalk.data.prepare.videos import (
     Faults,
     Source,
     folder_frames,
-    header,
     read_names,
     same_size,
 )
+from timewalk.data.sequences import why
 from timewalk.data.tracks import FIRST, KIND, LIST, Track, frame_name, to_line
 from timewalk.errors import UserError
 
@@ -92,6 +93,12 @@ def prepare_tracks(name: str, config: BoxVideos, manifest: Path) -> dict[str, An
     check_output(name, root, manifest)
     listed = root / config.subset / "list.txt"
     names = read_names(name, listed)
+    for item in names:
+        if item in (".", "..") or "/" in item or "\\" in item:
+            raise UserError(
+                f"labelled.{name}: the list {listed} names {item!r}, which is no folder beside "
+                "it; restore the published file."
+            )
     tracks, digest = check_sequences(name, root, config.subset, names)
     archives = fetched(Path(config.root))
     warnings = unverified(source, config, archives)
@@ -156,14 +163,18 @@ def counts(tracks: list[Track]) -> dict[str, int]:
 def _warnings(tracks: list[Track], expected: int | None) -> list[str]:
     found = []
     if expected is not None and len(tracks) != expected:
-        found.append(f"the list names {len(tracks)} sequences, the published one {expected}")
+        found.append(f"the list names {_counted(len(tracks))}, the published one {expected}")
     other = [track.name for track in tracks if track.bound != track.size]
     if other:
         found.append(
-            f"{len(other)} sequences have frames of another size than {ABOUT} says, by which boxes "
-            f"are cut in scoring: {', '.join(other[:3])}"
+            f"{_counted(len(other))} {'has' if len(other) == 1 else 'have'} frames of another "
+            f"size than {ABOUT} says, by which boxes are cut in scoring: {', '.join(other[:3])}"
         )
     return found
+
+
+def _counted(sequences: int) -> str:
+    return f"{sequences} {'sequence' if sequences == 1 else 'sequences'}"
 
 
 def _check(root: Path, subset: str, item: str) -> Checked:
@@ -176,7 +187,7 @@ def _check(root: Path, subset: str, item: str) -> Checked:
     for number, path in frames.items():
         if path.name != frame_name(number):
             faults.add(path, f"is not named {frame_name(number)}")
-        found = header(path, faults)
+        found = _size(path, faults)
         size = size if any(size) or found is None else found
         same_size(path, found, size, faults)
         digest.update(f"{path.relative_to(root).as_posix()}\t{path.stat().st_size}\n".encode())
@@ -187,6 +198,15 @@ def _check(root: Path, subset: str, item: str) -> Checked:
     if frames and not faults.found:
         track = _track(place, list(frames.values()), size, subset != "test", faults)
     return Checked(None if faults.found else track, digest.hexdigest(), faults.found)
+
+
+def _size(path: Path, faults: Faults) -> tuple[int, int] | None:
+    """Return (height, width) of a frame; None where it is no whole image."""
+    try:
+        return whole_size(path)
+    except (OSError, SyntaxError, ValueError) as error:
+        faults.add(path, f"cannot be read ({why(error)})")
+        return None
 
 
 def _track(
@@ -305,7 +325,7 @@ def _lines(path: Path, faults: Faults, needed: bool) -> list[str]:
     except UnicodeDecodeError:
         faults.add(path, "is no UTF-8 text")
         return []
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     if not lines:
         faults.add(path, "is empty")
     return lines

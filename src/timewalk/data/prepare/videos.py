@@ -84,7 +84,8 @@ class Faults:
         if not self.found:
             return
         shown = "; ".join(self.found[:SHOWN])
-        more = f"; and {len(self.found) - SHOWN} faults more" if len(self.found) > SHOWN else ""
+        rest = len(self.found) - SHOWN
+        more = f"; and {rest} {'fault' if rest == 1 else 'faults'} more" if rest > 0 else ""
         raise UserError(
             f"labelled.{self.name}: in {self.root}, {shown}{more}: restore the published files."
         )
@@ -165,7 +166,7 @@ def read_names(name: str, path: Path, key: str = "subset", what: str = "sequence
         raise UserError(
             f"labelled.{name}: the list {path} is no UTF-8 text; save it as UTF-8."
         ) from None
-    names = [line.strip() for line in text.splitlines() if line.strip()]
+    names = [line.strip() for line in text.split("\n") if line.strip()]
     twice = [line for line, count in Counter(names).items() if count > 1]
     if not names or twice:
         fault = f"names '{twice[0]}' twice" if twice else f"names no {what}"
@@ -323,6 +324,7 @@ def header(path: Path, faults: Faults) -> tuple[int, int] | None:
 def same_size(
     path: Path, found: tuple[int, int] | None, size: tuple[int, int], faults: Faults
 ) -> None:
+    """Note a frame or mask of another size than its sequence's first frame."""
     if found is not None and any(size) and found != size:
         faults.add(
             path, f"is {found[1]}x{found[0]} pixels, its sequence's first frame {size[1]}x{size[0]}"
