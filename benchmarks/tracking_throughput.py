@@ -1,12 +1,13 @@
 """Tracking on GOT-10k by label propagation: frames per second beside the forward pass alone.
 
-    python benchmarks/tracking_throughput.py [--quick]
+    python benchmarks/tracking_throughput.py [--quick] [--only NETWORK]
 
 A generated video of 1280x720 pixels is tracked by untrained networks at the defaults (short side
 480, context 7), from files to boxes; the other side passes as many frames, already resized and on
-the device, through the network in the same batches. One thread on a CPU. Repeats alternate between
-the sides; medians. What propagation and search of the box take by themselves is given too.
-`--quick`: small frames, in seconds. With a GPU: also there.
+the device, through the network in the same batches. On a CPU: one thread, and seconds of the
+processor, not of the clock. Repeats alternate between the sides; medians. What propagation and
+search of the box take by themselves is given too. `--quick`: small frames, in seconds. With a GPU:
+also there.
 """
 
 import argparse
@@ -26,7 +27,14 @@ from timewalk.data.prepare.tracks import prepare_tracks
 from timewalk.data.tracks import LabelledTracks
 from timewalk.encoders import build_encoder
 from timewalk.evaluation.embed import Extractor
-from timewalk.evaluation.got10k import Config, follow, input_size, propagation, read_ahead
+from timewalk.evaluation.got10k import (
+    Config,
+    follow,
+    input_size,
+    one_tile,
+    propagation,
+    read_ahead,
+)
 from timewalk.evaluation.got10k_boxes import BoxFinder, first_labels
 from timewalk.ops.propagation import Propagator
 
@@ -47,9 +55,11 @@ def a_track(folder, size):
 
 
 def now(device):
+    """Return seconds: of a CPU those in use, whatever else the machine does."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def forward(extractor, batches, device):
@@ -64,8 +74,9 @@ def carried(track, encoder, maps, config, device):
     labels = first_labels(track.boxes[0], track.size, tuple(maps.shape[2:]), config.first_mask)
     settings = propagation(config, encoder).propagation
     start = now(device)
-    propagator = Propagator(settings, maps[0], labels.to(device))
-    found = [propagator.step(features)[1] for features in maps[1:]]
+    tile = one_tile(settings, tuple(maps.shape[2:]), device)
+    propagator = Propagator(settings, maps[0], labels[1:].to(device), tile)
+    found = [propagator.step(features)[0] for features in maps[1:]]
     between = now(device)
     found = torch.stack(found).cpu().numpy()
     finder = BoxFinder(
@@ -104,7 +115,9 @@ def measure(track, name, config, device):
 def main():
     parser = argparse.ArgumentParser(description="Tracking beside the forward pass alone.")
     parser.add_argument("--quick", action="store_true", help="small frames, in seconds")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=NETWORKS, help="one network")
+    arguments = parser.parse_args()
+    quick = arguments.quick
     torch.set_num_threads(1)
     config = Config(dataset="benchmark", short_side=96 if quick else 480)
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -121,7 +134,7 @@ def main():
             ]
             columns += ["propagation, ms a frame", "boxes, ms a frame"]
             print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
-            for name in NETWORKS:
+            for name in [arguments.only] if arguments.only else NETWORKS:
                 measure(track, name, config, torch.device(device))
 
 

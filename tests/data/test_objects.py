@@ -111,6 +111,24 @@ def test_an_index_that_is_not_the_manifests(manifest):
         LabelledObjects(manifest, "train")
 
 
+def test_annotations_of_the_test_that_are_not_those_that_were_prepared(manifest):
+    path = LabelledObjects(manifest, "test").annotations
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(
+        UserError,
+        match=r"instances_val2017.json has changed since it was prepared; restore it or run the "
+        "prepare stage again",
+    ):
+        LabelledObjects(manifest, "test")
+    path.unlink()
+    with pytest.raises(UserError, match=r"val2017.json is missing; restore it or run the prepare"):
+        LabelledObjects(manifest, "test")
+    # What is trained on is in the index alone.
+    assert len(LabelledObjects(manifest, "train")) > 0
+    prepare("shapes", CONFIG, manifest)
+    assert len(LabelledObjects(manifest, "test")) == 5
+
+
 def test_a_worker_maps_the_index_anew(prepared):
     train = LabelledObjects(prepared, "train")
     assert len(pickle.dumps(train)) < 4000

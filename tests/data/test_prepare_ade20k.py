@@ -78,14 +78,49 @@ def test_the_list_of_objects_is_checked(ade, target):
     (ade / "objectInfo150.txt").write_text(info(CLASSES))
     assert list(index(ade, target)["inputs"]) == ["objectInfo150.txt"]
     (ade / "objectInfo150.txt").write_text(info(["wall", "house", *CLASSES[2:]]))
-    with pytest.raises(UserError, match=r"objectInfo150.txt has 'house' for the id 2, not 'build"):
+    with pytest.raises(
+        UserError, match=r"objectInfo150.txt has 'house, another name' for the id 2"
+    ):
         index(ade, target)
     (ade / "objectInfo150.txt").write_text(info(CLASSES[:149]))
     with pytest.raises(UserError, match="has 'no class' for the id 150, not 'flag'"):
         index(ade, target)
     (ade / "objectInfo150.txt").write_text(info([*CLASSES, "kite"]))
-    with pytest.raises(UserError, match="has 'kite' for the id 151, not 'no class'"):
+    with pytest.raises(UserError, match="has 'kite, another name' for the id 151, not 'no class'"):
         index(ade, target)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "television, television receiver, television set, tv",
+        "television;television receiver;television set",
+        "tv ,television receiver",
+    ],
+)
+def test_any_of_a_class_s_names_will_do(ade, target, names):
+    rows = [*CLASSES]
+    rows[89] = names
+    (ade / "objectInfo150.txt").write_text(info(rows))
+    assert index(ade, target)["classes"] == CLASSES
+    rows[89] = "television, tele vision receiver"
+    (ade / "objectInfo150.txt").write_text(info(rows))
+    with pytest.raises(UserError, match="for the id 90, not 'television receiver'; restore"):
+        index(ade, target)
+
+
+def test_a_list_of_objects_that_is_no_text(ade, target):
+    (ade / "objectInfo150.txt").write_bytes(info(CLASSES).encode("utf-16"))
+    with pytest.raises(UserError, match=r"objectInfo150.txt is no UTF-8 text; restore the publi"):
+        index(ade, target)
+
+
+def test_one_image_is_told_as_one(ade, target):
+    for kind, suffix in (("images", "jpg"), ("annotations", "png")):
+        (ade / kind / "validation" / f"v_2.{suffix}").unlink()
+    assert (
+        "the test split has 1 image, the published one 2000: its scores are not comparable"
+    ) in index(ade, target)["warnings"]
 
 
 def test_an_image_without_annotation(ade, target):

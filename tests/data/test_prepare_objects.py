@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from timewalk.artefacts import read_json
 from timewalk.check import check
@@ -84,8 +84,9 @@ def test_another_set_than_the_published_one_is_a_warning(root, target):
 
 def test_generated_ones_are_only_warned_of_what_is_not_trained_on(target):
     about = prepare("set", SHAPES, target)
-    assert len(about["warnings"]) == 1
-    assert "images have no object that can be trained on (train2017)" in about["warnings"][0]
+    assert about["warnings"] == [
+        "1 image has no object that can be trained on (train2017); it is not trained on"
+    ]
 
 
 def test_generated_ones_are_made_anew_but_nothing_of_ones_own_is_replaced(target):
@@ -171,9 +172,14 @@ def test_a_row_without_what_it_needs(root, target, change, key):
 def test_a_class_beyond_the_list(root, target, change):
     change(lambda content: content["annotations"][0].update(category_id=91))
     assert refused(root, target) == (
-        f"labelled.set: in {root}, annotation 1 of {VAL} has the category 91, which is beyond the "
-        "list of 4 categories: restore the published files."
+        f"labelled.set: in {root}, annotation 1 of {VAL} has the category 91, which is not in the "
+        "list of 4: restore the published files."
     )
+
+
+def test_the_class_0_is_no_class(root, target, change):
+    change(lambda content: content["annotations"][0].update(category_id=0))
+    assert "has the category 0, which is not in the list of 4: restore" in refused(root, target)
 
 
 def test_an_unknown_image_and_what_is_there_twice(root, target, change):
@@ -192,7 +198,15 @@ def test_an_unknown_image_and_what_is_there_twice(root, target, change):
 
 def test_splits_of_different_classes(root, target, change):
     change(lambda content: content["categories"][0].update(name="circle"), "train")
-    assert "annotations list different categories; restore" in refused(root, target)
+    assert refused(root, target) == (
+        f"labelled.set: the files in {root / 'annotations'} list different categories, 1 is "
+        "'circle' for training and 'disc' in the test; restore the published files."
+    )
+    change(lambda content: content["categories"][0].update(name="disc"), "train")
+    change(lambda content: content["categories"].append({"id": 9, "name": "loop"}))
+    assert "categories, 9 is nothing for training and 'loop' in the test; restore" in refused(
+        root, target
+    )
 
 
 def test_faulty_images(root, target, change):
@@ -206,22 +220,141 @@ def test_faulty_images(root, target, change):
     )
 
 
+@pytest.mark.parametrize("keep", [-2, 1000])
+def test_an_image_that_breaks_off(root, target, keep):
+    path = root / "train2017" / "000000000003.jpg"
+    path.write_bytes(path.read_bytes()[:keep])
+    message = "train2017/000000000003.jpg cannot be read (image file is truncated"
+    assert message in refused(root, target)
+
+
+def test_bytes_behind_an_image(root, target):
+    for number, behind in ((1, 40), (2, 400)):
+        path = root / "val2017" / f"{number:012d}.jpg"
+        path.write_bytes(path.read_bytes() + b"\0" * behind)
+    index(root, target)
+
+
+def test_a_png_that_breaks_off(root, target, change):
+    path = root / "val2017" / "000000000001.jpg"
+    Image.open(path).save(path, format="PNG")
+    index(root, target)
+    target.unlink()
+    path.write_bytes(path.read_bytes()[:-30])
+    assert "val2017/000000000001.jpg cannot be read (" in refused(root, target)
+
+
+def test_whole_images_are_not_decoded(root, target, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    index(root, target)
+
+
 @pytest.mark.parametrize(
-    "box", [[1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 3, "4"], [1, 2, 3, None]]
+    "name", ["/etc/000000000001.jpg", "../val2017/000000000001.jpg", "a/../../b.jpg", "", ".",
+             "a\\b.jpg", "a\0.jpg", "\ud800.jpg"],
+)  # fmt: skip
+def test_file_names_that_lead_elsewhere(root, target, change, name):
+    change(lambda content: content["images"][0].update(file_name=name))
+    assert refused(root, target) == (
+        f"labelled.set: row 0 of 'images' in {root / VAL} has the file name {name!r}, which is no "
+        "path below its folder; restore the published file."
+    )
+
+
+@pytest.mark.parametrize("name", ["000000000002.jpg", "./000000000002.jpg"])
+def test_a_file_of_two_images(root, target, change, name):
+    change(lambda content: content["images"][0].update(file_name=name))
+    message = f"{VAL} names the file '000000000002.jpg' for 2 images"
+    assert message in refused(root, target)
+
+
+def test_annotations_that_are_nested_too_deep(root, target):
+    path = root / VAL
+    path.write_text('{"images": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    assert refused(root, target) == (
+        f"labelled.set: {path} is nested too deep for annotations; restore the published file."
+    )
+    path.write_text('{"images": ' + "9" * 5000 + "}")
+    assert f"{path} is not valid JSON (Exceeds the limit" in refused(root, target)
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "what"),
+    [
+        ("images", {"height": 0}, "has a height or width that is not from 1 to 2147483647"),
+        ("images", {"width": 10**12}, "has a height or width that is not from 1 to 2147483647"),
+        ("images", {"width": True}, "has no 'width' of the right kind"),
+        ("images", {"id": 10**30}, "has an 'id' of more than 64 bits"),
+        ("annotations", {"id": -(10**30)}, "has an 'id' of more than 64 bits"),
+        ("annotations", {"area": "9"}, "has no 'area' of the right kind"),
+        ("annotations", {"area": False}, "has no 'area' of the right kind"),
+        ("annotations", {"category_id": True}, "has no 'category_id' of the right kind"),
+        ("annotations", {"category_id": 1.0}, "has no 'category_id' of the right kind"),
+        ("categories", {"name": 3}, "has no 'name' of the right kind"),
+    ],
 )
+def test_values_of_another_kind_or_size(root, target, change, key, row, what):
+    change(lambda content: content[key][0].update(row))
+    assert f"row 0 of '{key}' in {root / VAL} {what}; restore" in refused(root, target)
+
+
+@pytest.mark.parametrize("mark", [2, -1, 0.5, 1.0, "0", "1", None, []])
+def test_marks_of_crowds(root, target, change, mark):
+    change(lambda content: content["annotations"][0].update(iscrowd=mark))
+    what = f"annotation 1 of {VAL} has {mark!r} for 'iscrowd', which is 0 or 1"
+    assert what in refused(root, target)
+
+
+def test_marks_of_crowds_that_will_do(root, target, change):
+    change(lambda content: content["annotations"][0].update(iscrowd=True))
+    change(lambda content: content["annotations"][1].update(iscrowd=False))
+    change(lambda content: content["annotations"][2].pop("iscrowd"))
+    index(root, target)
+    crowd = [mark for image in LabelledObjects(target, "test") for mark in image.crowd.tolist()]
+    assert crowd[:3] == [True, False, False]
+
+
+@pytest.mark.parametrize("area", [-1, -0.5, float("nan"), float("inf"), 1e300, 10**400])
+def test_areas_that_cannot_be(root, target, change, area):
+    change(lambda content: content["annotations"][0].update(area=area))
+    what = f"annotation 1 of {VAL} has an area that is no number from 0 to 230400"
+    assert what in refused(root, target)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[1, 2, 3], [1, 2, 3, float("nan")], [1, 2, 3, "4"], [1, 2, 3, None], [1, 2, 3, True],
+     [1, 2, 3, 10**400], [1e300, 2, 3, 4], [481, 2, 3, 4], [0, -480.5, 3, 4]],
+)  # fmt: skip
 def test_a_box_of_no_numbers(root, target, change, box):
     change(lambda content: content["annotations"][0].update(bbox=box))
-    message = f"annotation 1 of {VAL} has a box or an area that is no finite number"
+    message = f"annotation 1 of {VAL} has a box that is not four numbers from -480 to 480"
     assert message in refused(root, target)
 
 
 @pytest.mark.parametrize(
-    "polygon", [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, float("inf")], 3, ["a"]]
-)
+    "polygon",
+    [[1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, float("inf")], 3, ["a"], ["1", "2"] * 3,
+     [1, 2, 3, 4, 5, True], [1, 2, 3, 4, 5, 10**400], [1, 2, 3, 4, 5, 480.5], [[1, 2]] * 3],
+)  # fmt: skip
 def test_a_polygon_of_no_numbers(root, target, change, polygon):
     change(lambda content: content["annotations"][0].update(segmentation=[polygon]))
-    message = f"annotation 1 of {VAL} has a polygon that is no list of finite x and y"
+    message = f"annotation 1 of {VAL} has a polygon that is no list of x and y from -480 to 480"
     assert message in refused(root, target)
+
+
+def test_a_flat_polygon_is_one_fault(root, target, change):
+    change(lambda content: content["annotations"][0].update(segmentation=[1, 2, 9, 2, 5, 8]))
+    assert refused(root, target) == (
+        f"labelled.set: in {root}, annotation 1 of {VAL} has a polygon that is no list of x and y "
+        "from -480 to 480: restore the published files."
+    )
+
+
+def test_corners_as_far_away_as_they_may_be(root, target, change):
+    far = [[-480, -480.0, 480, 0, 0, 480]]
+    change(lambda content: content["annotations"][0].update(segmentation=far))
+    index(root, target)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +364,11 @@ def test_a_polygon_of_no_numbers(root, target, change, polygon):
         ({"counts": [1536], "size": [48, 32]}, "runs that do not fill its image of 48x32"),
         ({"counts": [1537, -1], "size": [32, 48]}, "runs that are no lengths"),
         ({"counts": "1~", "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": [36.5, 1500], "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": ["36", "1500"], "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": [True, 1535], "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": 1536, "size": [32, 48]}, "runs that are no lengths"),
+        ({"counts": [10**400], "size": [32, 48]}, "runs that do not fill its image of 48x32"),
         ({"size": [32, 48]}, "runs that are no lengths"),
     ],
 )
@@ -276,17 +414,30 @@ def test_what_is_unusual_is_counted(root, target, change):
     for split in ("train", "test"):
         counts = {key: about["counts"][f"{split}_{key}"] for key in ("objects", "empty_boxes")}
         assert counts == {"objects": 6, "empty_boxes": 1}
-        assert about["counts"][f"{split}_boxes_beyond_image"] == 2
+        # Not the fourth, of which nothing is inside.
+        assert about["counts"][f"{split}_boxes_beyond_image"] == 1
         assert about["counts"][f"{split}_boxes_too_small"] == 2
         assert about["counts"][f"{split}_short_polygons"] == 1
         assert about["counts"][f"{split}_without_outline"] == 1
     warnings = about["warnings"]
-    assert "1 boxes are empty (train2017); they are not trained on" in warnings
-    assert "1 boxes are empty (val2017); they are kept as they are" in warnings
-    assert (
-        "2 boxes reach beyond their images by more than a pixel (train2017); they are cut to them "
-        "in training"
-    ) in warnings
+    assert warnings == [
+        "1 box is empty (train2017); it is not trained on",
+        "1 box reaches beyond its image by more than a pixel (train2017); it is cut to the image "
+        "in training",
+        "2 boxes have less than a pixel of a side inside their images (train2017); they are not "
+        "trained on",
+        "1 polygon has fewer than three corners (train2017); it is not trained on",
+        "1 object has no mask (train2017); it is not trained on",
+        "1 box is empty (val2017); it is kept as it is",
+        "1 box reaches beyond its image by more than a pixel (val2017); it is kept as it is",
+        "2 boxes have less than a pixel of a side inside their images (val2017); they are kept as "
+        "they are",
+        "1 polygon has fewer than three corners (val2017); it is kept as it is",
+        "1 object has no mask (val2017); it is kept as it is",
+        "4 classes were found; COCO 2017 has 80",
+        "1 image was found in train2017; COCO 2017 has 118287: scores on a part are not comparable",
+        "1 image was found in val2017; COCO 2017 has 5000: scores on a part are not comparable",
+    ]
     (image,) = LabelledObjects(target, "train")
     assert image.trainable.tolist() == [True, False, True, False, False, False]
     assert image.boxes[2].tolist() == [40, 20, 70, 50]

@@ -10,6 +10,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from tests.miniature import video_sets
+from timewalk.artefacts import sha256_file
 from timewalk.config import Davis2017
 from timewalk.data.generated import davis_palette, moving_shapes, save_ids, write_davis
 from timewalk.data.prepare import prepare
@@ -104,6 +105,25 @@ def test_frames_are_rgb(tmp_path):
     assert (frame == 7).all()
     with pytest.raises(UserError, match=r"frame\.png is 6x4 pixels, not 9x8"):
         read_frame(path, (8, 9))
+
+
+def test_frames_of_16_bits_are_scaled(tmp_path):
+    path = tmp_path / "grey.png"
+    levels = np.array([[0, 255, 256, 257], [0x1234, 0x7FFF, 0x8000, 65535]], np.uint16)
+    Image.fromarray(levels).save(path)
+    frame = read_frame(path)
+    assert (frame.shape, frame.dtype) == ((2, 4, 3), np.uint8)
+    assert frame[..., 0].tolist() == [[0, 0, 1, 1], [0x12, 0x7F, 0x80, 255]]
+    assert (frame == frame[..., :1]).all()
+
+
+def test_names_with_unusual_line_separators_survive(manifest):
+    rows = (manifest.parent / "sequences.jsonl").read_text().replace("camel", "ca\u2028mel")
+    (manifest.parent / "sequences.jsonl").write_text(rows)
+    about = json.loads(manifest.read_text())
+    about["source"]["list_sha256"] = sha256_file(manifest.parent / "sequences.jsonl")
+    manifest.write_text(json.dumps(about))
+    assert [video.name for video in LabelledVideos(manifest)] == ["blackswan", "ca\u2028mel"]
 
 
 def test_joints_count_pixels_from_0(tmp_path):

@@ -28,6 +28,7 @@ from timewalk.errors import UserError
 from timewalk.evaluation import coco
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.coco import Config, evaluate
+from timewalk.evaluation.fine_tuned import with_sizes
 from timewalk.evaluation.mask_runs import decoded
 from timewalk.evaluation.object_detections import Found, batches, read_kept
 
@@ -329,7 +330,7 @@ def test_protocols(manifest):
 
     def named(**keys):
         config = Config(dataset="shapes", network="detector", **keys)
-        return coco.protocol(config.filled(about), objects, about)
+        return coco.protocol(with_sizes(config, about), objects, about)
 
     assert named() == "coco_shapes-val2017-cascade-1x"
     assert named(batch_size=1, pictures=0) == named()
@@ -345,7 +346,7 @@ def test_sides_that_contradict_each_other():
     with pytest.raises(ValueError, match="long_side is 500, below short_side 800; make it larger"):
         Config(dataset="shapes", network="detector", short_side=800, long_side=500)
     with pytest.raises(UserError, match=r"an evaluation of it: .*long_side is 500, below"):
-        Config(dataset="shapes", network="detector", long_side=500).filled(SIZES)
+        with_sizes(Config(dataset="shapes", network="detector", long_side=500), SIZES)
 
 
 @pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])

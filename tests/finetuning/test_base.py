@@ -1,12 +1,14 @@
 import pytest
 import torch
+from torch import nn
 
+from tests.encoders.dense.families import FAMILIES
 from tests.finetuning.toy import Colour, tiny_vit
 from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder
 from timewalk.errors import UserError
 from timewalk.finetuning import get_task, task_names
-from timewalk.finetuning.base import FinetuningConfig, marks, rebuilt
+from timewalk.finetuning.base import FinetuningConfig, freeze_unread, marks, rebuilt
 
 KEYS = {"task": "semantic_segmentation", "dataset": "scenes"}
 
@@ -94,7 +96,62 @@ def test_every_key_that_changes_results_marks_the_protocol():
     assert marks(published, published, names) == ""
     training = {"learning_rate": 0.01, "milestones": [8, 11], "micro_batch_size": 2}
     changed = config(training=training, seed=3, nodes=2, drop_path=0.0)
-    assert marks(changed, published, names) == "-drop_path0-lr0.01-m8x11-micro_batch_size2-seed3"
+    assert marks(changed, published, names) == "-drop_path0-lr0.01-m8x11-seed3"
+
+
+def test_a_weight_decay_stays_unless_its_end_is_given():
+    training = config(training={"weight_decay": "0.1"}).training
+    assert training.weight_decay == training.weight_decay_end == 0.1
+    assert config(training={"weight_decay_end": None}).training.weight_decay_end == 0.05
+    falling = config(training={"weight_decay": 0.1, "weight_decay_end": 0.01}).training
+    assert (falling.weight_decay, falling.weight_decay_end) == (0.1, 0.01)
+    assert type(falling).model_validate(falling.model_dump(mode="json")) == falling
+
+
+@pytest.mark.parametrize(
+    ("training", "name"),
+    [
+        ({"weight_decay": 0.1}, "-wd0.1"),
+        ({"weight_decay_end": 0.1}, "-wdend0.1"),
+        ({"weight_decay": 0.1, "weight_decay_end": 0.05}, "-wd0.1-wdend0.05"),
+        ({"weight_decay_end": 0.05}, ""),
+    ],
+)
+def test_a_weight_decay_is_named_once(training, name):
+    names = {"training.weight_decay": "wd", "training.weight_decay_end": "wdend"}
+    assert marks(config(training=training), config(), names) == name
+
+
+def test_batch_normalisations_that_learn_are_known():
+    class Normalised(Colour):
+        def build(self, encoder, about):
+            network = super().build(encoder, about)
+            network.norm = nn.BatchNorm1d(3).requires_grad_(self.config.seed == 0)
+            return network
+
+    assert not Colour(config(), tiny_vit(), {}).batch_statistics
+    assert Normalised(config(), tiny_vit(), {}).batch_statistics
+    assert not Normalised(config(seed=1), tiny_vit(), {}).batch_statistics
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "tf_efficientnet_lite0"])
+def test_what_no_map_depends_on_does_not_learn(name):
+    keys = FAMILIES.get(name, {"name": name})
+    network = build_encoder(EncoderConfig(**keys), seed=0)
+    before = {key: x.clone() for key, x in network.state_dict().items()}
+    freeze_unread(network, norm=True)
+    still = {key.split(".")[-2] for key, x in network.named_parameters() if not x.requires_grad}
+    expected = {"test_convnext": {"norm"}, "tf_efficientnet_lite0": {"conv_head", "bn2"}}
+    assert still == expected.get(name, set())
+    assert network.training
+    assert all(torch.equal(x, before[key]) for key, x in network.state_dict().items())
+
+
+def test_a_norm_that_is_not_applied_does_not_learn():
+    vit = tiny_vit()
+    freeze_unread(vit, norm=False)
+    still = {name for name, x in vit.named_parameters() if not x.requires_grad}
+    assert still == {"norm.weight", "norm.bias"}
 
 
 def test_an_unknown_task_is_named_with_the_nearest():

@@ -64,19 +64,39 @@ def test_the_published_command_line():
 
 @pytest.mark.parametrize(
     ("scale", "epochs", "milestones"),
-    [(1, 12, [8, 11]), (3, 36, [24, 33]), (0.5, 6, [4, 5]), (0.25, 3, [2]), (0.05, 1, [])],
+    [
+        (1, 12, [8, 11]),
+        (2, 24, [16, 22]),
+        # The published "3x" is no multiple of "1x".
+        (3, 36, [27, 33]),
+        ("3", 36, [27, 33]),
+        (0.5, 6, [4, 5]),
+        (0.25, 3, [2]),
+        (0.05, 1, []),
+    ],
 )
 def test_the_schedule_scales(scale, epochs, milestones):
     training = config(schedule_scale=scale).training
     assert (training.epochs, training.milestones) == (epochs, milestones)
 
 
-def test_given_epochs_and_milestones_are_not_scaled():
-    found = config({"epochs": 5, "batch_size": 2}, schedule_scale=3)
-    assert (found.training.epochs, found.training.milestones) == (5, [24, 33])
+@pytest.mark.parametrize(
+    ("training", "scale", "epochs", "milestones"),
+    [
+        ({"epochs": 24, "batch_size": 2}, 1, 24, [16, 22]),
+        ({"epochs": 5}, 3, 5, [3, 4]),
+        ({"milestones": [2]}, 3, 36, [2]),
+        ({"epochs": 5, "milestones": []}, 3, 5, []),
+    ],
+)
+def test_given_epochs_and_milestones_are_not_scaled(training, scale, epochs, milestones):
+    found = config(training, schedule_scale=scale)
+    assert (found.training.epochs, found.training.milestones) == (epochs, milestones)
     # What a checkpoint holds is read back as it is.
     again = DetectionConfig.model_validate(found.model_dump(mode="json"))
     assert again == found
+    assert DetectionConfig.model_validate(again.model_dump(mode="json")) == found
+    assert DetectionConfig(dataset="shapes", task="detection").training.epochs == 12
 
 
 @pytest.mark.parametrize(
@@ -104,6 +124,11 @@ def test_impossible_keys(keys, message):
         ({"seed": 3, "layer_decay": 0.75}, {}, "cascade-1x-ld0.75-seed3"),
         ({"crop": False}, {"max_steps": 50, "batch_size": 2}, "cascade-1x-cropfalse-b2-steps50"),
         ({}, {"precision": "fp32"}, "cascade-1x-fp32"),
+        ({}, {"epochs": 24}, "cascade-1x-epochs24"),
+        ({}, {"epochs": 24, "milestones": [20]}, "cascade-1x-epochs24-milestones20"),
+        ({"schedule_scale": 3}, {"epochs": 36}, "cascade-3x"),
+        ({}, {"weight_decay": 0.1}, "cascade-1x-wd0.1"),
+        ({}, {"weight_decay": 0.1, "weight_decay_end": 0.05}, "cascade-1x-wd0.1-wdend0.05"),
     ],
 )
 def test_the_protocol_names_what_is_not_published(manifest, keys, training, title):
@@ -199,6 +224,22 @@ def test_a_few_steps_of_the_trainer(head, manifest, tmp_path):
     whole = torch.zeros(1, 3, 40, 56)
     (found,) = network(whole, torch.tensor([[40, 56]]))
     assert found["boxes"].shape[1] == 4
+
+
+@pytest.mark.parametrize("out_norm", [True, False])
+@pytest.mark.parametrize("head", ["cascade", "mask_rcnn"])
+def test_what_learns_has_a_gradient_in_every_step(manifest, head, out_norm):
+    """Several processes wait for every one of them."""
+    one = task(manifest, head=head, out_norm=out_norm)
+    assert not one.unused_parameters
+    assert one.batch_statistics
+    batch = one.device_views(batch_of(one, manifest))
+    one.loss(batch, Step(0, 0, 1, 1, 1)).total.backward()
+    assert [n for n, p in one.trainable() if p.grad is None] == []
+    still = {n for n, p in one.named_parameters() if not p.requires_grad}
+    assert still == (
+        set() if out_norm else {f"network.encoder.norm.{x}" for x in ("weight", "bias")}
+    )
 
 
 def test_resume_is_bit_exact(manifest, tmp_path):

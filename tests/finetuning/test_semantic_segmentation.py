@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.evaluation.coloured_masks import VOID, class_maps, write_set
 from timewalk.config import ADE20KShapes
@@ -184,7 +185,8 @@ def test_learning_rates_fall_from_the_head_to_the_image(shapes):
         ({"training": {"max_steps": 20}}, "upernet-20it"),
         ({"training": {"max_steps": None, "epochs": 12}}, "upernet-12ep"),
         ({"training": {"learning_rate": 8e-5, "batch_size": 8}}, "upernet-160k-b8-lr8e-05"),
-        ({"training": {"precision": "bf16", "micro_batch_size": 4}}, "upernet-160k-bf16-micro4"),
+        ({"training": {"precision": "bf16", "micro_batch_size": 4}}, "upernet-160k-bf16"),
+        ({"training": {"weight_decay": 0.1}}, "upernet-160k-wd0.1"),
         ({"crop": 256, "seed": 3}, "upernet-160k-c256-seed3"),
         ({"training": {"keep_checkpoints": 4, "checkpoint_minutes": 3}}, "upernet-160k"),
     ],
@@ -192,6 +194,33 @@ def test_learning_rates_fall_from_the_head_to_the_image(shapes):
 def test_the_title_names_what_is_not_as_published(shapes, keys, title):
     found = SemanticSegmentationConfig(dataset="shapes", **keys)
     assert SemanticSegmentation(found, vit(), about(shapes)).title() == title
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"training": {"max_steps": None}}, "neither `max_steps` nor `epochs` to end it"),
+        ({"scale": (2, 0.5)}, "a `scale` from 2 to 0.5; give the smaller factor first"),
+        ({"contrast": (1.5, 0.5)}, "a `contrast` from 1.5 to 0.5"),
+        ({"saturation": (1.5, 0.5)}, "a `saturation` from 1.5 to 0.5"),
+    ],
+)
+def test_impossible_settings(keys, message):
+    with pytest.raises(ValidationError, match=message):
+        SemanticSegmentationConfig(dataset="shapes", **keys)
+
+
+@pytest.mark.parametrize("keys", [{}, {"out_norm": False}, {"head": "linear"}])
+def test_what_learns_has_a_gradient_in_every_step(shapes, keys):
+    """Several processes wait for every one of them."""
+    task = task_of(shapes, **keys)
+    assert not task.unused_parameters
+    assert task.batch_statistics == ("head" not in keys)
+    batch = batch_of(task, shapes, range(2))
+    for label in (batch["label"], torch.full_like(batch["label"], VOID)):
+        task.zero_grad(set_to_none=True)
+        task.loss({**batch, "label": label}, STEP).total.backward()
+        assert [name for name, p in task.trainable() if p.grad is None] == []
 
 
 def test_a_crop_that_the_maps_do_not_divide_is_refused(shapes):

@@ -32,6 +32,18 @@ class Network(nn.Module):
         return self.colour(self.encoder.summary(images))
 
 
+class Normalised(Network):
+    """The same with a normalisation of the answers over the batch."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(encoder)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, 3)."""
+        return self.norm(super().forward(images))
+
+
 class Colours:
     """Eight images of one colour each."""
 

@@ -23,6 +23,19 @@ CPU = torch.device("cpu")
 SIZE = 2
 
 
+HALF = (torch.float16, torch.bfloat16)
+
+
+def half_normalisation():
+    return share_batch_norm(nn.Sequential(nn.BatchNorm2d(2)), CPU)
+
+
+def half_inputs(kind):
+    """Maps whose sums, and sums of squares, are beyond float16."""
+    rng = torch.Generator().manual_seed(2)
+    return (60 * torch.randn(6, 2, 32, 32, generator=rng) + 100).to(kind)
+
+
 def networks():
     torch.manual_seed(0)
     head = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
@@ -63,6 +76,8 @@ def _worker(rank, folder, port):
         uneven = share_batch_norm(networks()[1], CPU)
         rows = (slice(0, 2), slice(2, 6))[rank]
         found["uneven"] = uneven(inputs()[1][rows]).detach()
+        for kind in HALF:
+            found[str(kind)] = half_normalisation()(half_inputs(kind)[rows]).detach()
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -110,6 +125,15 @@ def test_processes_need_not_hold_as_many_rows(found):
     expected = networks()[1](inputs()[1])
     joint = torch.cat([result["uneven"] for result in found])
     torch.testing.assert_close(joint, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_half_precision_is_normalised_in_float32(found, kind):
+    joint = torch.cat([result[str(kind)] for result in found])
+    assert joint.dtype == kind
+    expected = nn.BatchNorm2d(2)(half_inputs(kind).float())
+    error = torch.finfo(kind).eps
+    torch.testing.assert_close(joint.float(), expected.detach(), rtol=error, atol=error)
 
 
 def test_one_process_is_normalised_as_ever():

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.finetuning.toy import Colour, Network, tiny_vit
+from tests.finetuning.toy import Colour, Network, Normalised, tiny_vit
 from timewalk import finetuning
 from timewalk.artefacts import write_json
 from timewalk.encoders import save_encoder
@@ -97,6 +97,66 @@ def test_another_configuration_is_refused(call):
     call("out")
     with pytest.raises(UserError, match=r"training\.learning_rate was 0\.01 and is 0\.02"):
         call("out", learning_rate=0.02)
+
+
+def test_a_changed_encoder_is_refused(call, tmp_path):
+    call("out")
+    encoder = tiny_vit()
+    torch.nn.init.ones_(encoder.norm.bias)
+    save_encoder(encoder, tmp_path / "run", {})
+    with pytest.raises(UserError, match="the weights that it began with have changed"):
+        call("out")
+
+
+def test_a_changed_labelled_set_is_refused(call, tmp_path):
+    call("out")
+    write_json(tmp_path / "manifest.json", {"classes": ["red", "green", "blue"], "images": 9})
+    with pytest.raises(UserError, match=r"its data or the weights .* have changed"):
+        call("out")
+
+
+@pytest.fixture
+def normalised(call, monkeypatch):
+    """Return the fine-tuning of a network with a batch normalisation."""
+    monkeypatch.setattr(Colour, "build", lambda self, encoder, about: Normalised(encoder))
+    return call
+
+
+def title(output: Path) -> str:
+    return json.loads((output / files.CARD).read_text())["title"]
+
+
+def test_the_protocol_names_how_many_images_are_normalised_at_once(normalised):
+    assert title(normalised("whole")) == "colour"
+    assert title(normalised("large", micro_batch_size=4)) == "colour"
+    assert title(normalised("parts", micro_batch_size=3)) == "colour-bn2"
+
+
+def test_micro_batches_are_no_protocol_without_batch_normalisation(call):
+    assert title(call("parts", micro_batch_size=2)) == "colour"
+
+
+def test_a_finished_network_is_not_relabelled(normalised):
+    assert title(normalised("out", micro_batch_size=2)) == "colour-bn2"
+    assert title(normalised("out")) == "colour-bn2"
+
+
+def test_normalisations_see_as_many_images_after_a_resume(normalised, call, monkeypatch):
+    sample, seen = Colour.sample, []
+
+    def stopping(self, clip, rng):
+        seen.append(clip)
+        if len(seen) == 10:
+            raise InterruptedTraining("stopped")
+        return sample(self, clip, rng)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Colour, "sample", stopping)
+        with pytest.raises(InterruptedTraining):
+            normalised("out", micro_batch_size=2, checkpoint_minutes=1e-6)
+    with pytest.raises(UserError, match="saw 2 images at once and would see 4"):
+        normalised("out")
+    assert title(normalised("out", micro_batch_size=2)) == "colour-bn2"
 
 
 def test_parts_of_a_batch_add_up(call):

@@ -73,7 +73,9 @@ def test_davis_of_the_paper(checkout):
 
 
 def test_a_fine_tuning_stands_between_run_and_evaluation(checkout):
-    code, text = paper("results/timet/ade20k.json", "results/timet/ade20k_linear.json", cwd=checkout)
+    code, text = paper(
+        "results/timet/ade20k.json", "results/timet/ade20k_linear.json", cwd=checkout
+    )
     assert code == 0, text
     found = counts(text)
     assert [found[rule] for rule in ("train", "prepare", "finetune", "evaluate")] == [1, 3, 2, 2]

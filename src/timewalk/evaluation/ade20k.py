@@ -26,7 +26,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
-from timewalk.check import check
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.segmentation_views import kept_size, resize_keep
 from timewalk.data.segmented import SegmentedSet, open_segmented
@@ -36,6 +35,7 @@ from timewalk.encoders.files import read_tensors
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor, Precision
+from timewalk.evaluation.fine_tuned import with_sizes
 from timewalk.evaluation.mask_pictures import sheet
 from timewalk.evaluation.pictures import save_png
 from timewalk.evaluation.segment_images import (
@@ -116,10 +116,9 @@ class Config(EvaluationConfig):
         Raises:
             UserError: together they are not possible.
         """
-        own = self.model_dump(mode="json")
-        sizes = {key: own[key] or side for key, side in card["sizes"].items()}
-        stride = self.stride or sizes["crop"] * 2 // 3
-        return check(Config, {**own, **sizes, "stride": stride}, f"an evaluation of {card['name']}")
+        found = with_sizes(self, card)
+        assert found.crop
+        return found.model_copy(update={"stride": self.stride or found.crop * 2 // 3})
 
     def windows(self) -> Windows:
         """Return what the network sees of an image; all sizes must be there (:meth:`filled`)."""

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from timewalk.artefacts import sha256_json, write_text
-from timewalk.check import check
 from timewalk.config import EvaluationConfig, Name, Positive
 from timewalk.data.detection_views import Sizes
 from timewalk.data.objects import LabelledObjects
@@ -23,6 +22,7 @@ from timewalk.encoders.dense.files import finetuned_title, load_network
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Precision
+from timewalk.evaluation.fine_tuned import with_sizes
 from timewalk.evaluation.mask_runs import decoded, rle
 from timewalk.evaluation.object_detections import Finder, Found, find_all
 from timewalk.evaluation.object_pictures import Objects, object_sheet
@@ -70,16 +70,6 @@ class Config(EvaluationConfig):
             )
         return self
 
-    def filled(self, card: Mapping[str, Any]) -> "Config":
-        """Return the settings with the fine-tuning's sizes where they name none.
-
-        Raises:
-            UserError: together they are not possible.
-        """
-        own = self.model_dump(mode="json")
-        sizes = {key: own[key] or side for key, side in card["sizes"].items()}
-        return check(Config, {**own, **sizes}, f"an evaluation of {card['name']}")
-
 
 def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     """Find the objects of the test split and score boxes and masks.
@@ -100,7 +90,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     network, about = load_network(inputs.network, "detector")
     objects = LabelledObjects(inputs.dataset, "test")
     check_classes(inputs.network, about, objects)
-    config = config.filled(about)
+    config = with_sizes(config, about)
     assert config.short_side
     assert config.long_side
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
@@ -155,7 +145,7 @@ def protocol(config: Config, objects: LabelledObjects, about: Mapping[str, Any])
         "max_detections": f"max{config.max_detections}",
         "precision": config.precision,
     }
-    usual = Config(dataset=config.dataset, network=config.network).filled(about)
+    usual = with_sizes(Config(dataset=config.dataset, network=config.network), about)
     own = [mark for key, mark in marks.items() if getattr(config, key) != getattr(usual, key)]
     learnt = about.get("dataset", objects.name)
     source = [] if learnt == objects.name else [f"from_{learnt}"]

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,6 +52,8 @@ NOT_FOR_RESULTS = {"runs", "pictures", "frames_at_once"}
 """keys that change no video's boxes, or by rounding only"""
 MOST_SIMILARITIES = 1 << 27
 """of a frame's cells with those of its context that a GPU compares at once: half a gigabyte"""
+LEAST = 0.01
+"""labels below this become 0: traces of the object in cells far from it change no box"""
 SERVER = "http://got-10k.aitestunion.com"
 MARKS = {"threshold": "above", "smoothing": "smooth"}
 """what a changed key is called in a protocol's name"""
@@ -189,7 +191,9 @@ def follow(
                 boxes[0], labels[1].numpy(), track.size, config.threshold, config.smoothing
             )
             tile = one_tile(settings, grid, device)
-            propagator = Propagator(settings, maps[0], labels.to(device), tile)
+            # Background counts only against the object in the same cell.
+            carried = labels if config.norm_mask else labels[1:]
+            propagator = Propagator(settings, maps[0], carried.to(device), tile)
             maps = maps[1:]
         # One transfer a batch: on a GPU each waits for all that was asked of it before.
         found = [_shown(propagator.step(features), config) for features in maps]
@@ -202,7 +206,7 @@ def follow(
 
 def _shown(labels: Tensor, config: Config) -> Tensor:
     """Return the object's labels (h, w) of which the box is made."""
-    return (normalise_channels(labels, 0) if config.norm_mask else labels)[1]
+    return (normalise_channels(labels, 0) if config.norm_mask else labels)[-1]
 
 
 def one_tile(
@@ -216,7 +220,8 @@ def one_tile(
 
 def propagation(config: Config, encoder: Encoder) -> Protocol:
     """Return how labels are propagated; of the protocol's sizes and colours nothing is used."""
-    return make_protocol(config.protocol, config, encoder)
+    made = make_protocol(config.protocol, config, encoder)
+    return replace(made, propagation=replace(made.propagation, least=LEAST))
 
 
 def input_size(size: tuple[int, int], short_side: int | None, unit: int) -> tuple[int, int]:

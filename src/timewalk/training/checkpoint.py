@@ -103,16 +103,14 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
-def check_same_run(
-    folder: Path, state: dict[str, Any], config: Any, inputs: list[str]
-) -> None:
+def check_same_run(folder: Path, state: dict[str, Any], config: Any, inputs: list[str]) -> None:
     """Refuse a checkpoint of other settings or data; keys that are new have their defaults.
 
     Args:
-    folder: of the checkpoint, for the message.
-    state: the checkpoint.
-    config: the run's or the fine-tuning's settings now, a pydantic model.
-    inputs: digests of its data now, sorted.
+        folder: of the checkpoint, for the message.
+        state: the checkpoint.
+        config: the run's or the fine-tuning's settings now, a pydantic model.
+        inputs: digests of its data now, sorted.
     """
     what = ""
     try:

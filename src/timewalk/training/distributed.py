@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
 from timewalk.ops.collectives import num_processes
 
 
@@ -155,7 +156,7 @@ class SumOfAll(torch.autograd.Function):
 
 def sum_of_all(value: Tensor) -> Tensor:
     """Return the sum over processes of a float tensor; gradients go through it."""
-    total: Tensor = SumOfAll.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = SumOfAll.apply(value)
     return total
 
 

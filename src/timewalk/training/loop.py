@@ -16,14 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from timewalk.artefacts import write_json
-from timewalk.config import TrainingConfig, Validation
 from timewalk.data.seeds import seed_of
 from timewalk.errors import UserError
 from timewalk.methods.base import Losses, Method, Step
@@ -42,13 +41,14 @@ from timewalk.training.between import BetweenEpochs, Evaluate
 from timewalk.training.checkpoint import (
     alone,
     check_same_run,
-    same_together,
     drop_halves,
     load_checkpoint,
+    same_together,
     save_checkpoint,
     set_random_state,
 )
 from timewalk.training.distributed import ALONE, Processes, from_main, mean_of_all
+from timewalk.training.job import Job
 from timewalk.training.joint import joined_rows, numbers, terms_of
 from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
@@ -77,30 +77,6 @@ class Machine:
     device: torch.device
     workers: int = 0
     processes: Processes = ALONE
-
-
-class Job(Protocol):
-    """What the loop reads of a training's configuration, a run's or a fine-tuning's: a pydantic
-    model with these keys."""
-
-    @property
-    def dataset(self) -> str:
-        """Name of the training set."""
-
-    @property
-    def seed(self) -> int:
-        """Of everything drawn."""
-
-    @property
-    def training(self) -> TrainingConfig:
-        """Settings of the loop."""
-
-    @property
-    def validation(self) -> Validation | None:
-        """An evaluation between epochs."""
-
-    def model_dump(self, *, mode: str = "python", exclude: Any = None) -> dict[str, Any]:
-        """Return the keys as plain data."""
 
 
 class Trainer:

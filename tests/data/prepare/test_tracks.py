@@ -118,7 +118,7 @@ def test_another_resolution_is_told_and_cuts(root):
     place = root / "val" / NAMES[0] / "meta_info.ini"
     place.write_text(place.read_text().replace("(64, 48)", "(60, 40)"))
     about, manifest = prepared(root)
-    assert "1 sequences have frames of another size than meta_info.ini says" in about["warnings"][1]
+    assert "1 sequence has frames of another size than meta_info.ini says" in about["warnings"][1]
     track = LabelledTracks(manifest)[NAMES[0]]
     assert (track.size, track.bound) == ((48, 64), (40, 60))
 
@@ -185,6 +185,45 @@ def test_frames(root):
     text = message(root)
     assert "00000003.jpg cannot be read (no image)" in text
     assert "00000005.jpg is 32x32 pixels, its sequence's first frame 64x48" in text
+
+
+def cut_off(path, bytes_left):
+    path.write_bytes(path.read_bytes()[:bytes_left])
+
+
+def test_a_frame_that_breaks_off(root):
+    frame = root / "val" / NAMES[0] / "00000003.jpg"
+    cut_off(frame, -2)
+    text = message(root)
+    assert f"val/{NAMES[0]}/00000003.jpg cannot be read (image file is truncated" in text
+
+
+@pytest.mark.parametrize("item", ["../val", "..", ".", "a/b", "a\\b"])
+def test_names_that_lead_elsewhere(root, item):
+    lines(root / "val" / "list.txt", lambda rows: [rows[0], item])
+    assert message(root) == (
+        f"labelled.got: the list {root}/val/list.txt names {item!r}, which is no folder beside "
+        "it; restore the published file."
+    )
+
+
+def test_one_sequence_is_told_as_one(root):
+    lines(root / "val" / "list.txt", lambda rows: rows[:1])
+    warnings = prepared(root)[0]["warnings"]
+    assert warnings == ["the list names 1 sequence, the published one 180"]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085"])
+def test_names_with_unusual_line_separators(root, mark):
+    name = f"a{mark}b"
+    (root / "val" / NAMES[0]).rename(root / "val" / name)
+    lines(root / "val" / "list.txt", lambda rows: [name, *rows[1:]])
+    about = root / "val" / name / "meta_info.ini"
+    about.write_text(about.read_text().replace("object_class: ", f"object_class: {mark}x{mark}"))
+    manifest = prepared(root)[1]
+    tracks = LabelledTracks(manifest)
+    assert [track.name for track in tracks] == [name, NAMES[1]]
+    assert mark in tracks[name].object_class
 
 
 def test_generated_in_the_published_layout(tmp_path):

@@ -211,6 +211,21 @@ def test_an_objects_own_box_starts_no_later_stage(heads, monkeypatch):
     assert seen == [2, 2, 2]
 
 
+def test_while_it_learns_a_stage_passes_on_the_box_of_the_objects_class(heads, monkeypatch):
+    heads.train()
+    first = heads.stages[0]
+    # Its likeliest class is 1; the object is of class 2, whose box shifts by a tenth.
+    first.box_predictor.bbox_pred.bias.data[8] = 1
+    seen = []
+    sample = Stage.sample
+    monkeypatch.setattr(Stage, "sample", lambda s, p, t: seen.append(p) or sample(s, p, t))
+    proposals = torch.tensor([[10, 10, 50, 50], [80, 80, 100, 100.0]])
+    heads.losses(MAPS, [proposals], [(128, 128)], [target([10, 10, 50, 49], labels=[2])])
+    assert torch.equal(seen[0], proposals)
+    learnt = torch.tensor([[14, 10, 54, 50], [80, 80, 100, 100.0]])
+    torch.testing.assert_close(seen[1], learnt)
+
+
 def test_each_rows_own_class():
     x = torch.arange(12).reshape(2, 3, 2)
     assert of_class(x, torch.tensor([2, 0])).tolist() == [[4, 5], [6, 7]]

@@ -5,10 +5,10 @@ import torch
 from torchvision.ops import box_iou
 
 from tests.encoders.dense.families import FAMILIES, encoder
+from tests.evaluation.pasting import paste
 from timewalk.encoders.dense import load_network, save_network
 from timewalk.encoders.dense.cascade import CascadeHeads
 from timewalk.encoders.dense.detector import Detector
-from timewalk.encoders.dense.pasting import paste
 
 HEADS = ("mask_rcnn", "cascade")
 STAGES = [f"stage{i}_{part}" for i in (1, 2, 3) for part in ("class", "box", "mask")]
@@ -140,6 +140,18 @@ def test_normalised_images():
     found = network.normalise(images, torch.tensor([[3, 2]]))
     torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([1, 1.5, 10]))
     assert found[0].count_nonzero() == 3 * 3 * 2
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_final_norm_is_applied_if_asked(norm):
+    torch.manual_seed(0)
+    network = Detector(encoder("vit/16"), 3, "mask_rcnn", out_norm=norm, fpn_channels=8).eval()
+    images, _, _ = scene(network)
+    found = network._maps(images)
+    for given in (norm, not norm):
+        maps = network.pyramid(network.encoder.taps(images, norm=given))
+        expected = network.fpn({str(i): x for i, x in enumerate(maps)})
+        assert all(torch.equal(found[key], expected[key]) for key in found) == (given == norm)
 
 
 def test_training_needs_targets():

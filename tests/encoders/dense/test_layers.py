@@ -26,6 +26,37 @@ def test_layers_of_a_resnet():
     assert layers["layer4.1.bn2.bias"] == 4
 
 
+@pytest.mark.parametrize(
+    ("name", "container", "stages", "stem", "behind"),
+    [
+        ("test_resnet", "layer", 4, {"conv1", "bn1"}, set()),
+        ("test_convnext", "stages.", 4, {"stem"}, {"head"}),
+        ("tf_efficientnet_lite0", "blocks.", 7, {"conv_stem", "bn1"}, {"conv_head", "bn2"}),
+        ("regnetx_002", "s", 4, {"stem"}, set()),
+    ],
+)
+def test_layers_of_timms_networks(name, container, stages, stem, behind):
+    layers, count = layer_numbers(build_encoder(EncoderConfig(name=name), seed=0))
+    assert count == stages + 2
+    parts = {
+        layer: {k.split(".")[1] for k, x in layers.items() if x == layer}
+        for layer in (0, stages + 1)
+    }
+    assert parts == {0: stem, stages + 1: behind}
+    first = 1 if container in ("layer", "s") else 0
+    for stage in range(stages):
+        prefix = f"body.{container}{first + stage}."
+        inside = {key for key in layers if key.startswith(prefix)}
+        assert inside
+        assert {key for key, layer in layers.items() if layer == stage + 1} == inside
+
+
+def test_a_network_of_one_body_is_one_stage():
+    layers, count = layer_numbers(build_encoder(EncoderConfig(name="vgg11"), seed=0))
+    assert count == 4
+    assert layers["body.features.0.weight"] == 1
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_parameter_has_a_layer_and_layers_rise(name):
     network = encoder(name)
