@@ -78,7 +78,7 @@ def test_a_fine_tuning_stands_between_run_and_evaluation(checkout):
     )
     assert code == 0, text
     found = counts(text)
-    assert [found[rule] for rule in ("train", "prepare", "finetune", "evaluate")] == [1, 3, 2, 2]
+    assert [found[rule] for rule in ("train", "prepare", "finetune", "evaluate")] == [1, 2, 2, 2]
 
 
 def test_all_ten_tours(checkout):

@@ -188,7 +188,7 @@ def packed_masks(
 
 def unpacked_masks(packed: Tensor, width: int) -> Tensor:
     """Return masks, uint8 (N, H, W) of 0 and 1, from their bits and W, on their device."""
-    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=packed.device)
+    shifts = 7 - torch.arange(8, dtype=torch.uint8, device=packed.device)
     bits = (packed[..., None] >> shifts).bitwise_and_(1)
     return bits.flatten(-2)[..., :width]
 
