@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.evaluation.coloured_masks import a_run
 from tests.evaluation.stubs import Blind, Seeing
-from timewalk.config.dense import GOT10k
+from timewalk.config.dense import GOT10k, GOT10kShapes
 from timewalk.data.generated_tracks import moving_object, write_got10k
 from timewalk.data.prepare.tracks import prepare_tracks
 from timewalk.data.tracks import LabelledTracks
@@ -22,6 +22,8 @@ from timewalk.evaluation import got10k
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.got10k import Config, evaluate, input_size, protocol, read_small
 from timewalk.evaluation.got10k_files import Records, read_overlaps, spread
+from timewalk.metrics.tracking import overlaps
+from timewalk.ops.propagation import Propagator
 
 CPU = torch.device("cpu")
 NAMES = ("GOT-10k_Val_000001", "GOT-10k_Val_000002")
@@ -258,15 +260,57 @@ def test_large_frames_are_read_small(tmp_path):
 
 def test_protocol_names_what_changes_results():
     encoder = Seeing(stride=8)
-    assert protocol(Config(dataset="x"), encoder, "val") == "got10k-val-labelprop-dino-s8-480px"
+    plain = protocol(Config(dataset="x"), encoder, "got10k-val")
+    assert plain == "got10k-val-labelprop-dino-s8-480px"
     other = Config(
         **{"dataset": "x", "short_side": None, "context": 20, "top_k": 10, "radius": 6},
         **{"temperature": 0.05, "threshold": 0.5, "smoothing": 0, "first_mask": "box"},
         **{"precision": "bf16", "frames_at_once": 9, "pictures": 0},
     )
-    assert protocol(other, encoder, "val") == (
+    assert protocol(other, encoder, "got10k-val") == (
         "got10k-val-labelprop-dino-s8-n20-k10-r6-t0.05-native-above0.5-smooth0-box-bf16"
     )
+
+
+def test_generated_videos_are_another_set(run, tmp_path):
+    manifest = tmp_path / "set" / "manifest.json"
+    config = GOT10kShapes(kind="got10k_shapes", sequences=1, frames=3, height=48, width=64)
+    prepare_tracks("got", config, manifest)
+    assert run(manifest).protocol == "got10k_shapes-val-labelprop-dino-s2-native"
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_leaving_out_what_no_label_reaches_changes_no_box(shared, monkeypatch, stride):
+    tried = []
+
+    def follow(track):
+        found = got10k.follow(track, Seeing(stride=stride), Config(**KEYS, radius=3), CPU)
+        return found.boxes
+
+    def in_tile(self, *rest):
+        tried.append(1)
+        return real(self, *rest)
+
+    real = Propagator._in_tile
+    monkeypatch.setattr(Propagator, "_in_tile", in_tile)
+    tracks = LabelledTracks(shared)
+    some = [follow(track) for track in tracks]
+    number = len(tried)
+    monkeypatch.setattr(Propagator, "_labelled", lambda self, context: None)
+    every = [follow(track) for track in tracks]
+    np.testing.assert_array_equal(some, every)
+    assert number < len(tried) - number
+
+
+def test_traces_below_the_least_label_change_boxes_little(shared, monkeypatch):
+    def follow(track):
+        return got10k.follow(track, Seeing(stride=2), Config(**KEYS), CPU).boxes
+
+    track = LabelledTracks(shared)[NAMES[0]]
+    without = follow(track)
+    monkeypatch.setattr(got10k, "LEAST", 0.0)
+    share = overlaps(without, follow(track), track.bound)
+    assert share.mean() > 0.97
 
 
 def test_crws_way(run, shared):

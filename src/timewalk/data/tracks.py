@@ -92,6 +92,11 @@ class LabelledTracks:
         self._by_name = {track.name: track for track in self.sequences}
 
     @property
+    def title(self) -> str:
+        """Layout and part, such as `got10k-val`; generated videos are another set."""
+        return f"{self.about['parameters']['kind']}-{self.subset}"
+
+    @property
     def scored(self) -> bool:
         """Whether the boxes of every sequence are known."""
         return all(track.scored for track in self.sequences)

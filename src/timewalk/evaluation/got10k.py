@@ -121,13 +121,13 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     lost = {name: int(note["lost"]) for name, note in notes.items()}
     metrics, files = _scored(records, tracks, lost, output_dir, config)
     files.append(records.write_zip([track.name for track in tracks]))
-    return Result(protocol(config, encoder, tracks.subset), metrics, len(tracks), files)
+    return Result(protocol(config, encoder, tracks.title), metrics, len(tracks), files)
 
 
-def protocol(config: Config, encoder: Encoder, subset: str) -> str:
+def protocol(config: Config, encoder: Encoder, data_title: str) -> str:
     """Return the name under which results are compared: all that changes them but the encoder."""
     side = "native" if config.short_side is None else f"{config.short_side}px"
-    title = f"got10k-{subset}-labelprop-{propagation(config, encoder).title}-{side}"
+    title = f"{data_title}-labelprop-{propagation(config, encoder).title}-{side}"
     for key, mark in MARKS.items():
         value = getattr(config, key)
         if value != Config.model_fields[key].default:

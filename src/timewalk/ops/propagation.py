@@ -258,7 +258,7 @@ class Propagator:
             for tile in tiles:
                 if tile not in busy:
                     order.append(cells[tile.queries].flatten())
-                    found.append(alone(order[-1]))
+                    found.append(_alone(order[-1]))
             if not busy:
                 continue
             top, end = busy[0].rows.keys.start, busy[-1].rows.keys.stop
@@ -412,7 +412,7 @@ def spans(size: int, tile: int, reach: float) -> Iterator[Span]:
         yield Span(slice(start, stop), slice(first, last))
 
 
-def alone(cells: Tensor) -> Candidates:
+def _alone(cells: Tensor) -> Candidates:
     """Return each of the cells (q,) as its own only candidate, in the first of the frames: where
     nothing in the windows has a label, any of them gives what all would."""
     ones = torch.ones((len(cells), 1), device=cells.device)
