@@ -71,6 +71,22 @@ class Sequence:
         return inside & (gray < 0.99 * 255) if self.white_is_background else inside
 
 
+def listed_sequences(manifest: Path, kind: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the manifest of a set of sequences, and the lines of the list beside it.
+
+    Raises:
+        UserError: no manifest of that kind, or a list that is not the manifest's.
+    """
+    about = read_manifest(manifest, kind)
+    listed = manifest.parent / LIST
+    if not listed.is_file() or sha256_file(listed) != about["source"]["list_sha256"]:
+        raise UserError(
+            f"{listed} is missing or not the one of {manifest}; run the prepare stage again."
+        )
+    # No other break than "\n": a name may hold U+2028.
+    return about, listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
 class LabelledVideos:
     """The sequences of a prepared set, in the order of its list.
 
@@ -89,18 +105,10 @@ class LabelledVideos:
         Raises:
             UserError: no manifest of labelled videos, or a list that is not the manifest's.
         """
-        self.about = read_manifest(manifest, KIND)
-        source = self.about["source"]
+        self.about, rows = listed_sequences(manifest, KIND)
         self.name, self.kind = str(self.about["name"]), str(self.about["layout"])
         self.subset = str(self.about["subset"])
-        self.root = manifest.parent / source["root"]
-        listed = manifest.parent / LIST
-        if not listed.is_file() or sha256_file(listed) != source["list_sha256"]:
-            raise UserError(
-                f"{listed} is missing or not the one of {manifest}; run the prepare stage again."
-            )
-        # No other break than "\n": a name may hold U+2028.
-        rows = listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        self.root = manifest.parent / self.about["source"]["root"]
         self.sequences = tuple(_from_row(json.loads(row), self.root) for row in rows)
         self._by_name = {sequence.name: sequence for sequence in self.sequences}
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from timewalk.artefacts import read_manifest, sha256_file
+from timewalk.data.sequences import listed_sequences
 from timewalk.errors import UserError, nearest
 
 KIND = "labelled_tracks"
-LIST = "sequences.jsonl"
 FIRST = 1
 """number of a sequence's first frame"""
 
@@ -75,19 +74,11 @@ class LabelledTracks:
         Raises:
             UserError: no manifest of labelled tracks, or a list that is not the manifest's.
         """
-        self.about = read_manifest(manifest, KIND)
-        source = self.about["source"]
+        self.about, rows = listed_sequences(manifest, KIND)
         self.name, self.kind = str(self.about["name"]), str(self.about["layout"])
         self.subset = str(self.about["subset"])
-        self.root = manifest.parent / source["root"]
-        listed = manifest.parent / LIST
-        if not listed.is_file() or sha256_file(listed) != source["list_sha256"]:
-            raise UserError(
-                f"{listed} is missing or not the one of {manifest}; run the prepare stage again."
-            )
+        self.root = manifest.parent / self.about["source"]["root"]
         folder = self.root / self.subset
-        # No other break than "\n": a name may hold U+2028.
-        rows = listed.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         self.sequences = tuple(_from_line(row, folder) for row in rows)
         self._by_name = {track.name: track for track in self.sequences}
 
