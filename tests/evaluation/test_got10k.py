@@ -22,8 +22,6 @@ from timewalk.evaluation import got10k
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.got10k import Config, evaluate, input_size, protocol, read_small
 from timewalk.evaluation.got10k_files import Records, read_overlaps, spread
-from timewalk.metrics.tracking import overlaps
-from timewalk.ops.propagation import Propagator
 
 CPU = torch.device("cpu")
 NAMES = ("GOT-10k_Val_000001", "GOT-10k_Val_000002")
@@ -277,40 +275,6 @@ def test_generated_videos_are_another_set(run, tmp_path):
     config = GOT10kShapes(kind="got10k_shapes", sequences=1, frames=3, height=48, width=64)
     prepare_tracks("got", config, manifest)
     assert run(manifest).protocol == "got10k_shapes-val-labelprop-dino-s2-native"
-
-
-@pytest.mark.parametrize("stride", [2, 4])
-def test_leaving_out_what_no_label_reaches_changes_no_box(shared, monkeypatch, stride):
-    tried = []
-
-    def follow(track):
-        found = got10k.follow(track, Seeing(stride=stride), Config(**KEYS, radius=3), CPU)
-        return found.boxes
-
-    def in_tile(self, *rest):
-        tried.append(1)
-        return real(self, *rest)
-
-    real = Propagator._in_tile
-    monkeypatch.setattr(Propagator, "_in_tile", in_tile)
-    tracks = LabelledTracks(shared)
-    some = [follow(track) for track in tracks]
-    number = len(tried)
-    monkeypatch.setattr(Propagator, "_labelled", lambda self, context: None)
-    every = [follow(track) for track in tracks]
-    np.testing.assert_array_equal(some, every)
-    assert number < len(tried) - number
-
-
-def test_traces_below_the_least_label_change_boxes_little(shared, monkeypatch):
-    def follow(track):
-        return got10k.follow(track, Seeing(stride=2), Config(**KEYS), CPU).boxes
-
-    track = LabelledTracks(shared)[NAMES[0]]
-    without = follow(track)
-    monkeypatch.setattr(got10k, "LEAST", 0.0)
-    share = overlaps(without, follow(track), track.bound)
-    assert share.mean() > 0.97
 
 
 def test_crws_way(run, shared):

@@ -247,43 +247,6 @@ def test_copies_of_the_first_frame_narrow_the_vote():
     assert not torch.allclose(wide, best, atol=1e-3)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(protocols(), grids, tiles, seeds, st.sampled_from([0.01, 0.2]))
-def test_queries_that_no_label_reaches_are_0_without_comparing(protocol, grid, tile, seed, least):
-    """A label in one corner: the same as if every query was compared, whatever the protocol."""
-    features, labels = clip(5, grid, seed, channels=1)
-    labels = torch.zeros_like(labels)
-    labels[:, 0, 0] = 1
-    protocol = replace(protocol, least=least)
-    found = ours(protocol, features, labels, tile)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Propagator, "_labelled", lambda self, context: None)
-        same(found, ours(protocol, features, labels, tile))
-    assert not ((found > 0) & (found < least)).any()
-
-
-def test_only_tiles_near_a_label_are_compared(monkeypatch):
-    compared = []
-    real = Propagator._in_tile
-
-    def in_tile(self, queries, keys, tile, offset):
-        compared.append((tile.rows.queries.start, tile.columns.queries.start))
-        return real(self, queries, keys, tile, offset)
-
-    monkeypatch.setattr(Propagator, "_in_tile", in_tile)
-    features, labels = clip(2, (12, 12), 0, channels=1)
-    labels = torch.zeros_like(labels)
-    labels[:, 1, 9] = 1
-    ours(replace(DINO, least=0.01), features, labels, (4, 4))
-    # Columns 7 to 11 and rows 0 to 3 see it.
-    assert sorted(compared) == [(0, 4), (0, 8)]
-
-
-def test_no_label_at_all_stays_so():
-    features, labels = clip(3, (4, 4), 0, channels=1)
-    assert not ours(replace(DINO, least=0.01), features, torch.zeros_like(labels)).any()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_neighbours_than_cells(kind):
     features, labels = clip(4, (2, 3), 0)

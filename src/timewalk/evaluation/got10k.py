@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -52,8 +52,6 @@ NOT_FOR_RESULTS = {"runs", "pictures", "frames_at_once"}
 """keys that change no video's boxes, or by rounding only"""
 MOST_SIMILARITIES = 1 << 27
 """of a frame's cells with those of its context that a GPU compares at once: half a gigabyte"""
-LEAST = 0.01
-"""labels below this become 0: traces of the object in cells far from it change no box"""
 SERVER = "http://got-10k.aitestunion.com"
 MARKS = {"threshold": "above", "smoothing": "smooth"}
 """what a changed key is called in a protocol's name"""
@@ -220,8 +218,7 @@ def one_tile(
 
 def propagation(config: Config, encoder: Encoder) -> Protocol:
     """Return how labels are propagated; of the protocol's sizes and colours nothing is used."""
-    made = make_protocol(config.protocol, config, encoder)
-    return replace(made, propagation=replace(made.propagation, least=LEAST))
+    return make_protocol(config.protocol, config, encoder)
 
 
 def input_size(size: tuple[int, int], short_side: int | None, unit: int) -> tuple[int, int]:

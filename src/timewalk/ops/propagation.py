@@ -47,8 +47,6 @@ class Propagation:
         long_term: frames that stay in context. 0 is the first; m > 0 stands for it until frame
             context + m and for frame m + 1 from then on (CRW's numbering).
         normalise: per cell, channels of the long-term first frame are brought to 0..1.
-        least: labels below this become 0, and queries whose windows hold no other label are not
-            compared: one small object then costs its surroundings only; 0: neither.
     """
 
     context: int
@@ -60,7 +58,6 @@ class Propagation:
     keep_ties: bool = False
     long_term: tuple[int, ...] = (0,)
     normalise: bool = False
-    least: float = 0.0
 
     @property
     def reach(self) -> float:
@@ -154,16 +151,13 @@ class Propagator:
             features: (D, h, w) of that frame.
 
         Returns:
-            (C, h, w) its soft labels; with ``least`` 0 they sum to 1 over channels where those of
-            the context do.
+            (C, h, w) its soft labels; they sum to 1 over channels where those of the context do.
         """
         self.time += 1
         queries, context = unit(features), self.context()
         frames = [frame for frame, *_ in context.free] + [frame for frame, _ in context.near]
         bank_MC = torch.cat([frame.labels.flatten(0, 1) for frame in frames])
         labels = vote(self._neighbours(queries, context), bank_MC, self.settings)
-        if self.settings.least:
-            labels.masked_fill_(labels < self.settings.least, 0)
         frame = Frame(self._place(queries), labels.unflatten(0, self.grid))
         self.recent.append(frame)
         if self.time > 1 and self.time - 1 in self.settings.long_term:
@@ -251,37 +245,19 @@ class Propagator:
         frames, reach = [frame for frame, _ in context.near], self.settings.reach
         found, order = [], []
         cells = torch.arange(h * w, device=queries.device).view(h, w)
-        labelled = self._labelled(context)
         for columns in spans(w, self.tile[1], reach):
-            tiles = [Tile(rows, columns) for rows in spans(h, self.tile[0], reach)]
-            busy = [tile for tile in tiles if labelled is None or labelled[tile.keys].any()]
-            for tile in tiles:
-                if tile not in busy:
-                    order.append(cells[tile.queries].flatten())
-                    found.append(_alone(order[-1]))
-            if not busy:
-                continue
-            top, end = busy[0].rows.keys.start, busy[-1].rows.keys.stop
             width = columns.keys.stop - columns.keys.start
-            band = self._buffer("band", (len(frames), end - top, width, queries.shape[-1]))
+            band = self._buffer("band", (len(frames), h, width, queries.shape[-1]))
             for place, frame in zip(band, frames, strict=True):
-                place.copy_(frame.features[top:end, columns.keys])
-            for tile in busy:
-                rows = tile.rows.keys
-                window = band[:, rows.start - top : rows.stop - top].flatten(1, 2)
-                q_qD = queries[tile.queries].flatten(0, 1)
-                found.append(self._in_tile(q_qD, window, tile, len(context.free)))
-                order.append(cells[tile.queries].flatten())
+                place.copy_(frame.features[:, columns.keys])
+            for rows in spans(h, self.tile[0], reach):
+                q_qD = queries[rows.queries, columns.queries].flatten(0, 1)
+                window = band[:, rows.keys].flatten(1, 2)
+                part = self._in_tile(q_qD, window, Tile(rows, columns), len(context.free))
+                found.append(part)
+                order.append(cells[rows.queries, columns.queries].flatten())
         back = torch.cat(order).argsort()
         return Candidates(*(values[back] for values in joined(found)))
-
-    def _labelled(self, context: Context) -> Tensor | None:
-        """Return the cells (h, w) that have a label other than 0 in any frame; None where that
-        saves nothing. On a GPU this waits for the frame before."""
-        one_tile = self.tile[0] >= self.grid[0] and self.tile[1] >= self.grid[1]
-        if not self.settings.least or context.free or one_tile:
-            return None
-        return torch.stack([frame.labels for frame, _ in context.near]).any(-1).any(0).cpu()
 
     def _in_tile(self, q_qD: Tensor, keys_FKD: Tensor, tile: "Tile", offset: int) -> Candidates:
         """Return a tile's candidates; ``offset`` frames stand before these in the label bank."""
@@ -392,16 +368,6 @@ class Tile:
     rows: Span
     columns: Span
 
-    @property
-    def queries(self) -> tuple[slice, slice]:
-        """Its cells."""
-        return self.rows.queries, self.columns.queries
-
-    @property
-    def keys(self) -> tuple[slice, slice]:
-        """The cells that its windows cover."""
-        return self.rows.keys, self.columns.keys
-
 
 def spans(size: int, tile: int, reach: float) -> Iterator[Span]:
     """Yield the tiles of one axis of ``size`` cells."""
@@ -410,13 +376,6 @@ def spans(size: int, tile: int, reach: float) -> Iterator[Span]:
         first = 0 if reach > start else start - int(reach)
         last = size if reach > size - stop else stop + int(reach)
         yield Span(slice(start, stop), slice(first, last))
-
-
-def _alone(cells: Tensor) -> Candidates:
-    """Return each of the cells (q,) as its own only candidate, in the first of the frames: where
-    nothing in the windows has a label, any of them gives what all would."""
-    ones = torch.ones((len(cells), 1), device=cells.device)
-    return Candidates(ones, cells[:, None], ones)
 
 
 def best(parts: list[Candidates], settings: Propagation) -> Candidates:
