@@ -87,7 +87,7 @@ def test_prepare_by_the_kinds_name(tmp_path, capsys):
 
 
 def test_information(capsys, root):
-    assert cli.main(["methods"]) == cli.main(["videos"]) == cli.main(["evaluations"]) == cli.main(["tasks"]) == 0
+    assert [cli.main([verb]) for verb in ("methods", "videos", "evaluations", "tasks")] == [0] * 4
     text = capsys.readouterr().out
     assert {"dora", "pretrained", "random", "knn"} <= set(text.split())
     assert text.count("https://www.youtube.com") == 10

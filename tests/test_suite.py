@@ -406,11 +406,11 @@ def test_an_evaluation_of_a_fine_tuned_network():
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("evaluations.ade20k.network", "pars", r"ade20k\.network: unknown fine-tuning 'pars'.*parse"),
-        ("evaluations.ade20k.network", "detect", "tests networks of the task semantic_segmentation"),
+        ("evaluations.ade20k.network", "pars", r"network: unknown fine-tuning 'pars'.*parse"),
+        ("evaluations.ade20k.network", "detect", "tests networks of the task semantic_seg"),
         ("evaluations.coco.dataset", "scenes", "needs images with objects, but 'scenes' holds"),
         ("finetuning.parse.dataset", "things", "needs images with masks, but 'things' holds"),
-        ("finetuning.parse.dataset", "nothing", r"finetuning\.parse\.dataset: unknown labelled set"),
+        ("finetuning.parse.dataset", "nothing", r"parse\.dataset: unknown labelled set"),
         ("finetuning.parse.task", "detektion", r"finetuning\.parse\.task: unknown task"),
         ("finetuning.parse.head", "fcn", r"finetuning\.parse\.head is 'fcn'"),
         ("finetuning.parse", {"dataset": "scenes"}, "the key 'task' is missing"),
@@ -424,4 +424,11 @@ def test_a_mistake_of_a_fine_tuning(path, value, message):
         node = node[part]
     node[last] = value
     with pytest.raises(UserError, match=message):
+        suite.load_suite(raw)
+
+
+def test_no_network_is_tested_between_epochs():
+    raw = dense()
+    raw["runs"]["dora"]["validation"] = {"evaluation": "ade20k"}
+    with pytest.raises(UserError, match="'ade20k' tests a network that is fine-tuned from a fin"):
         suite.load_suite(raw)
