@@ -180,7 +180,7 @@ class JointBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _over_processes(self, input: Tensor) -> Tensor:
         dims = [0, *range(2, input.ndim)]
         # Half precision holds no sum of so many squares.
-        exact = input.float()
+        exact = input.to(torch.promote_types(input.dtype, torch.float32))
         # Regions of images, and images of many sizes, are not as many on each process.
         count = sum_of_all(exact.new_tensor(exact.numel() / exact.shape[1]))
         mean = sum_of_all(exact.sum(dims)) / count
