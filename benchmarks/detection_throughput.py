@@ -56,7 +56,8 @@ def throughput(folder):
     objects = LabelledObjects(manifest, "test")
     encoder = build_encoder(EncoderConfig(name="vit_small", patch_size=16, image_size=224), 0)
     network = Detector(encoder, len(objects.classes), fpn_channels=channels).eval()
-    save_network(network, saved, {"title": "random", "classes": list(objects.classes)})
+    about = {"title": "random", "name": "random", "classes": list(objects.classes)}
+    save_network(network, saved, about | {"sizes": {"short_side": short, "long_side": long}})
     keys = {"short_side": short, "long_side": long, "batch_size": 4, "pictures": 0}
     config = Config(dataset="shapes", network="random", **keys)
     inputs = Inputs(folder, manifest, device, network=saved, workers=workers)

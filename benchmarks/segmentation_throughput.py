@@ -105,7 +105,8 @@ def main():
     wanted = options.images or (len(SIZES) if device.type == "cpu" else 200)
     factor = 8 if options.quick else 1
     sizes = [tuple(n // factor for n in SIZES[i % len(SIZES)]) for i in range(wanted)]
-    shape = {"crop": 64, "stride": 43, "short_side": 64, "long_side": 256} if options.quick else {}
+    names = ("crop", "stride", "short_side", "long_side")
+    shape = dict(zip(names, (n // factor for n in (512, 341, 512, 2048)), strict=True))
     keys = {"dataset": "ade20k", "network": "upernet", "batch_size": options.batch, **shape}
     config = Config(**keys, test=options.test, precision=options.precision)
     network = Segmenter(from_spec(VIT), CLASSES, options.head, aux_channels=None)

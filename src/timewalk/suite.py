@@ -29,6 +29,7 @@ from timewalk.config import (
     lookup,
 )
 from timewalk.errors import UserError, nearest
+from timewalk.evaluation.fine_tuned import NetworkEvaluation
 from timewalk.finetuning.base import FinetuningConfig
 from timewalk.methods.base import TrainedRunConfig
 from timewalk.video.sources import resolve_video
@@ -310,7 +311,8 @@ def _check_network(suite: Suite, key: str, item: EvaluationConfig) -> None:
     task = evaluation.get_evaluation(item.kind).task
     if task is None:
         return
-    network: str = item.network  # type: ignore[attr-defined]
+    assert isinstance(item, NetworkEvaluation)
+    network = item.network
     _reference("fine-tuning", key, network, suite.finetunings)
     if (found := suite.finetunings[network].task) != task:
         raise UserError(

@@ -37,6 +37,7 @@ CARD = {
     **{"title": "upernet-160k", "dataset": "scenes", "classes": list(CLASSES)},
     **{"sha256": "0", "architecture": {"kind": "segmenter"}, "name": "upernet"},
     "sizes": {"crop": 512, "short_side": 512, "long_side": 2048},
+    **{"mean": IMAGENET_MEAN, "std": IMAGENET_STD},
 }
 
 

@@ -109,7 +109,7 @@ def oracle(manifest, monkeypatch):
         sizes = Sizes(test_short_side=short_side, long_side=long_side)
         network = Oracle(objects, sizes, **keys)
         about = {"classes": list(objects.classes), "sha256": "0" * 64, "title": "oracle"}
-        about |= SIZES
+        about |= SIZES | {"architecture": {"kind": "detector"}, "mean": [0.5], "std": [0.2]}
         monkeypatch.setattr(coco, "load_network", lambda folder, kind: (network, about))
         return network
 

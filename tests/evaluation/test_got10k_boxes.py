@@ -115,3 +115,15 @@ def test_where_nothing_is_left_the_box_stays():
     finder = finder_of(np.array([16.0, 16, 32, 16]), 0.5)
     assert finder(np.zeros(GRID, np.float32)).tolist() == [16, 16, 32, 16]
     assert finder.lost == 1
+
+
+def test_a_first_box_that_reaches_out_of_the_frame_stretches_no_later_one():
+    """Labels of the part within, as they are, follow the object into the frame."""
+    height, width = SIZE
+    outside = np.array([-32.0, 16, 64, 32])
+    finder = finder_of(outside, 0)
+    inside = np.array([32.0, 16, 32, 32])
+    labels = first_labels(inside, SIZE, GRID, "box")[1].numpy()
+    np.testing.assert_allclose(finder(labels), inside, atol=1e-9)
+    far = np.array([-500.0, -500, 502 + 30, 502 + 30])
+    assert (finder_of(far, 0.5)(labels)[2:] <= (width, height)).all()

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from timewalk.artefacts import read_json, sha256_file
+from timewalk.artefacts import read_json, sha256_file, write_json
 from timewalk.cli import main
 from timewalk.errors import UserError
+from timewalk.evaluation import coco
 from timewalk.evaluation.base import Inputs
 from timewalk.evaluation.knn import Config
 from timewalk.evaluation.run import run_evaluation
@@ -89,3 +90,16 @@ def test_frames_are_in_the_provenance(run_of, set_of, tmp_path):
     inputs = Inputs(run, dataset, torch.device("cpu"), *map(type(tmp_path), paths), (frames,))
     record = run_evaluation("knn", inputs, Config(dataset="colours", k=[3]), output)
     assert record["provenance"]["frames_sha256"] == {"walk": sha256_file(frames)}
+
+
+def test_a_network_of_another_encoder_is_refused_before_the_work(run_of, set_of, tmp_path):
+    run = run_of("vit")
+    network = tmp_path / "network"
+    write_json(network / "network.json", {"provenance": {"weights": {"results/other": "0" * 64}}})
+    inputs = Inputs(run, set_of(6), torch.device("cpu"), network=network)
+    config = coco.Config(dataset="things", network="detect")
+    with pytest.raises(
+        UserError, match=r"network\.json is of another encoder than .*encoder\.safe"
+    ):
+        run_evaluation("coco", inputs, config, tmp_path / "coco.json")
+    assert not (tmp_path / "coco").exists()

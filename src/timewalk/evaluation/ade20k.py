@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path, read_json, sha256_json, write_json
-from timewalk.config import EvaluationConfig, Name, Positive
+from timewalk.config import Positive
 from timewalk.data.segmentation_views import kept_size, resize_keep
 from timewalk.data.segmented import SegmentedSet, open_segmented
 from timewalk.data.sequences import VOID, read_frame
@@ -35,7 +35,7 @@ from timewalk.encoders.files import read_tensors
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Extractor, Precision
-from timewalk.evaluation.fine_tuned import with_sizes
+from timewalk.evaluation.fine_tuned import NetworkEvaluation, with_sizes
 from timewalk.evaluation.mask_pictures import sheet
 from timewalk.evaluation.pictures import save_png
 from timewalk.evaluation.segment_images import (
@@ -64,13 +64,10 @@ Pixels = Annotated[int, Field(ge=8)]
 Factor = Annotated[float, Field(gt=0)]
 
 
-class Config(EvaluationConfig):
+class Config(NetworkEvaluation):
     """Semantic segmentation by a fine-tuned network."""
 
     kind: Literal["ade20k"] = "ade20k"
-    network: Name
-    """which network of the run is tested: name of an entry of `finetuning:` with the task
-    `semantic_segmentation`"""
     test: Literal["slide", "whole", "multi_scale"] = "slide"
     """what the network sees: windows whose logits are averaged where they overlap; the whole image
     at once; or windows of several sizes of the image, whose probabilities are averaged"""
@@ -201,7 +198,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     network.requires_grad_(False).to(inputs.device)
     config = config.filled(card)
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
-    key = sha256_json([card["sha256"], card["architecture"], scored.digest, settings])
+    network_is = [card[name] for name in ("sha256", "architecture", "mean", "std")]
+    key = sha256_json([network_is, scored.digest, settings])
     counts = Counts.resumed(output_dir / "work", key, len(scored.classes))
     extractor = Extractor(network.encoder, inputs.device, config.precision, network)
     for _ in count(counts, scored, extractor, network.stride, config, inputs.workers):

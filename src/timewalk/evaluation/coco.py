@@ -15,14 +15,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from timewalk.artefacts import sha256_json, write_text
-from timewalk.config import EvaluationConfig, Name, Positive
+from timewalk.config import Positive
 from timewalk.data.detection_views import Sizes
 from timewalk.data.objects import LabelledObjects
 from timewalk.encoders.dense.files import finetuned_title, load_network
 from timewalk.errors import UserError
 from timewalk.evaluation.base import Inputs, Result, write_csv
 from timewalk.evaluation.embed import Precision
-from timewalk.evaluation.fine_tuned import with_sizes
+from timewalk.evaluation.fine_tuned import NetworkEvaluation, with_sizes
 from timewalk.evaluation.mask_runs import decoded, rle
 from timewalk.evaluation.object_detections import Finder, Found, find_all
 from timewalk.evaluation.object_pictures import Objects, object_sheet
@@ -41,12 +41,10 @@ SHOWN_SCORE = 0.3
 """least score of a detection in the pictures"""
 
 
-class Config(EvaluationConfig):
+class Config(NetworkEvaluation):
     """Average precision of a fine-tuned detector on a set of objects."""
 
     kind: Literal["coco"] = "coco"
-    network: Name
-    """name of the fine-tuning, of `finetuning:`, whose network is tested"""
     short_side: Annotated[int, Field(ge=32)] | None = None
     """pixels to which an image's shorter side is resized; null: the largest of the fine-tuning,
     published 800"""
@@ -94,7 +92,8 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     assert config.short_side
     assert config.long_side
     settings = config.model_dump(mode="json", exclude=NOT_FOR_RESULTS)
-    key = sha256_json({"network": about["sha256"], "set": objects.digest, "settings": settings})
+    network_is = [about[name] for name in ("sha256", "architecture", "mean", "std")]
+    key = sha256_json({"network": network_is, "set": objects.digest, "settings": settings})
     work = output_dir / "work"
     found = find_all(
         Finder(network.to(inputs.device), inputs.device, config.max_detections, config.precision),

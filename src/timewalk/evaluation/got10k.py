@@ -7,6 +7,7 @@ their zip for the authors' server; where boxes are public, AO, SR and their tabl
 """
 
 import logging
+import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -285,6 +286,7 @@ def _scored(
 ) -> tuple[dict[str, float | None], list[Path]]:
     """Return metrics, and the tables and pictures."""
     drawn = spread(list(tracks), config.pictures)
+    shutil.rmtree(folder / "pictures", ignore_errors=True)  # perhaps of other settings
     files = [draw_track(folder / "pictures", records, track) for track in drawn]
     seconds = np.concatenate([records.seconds(track.name) for track in tracks])
     speed = {"fps": frames_per_second(seconds)}

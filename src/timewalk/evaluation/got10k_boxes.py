@@ -116,6 +116,12 @@ def _greatest_rectangle(gain: np.ndarray) -> tuple[int, int, int, int]:
     return found
 
 
+def _within(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the part (4,) of a box that lies in a frame of (height, width) pixels."""
+    low, high = (np.clip(corner, 0, size[::-1]) for corner in (box[:2], box[:2] + box[2:]))
+    return np.concatenate([low, high - low])
+
+
 class BoxFinder:
     """Boxes of one object, frame after frame.
 
@@ -124,7 +130,7 @@ class BoxFinder:
     size. Sizes change slowly.
 
     Args:
-        box: (4,) of the first frame.
+        box: (4,) of the first frame; what of it lies in the frame counts.
         object_hw: (h, w) the first frame's soft labels.
         size: (height, width) of the frames in pixels.
         threshold: as of :func:`densest_box`.
@@ -143,7 +149,9 @@ class BoxFinder:
         threshold: float,
         smoothing: float,
     ) -> None:
-        self.box, self.lost = np.array(box, float), 0
+        # Labels know nothing of what lies outside: measured by the whole box, they would be
+        # stretched for the rest of the video.
+        self.box, self.lost = _within(box, size), 0
         self._threshold, self._smoothing = threshold, smoothing
         self._cell = np.array(size[::-1]) / object_hw.shape[::-1]
         self._shift, self._stretch = np.zeros(2), np.ones(2)

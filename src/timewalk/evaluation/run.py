@@ -49,8 +49,9 @@ def run_evaluation(
             f"evaluations.{name}: '{config.kind}' tests a fine-tuned network; name its folder with "
             "--network."
         )
-    started = time.monotonic()
     folder, run = output.with_suffix(""), inputs.run
+    network = inputs.network and _network(inputs.network, run)
+    started = time.monotonic()
     result = entry.load().evaluate(inputs, config, folder)
     about = read_json(run / "encoder.json")
     origin = about.get("provenance", {})
@@ -76,7 +77,7 @@ def run_evaluation(
             train_dataset_sha256=inputs.train_dataset and sha256_file(inputs.train_dataset),
             frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},
             training={key: value for key, value in origin.items() if key != "config"},
-            network=inputs.network and _network(inputs.network, run),
+            network=network,
             embeddings=[_embedding(path) for path in embeddings],
         ),
     }
