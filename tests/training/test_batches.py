@@ -3,17 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.training.toy import Clips, Toy, toy_config
 from timewalk.data.clips import Clip
 from timewalk.data.seeds import generator
 from timewalk.errors import UserError
 from timewalk.training.batches import (
     BatchSampler,
     OneGroupABatch,
-    SignalsAreTheTrainers,
     SomeOfEach,
     ViewsDataset,
-    batches,
     clips_of_epoch,
     epoch_size,
 )
@@ -146,12 +143,3 @@ def test_one_group_needs_no_order_of_its_own():
 def test_a_group_smaller_than_a_batch_is_refused():
     with pytest.raises(UserError, match=r"action 4 has 1 videos, less than training\.batch_size 2"):
         clips_of_epoch(Actions(3, 4, 3), None, 2, by_group=True)
-
-
-def test_at_most_two_batches_of_a_worker_wait():
-    # Batches of a detection's images take a tenth of a gigabyte.
-    sampler = BatchSampler(8, 2, seed=0, first=0, total=4)
-    settings = {"pin": False, "signals": SignalsAreTheTrainers()}
-    loader = batches(Clips(8), Toy(toy_config()), sampler, 1, **settings)
-    assert (loader.num_workers, loader.prefetch_factor) == (1, 2)
-    assert batches(Clips(8), Toy(toy_config()), sampler, 0, **settings).prefetch_factor is None

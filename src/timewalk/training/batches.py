@@ -265,7 +265,7 @@ def batches(
         num_workers=workers,
         multiprocessing_context="fork" if workers else None,
         pin_memory=pin,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=4 if workers else None,
         # Else the loader draws from torch's own generator, and a resume draws once more.
         generator=generator(sampler.seed),
         worker_init_fn=signals,
