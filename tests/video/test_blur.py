@@ -46,10 +46,11 @@ def lines_of(path):
 
 
 def assert_same_pictures(one, two):
-    """x264's own bytes may differ now and then for the same pictures; what is seen may not."""
+    """x264's own bytes may differ now and then for the same pictures, by half a level once in some
+    hundred runs; what is seen may not: frames that follow each other are 1.6 levels apart."""
     assert np.array_equal(times_of(one), times_of(two))
     for a, b in zip(frames_of(one), frames_of(two), strict=True):
-        assert np.abs(a.astype(int) - b.astype(int)).mean() < 0.5
+        assert np.abs(a.astype(int) - b.astype(int)).mean() < 1.0
 
 
 def sha256(path):
