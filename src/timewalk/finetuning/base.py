@@ -175,9 +175,9 @@ class Finetuning(Method):
         """Return the sizes in pixels with which an evaluation tests unless told otherwise."""
         return {}
 
+    @abstractmethod
     def sample(self, clip: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Return one image's augmented tensors; called in the loader's worker."""
-        raise NotImplementedError
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the parameters that learn, grouped by the factor on their learning rate and by

@@ -192,4 +192,6 @@ def test_the_encoder_can_be_taken_out():
         for key, value in state.items()
         if key.startswith("encoder.")
     }
-    encoder("vit/16").load_state_dict(own, strict=True)
+    taken = encoder("vit/16")
+    taken.load_state_dict(own, strict=True)
+    assert all(torch.equal(taken.state_dict()[key], value) for key, value in own.items())
