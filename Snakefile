@@ -17,6 +17,10 @@ if not workflow.config_settings.configfiles:
     configfile: os.getenv("TIMEWALK_SUITE", "config.yaml")
 
 
+# With --sdm apptainer each job runs in this image: envs/README.md.
+container: os.getenv("TIMEWALK_IMAGE")
+
+
 include: "workflow/rules/common.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/blur.smk"
@@ -27,6 +31,13 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+
+
+# Snakemake keeps the last `onstart` alone.
+onstart:
+    checked(check_finished, workflow.dag.needrun_jobs())
+    checked(check_writable, workflow.dag.needrun_jobs())
+    retry_trainings()
 
 
 localrules:

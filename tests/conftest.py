@@ -33,8 +33,22 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class WorkflowsTogether(LoadScopeScheduling):
+        # These share the finished miniature.
+        miniatures = ("test_miniature.py", "test_rerunning.py", "test_cache.py")
+
         def _split_scope(self, nodeid: str) -> str:
             module, _, _ = nodeid.partition("::")
+            if module.endswith(self.miniatures):
+                return "miniature"
+            if "/slurm/" in module:
+                return "slurm"  # one cluster
             return module if "/workflow/" in module else nodeid
 
     return WorkflowsTogether(config, log)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say once more, in red, what could not be tested here at all."""
+    skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
+    if any("SLURM IS MISSING" in text for text in skipped):
+        terminalreporter.write_sep("!", "SLURM IS MISSING: tests/slurm did not run", red=True)

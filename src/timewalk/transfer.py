@@ -22,13 +22,13 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from timewalk.artefacts import read_json, sha256_json, write_json
-from timewalk.errors import UserError
+from timewalk.errors import UserError, disk_full, out_of_room
 
 log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
-DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
-"""faults of our own disk, which no further try mends"""
+DISK = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""faults of our own disk beside a full one, which no further try mends"""
 
 
 class Unreachable(UserError):
@@ -93,9 +93,11 @@ def fetch_http(address: str, part: Path, retries: int, timeout_s: float, remedy:
                 discard(part)  # what is there is no beginning of what is served now
             reason = f"the server answers {error.code}"
         except (URLError, HTTPException, OSError) as error:
+            if full := out_of_room(error):
+                raise disk_full(part, full[0]) from None
             if getattr(error, "errno", None) in DISK:
                 raise UserError(
-                    f"{part} cannot be written ({error}): free the disk or mend its permissions."
+                    f"{part} cannot be written ({error}): mend the permissions of its folder."
                 ) from None
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         log.warning("%s: %s (try %d of %d)", public(address), reason, attempt + 1, retries + 1)
@@ -144,7 +146,8 @@ def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
             open(part, "ab" if resumed else "wb") as file,
             _progress(part.name, start, total) as bar,
         ):
-            while chunk := answer.read(CHUNK):
+            # What came is written at once: a connection that hangs must not cost it.
+            while chunk := answer.read1(CHUNK):
                 file.write(chunk)
                 bar(len(chunk))
     return total is None or part.stat().st_size >= total

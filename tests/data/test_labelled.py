@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from PIL import Image
 from torchvision import transforms
 
@@ -16,16 +18,23 @@ def noise(width, height, mode="RGB"):
     return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize("size", [(50, 37), (37, 50), (40, 40), (300, 21), (21, 22)])
-def test_the_transform_is_the_usual_one(size):
+@given(
+    width=st.integers(1, 320),
+    height=st.integers(1, 320),
+    short_side=st.integers(1, 40),
+    crop=st.integers(1, 45),
+)
+@example(width=300, height=21, short_side=33, crop=28)
+@example(width=33, height=40, short_side=33, crop=38)
+def test_the_transform_is_the_usual_one(width, height, short_side, crop):
     usual = transforms.Compose(
         [
-            transforms.Resize(33, transforms.InterpolationMode.BICUBIC),
-            transforms.CenterCrop(28),
+            transforms.Resize(short_side, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(crop),
         ]
     )
-    image = noise(*size)
-    assert np.array_equal(transform(image, 33, 28), usual(image))
+    image = noise(width, height)
+    assert np.array_equal(transform(image, short_side, crop), usual(image))
 
 
 def test_modes():

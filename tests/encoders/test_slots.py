@@ -286,6 +286,7 @@ def test_a_run_of_ours_keeps_its_slots_as_pretrained(tmp_path, caplog, name):
     method = Pretrained(PretrainedConfig.model_validate(keys))
     save_head(method.heads(), tmp_path / "again")
     caplog.set_level("INFO")
+    caplog.clear()
     found = load_slots(tmp_path / "again")
     assert not caplog.records
     assert (found.mask, found.mask_threshold, found.instances) == ("prob", 0.35, 2)

@@ -42,6 +42,24 @@ def call(results):
     return stamp["dora"]["mlflow_run"]
 
 
+def test_a_store_is_whole_or_absent(results, monkeypatch):
+    """MLflow makes its tables in dozens of steps and does not go on from a half."""
+    store = results / "mlflow.db"
+
+    def killed(client):
+        assert not store.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "search_experiments", killed)
+        with pytest.raises(KeyboardInterrupt):
+            call(results)
+    assert not list(results.glob(".mlflow*"))
+    assert not store.exists()
+    assert MlflowClient(store_uri(results)).get_run(call(results)).info.status == "FINISHED"
+    assert not list(results.glob(".mlflow*"))
+
+
 def test_a_run_with_parameters_curves_metrics_and_artefacts(results):
     client = MlflowClient(store_uri(results))
     run = client.get_run(call(results))

@@ -56,12 +56,27 @@ def test_a_lease_of_two(tmp_path):
         job.communicate()
 
 
-def test_slurm_has_already_chosen(tmp_path, monkeypatch):
+def test_within_a_slurm_job_its_devices_are_dealt_out(tmp_path, monkeypatch, caplog):
+    """One Snakemake in an allocation of two GPUs runs two jobs: not both on the first."""
+    caplog.set_level("INFO")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    with lease(1, folder=tmp_path) as held:
-        assert held == ["5"]
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    with lease(1, folder=tmp_path) as first:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+        with lease(1, folder=tmp_path) as second:
+            assert (first, second) == (["5"], ["6"])
+    assert "on GPU 6 of" in caplog.text
+    assert "chosen by Slurm" in caplog.text
+
+
+def test_slurm_jobs_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    """On one machine each may call its GPU 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with lease(1, folder=tmp_path) as one:
+        monkeypatch.setenv("SLURM_JOB_ID", "8")
+        with lease(1, folder=tmp_path) as other:
+            assert one == other == ["0"]
 
 
 def test_zero_gpus_hides_them(tmp_path, monkeypatch):

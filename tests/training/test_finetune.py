@@ -15,6 +15,7 @@ from timewalk.encoders import save_encoder
 from timewalk.encoders.dense import files
 from timewalk.errors import UserError
 from timewalk.finetuning.base import FinetuningConfig
+from timewalk.training.checkpoint import checkpoints
 from timewalk.training.finetune import finetune
 from timewalk.training.loop import InterruptedTraining, Machine
 
@@ -99,20 +100,56 @@ def test_another_configuration_is_refused(call):
         call("out", learning_rate=0.02)
 
 
-def test_a_changed_encoder_is_refused(call, tmp_path):
-    call("out")
+def test_a_changed_encoder_is_fine_tuned_anew_and_the_first_is_not_lost(call, tmp_path, caplog):
+    caplog.set_level("INFO")
+    first = (call("out") / files.TENSORS).read_bytes()
+    whole = checkpoints(tmp_path / "out" / "checkpoints")
     encoder = tiny_vit()
     torch.nn.init.ones_(encoder.norm.bias)
     save_encoder(encoder, tmp_path / "run", {})
-    with pytest.raises(UserError, match="the weights that it began with have changed"):
-        call("out")
+    assert (call("out") / files.TENSORS).read_bytes() != first
+    assert "going on" not in caplog.text
+    [aside] = (tmp_path / "out").glob("checkpoints-*")
+    assert f"older checkpoints go to {aside}" in caplog.text
+    assert [path.name for path in checkpoints(aside)] == [path.name for path in whole]
+    # The first encoder again: its network is there without a step.
+    save_encoder(tiny_vit(), tmp_path / "run", {})
+    assert (call("out") / files.TENSORS).read_bytes() == first
+    assert "going on from step 6 of 6" in caplog.text
 
 
-def test_a_changed_labelled_set_is_refused(call, tmp_path):
+@pytest.mark.parametrize("moved", range(6))
+def test_killed_while_checkpoints_move_it_loses_none(call, tmp_path, moved, monkeypatch):
+    folder = tmp_path / "out" / "checkpoints"
+    first = (call("out") / files.TENSORS).read_bytes()
+    kept = sorted(path.name for path in folder.iterdir())
+    encoder = tiny_vit()
+    torch.nn.init.ones_(encoder.norm.bias)
+    save_encoder(encoder, tmp_path / "run", {})
+    call("out")
+    save_encoder(tiny_vit(), tmp_path / "run", {})
+    replaced, count = Path.replace, iter(range(100))
+
+    def killed_in_between(path, target):
+        # The one that ran is moved aside first, file by file, then the first one comes back.
+        if "checkpoints" in str(path) and next(count) == moved:
+            raise KeyboardInterrupt
+        return replaced(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed_in_between)
+        with pytest.raises(KeyboardInterrupt):
+            call("out")
+    assert (call("out") / files.TENSORS).read_bytes() == first
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+
+def test_a_changed_labelled_set_is_learned_anew(call, tmp_path):
     call("out")
     write_json(tmp_path / "manifest.json", {"classes": ["red", "green", "blue"], "images": 9})
-    with pytest.raises(UserError, match=r"its data or the weights .* have changed"):
-        call("out")
+    call("out")
+    [aside] = (tmp_path / "out").glob("checkpoints-*")
+    assert len(checkpoints(aside)) == len(checkpoints(tmp_path / "out" / "checkpoints")) == 2
 
 
 @pytest.fixture

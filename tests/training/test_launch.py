@@ -16,10 +16,10 @@ from tests.data.conftest import make_frames  # noqa: F401 - a fixture
 from timewalk.data.shards import write_shards
 from timewalk.errors import UserError
 from timewalk.methods import get_method
-from timewalk.training import launch
+from timewalk.training import distributed, launch
 from timewalk.training.checkpoint import checkpoints
 from timewalk.training.distributed import Processes, processes
-from timewalk.training.launch import torchrun
+from timewalk.training.launch import torchrun, without_step
 
 
 @pytest.fixture
@@ -148,18 +148,93 @@ def test_who_am_i():
 
 
 def test_several_machines_go_through_srun(monkeypatch):
-    slurm = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "77"}
-    for key, value in slurm.items():
+    """The step that Snakemake's job runs in names one machine alone: scontrol is asked."""
+    shown = {
+        ("job", "77"): (
+            "JobId=77 JobName=x NumNodes=2 NodeList=node[1-2] BatchHost=node1\n"
+            "JobId=78 ArrayJobId=77 NumNodes=1 NodeList=node3 BatchHost=node3"
+        ),
+        ("hostnames", "node[1-2]"): "node1\nnode2",
+        ("hostnames", "node1"): "node1",
+        ("node", "node1"): "NodeName=node1 NodeAddr=10.0.0.1",
+    }
+    monkeypatch.setattr(distributed, "scontrol", lambda *words: shown[words])
+    step = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node1", "SLURM_CPUS_PER_TASK": "8"}
+    for key, value in step.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr(launch, "first_host", lambda nodes: "node1")
-    command = torchrun(4, 2)
-    assert command[0] == "srun"
-    text = " ".join(command)
-    assert "--nodes 2 --ntasks 2 --ntasks-per-node 1" in text
+    text = " ".join(torchrun(4, 2))
+    assert text.startswith("srun --jobid 77 --nodes 2 --ntasks 2 --cpus-per-task 8 ")
+    assert "--ntasks-per-node 1" in text
     assert "--nproc-per-node 4" in text
-    assert "--rdzv-endpoint node1:20077" in text
+    assert "--rdzv-endpoint 10.0.0.1:20077" in text
+    assert f"--rdzv-id 77-{os.getpid()}" in text
     with pytest.raises(UserError, match=r"nodes is 3 but this job holds 2 machine"):
         torchrun(4, 3)
+
+
+@pytest.mark.parametrize("answer", ["exit 1", None])
+def test_several_machines_need_an_answer_of_scontrol(tmp_path, monkeypatch, answer):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if answer:
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / "scontrol").chmod(0o755)
+    with pytest.raises(UserError, match=r"`scontrol .* job 77` has no answer on .* nodes to 1\.$"):
+        torchrun(4, 2)
+
+
+@pytest.mark.parametrize(("name", "serves"), [("node1", "is_host=1"), ("node2", "is_host=0")])
+def test_the_first_machine_is_where_they_meet(name, serves):
+    words = ["sh", "-c", launch.SERVE, "node1", "printenv", "PET_RDZV_CONF"]
+    environment = {"PATH": os.environ["PATH"], "SLURMD_NODENAME": name}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == serves
+
+
+def test_signals_are_passed_on_once_and_never_to_srun():
+    class Agent:
+        heard = 0
+
+        def send_signal(self, number):
+            self.heard += 1
+
+    for agent, heard in ((Agent(), 1), (None, 0)):
+        with launch._forwarded(agent) as received:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM] * 3
+        assert (agent.heard if agent else 0) == heard
+
+
+@pytest.mark.parametrize(("stopped", "code"), [(True, 75), (False, None)])
+def test_processes_that_slurm_signals_say_so_themselves(tmp_path, monkeypatch, stopped, code):
+    """On several machines the one that started them hears nothing."""
+    monkeypatch.chdir(tmp_path)
+    note = f'"${launch.ERROR_FILE}"'
+    script = f"touch $(dirname {note})/{launch.INTERRUPTED_FILE}; exit 1" if stopped else "exit 1"
+    monkeypatch.setattr(launch, "torchrun", lambda *_: ["sh", "-c", script])
+    if stopped:
+        assert launch.launch(["train"], 1, 2) == code
+        return
+    with pytest.raises(UserError, match="ended with status 1: see the log"):
+        launch.launch(["train"], 1, 2)
+
+
+def test_several_machines_without_slurm_are_a_mistake(monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    with pytest.raises(UserError, match=r"nodes is 2 but this job holds 1 machine.*profile slurm"):
+        torchrun(1, 2)
+
+
+def test_srun_does_not_see_the_step_around_it():
+    step = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_NNODES": "1",
+        "SLURM_GPUS": "4",
+        "CUDA_VISIBLE_DEVICES": "0",
+    }
+    kept = {"SLURM_CONF": "/etc/slurm/slurm.conf", "PATH": "/bin", "CUDA_HOME": "/cuda"}
+    assert without_step({**step, **kept}) == kept
 
 
 def test_one_machine_needs_no_meeting_point():

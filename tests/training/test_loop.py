@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.training.toy import Clips, Toy, toy_config
+from timewalk.artefacts import alone
 from timewalk.errors import UserError
 from timewalk.training.batches import BatchSampler, Share, share_of
-from timewalk.training.checkpoint import alone, checkpoints, save_checkpoint
+from timewalk.training.checkpoint import checkpoints, save_checkpoint
 from timewalk.training.distributed import Processes
 from timewalk.training.loop import InterruptedTraining, Machine, Trainer
 from timewalk.training.optimizers import make_optimizer
@@ -290,7 +291,7 @@ def test_a_second_training_into_a_folder_waits_for_the_first(tmp_path, caplog):
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        with alone(tmp_path / "shared"):
+        with alone(tmp_path / "shared", tmp_path / "shared" / "lock"):
             held.set()
             release.wait(60)
             assert not (tmp_path / "shared" / "metrics.jsonl").exists()

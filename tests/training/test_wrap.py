@@ -32,6 +32,7 @@ def test_compiled_blocks_give_the_same_losses(tmp_path):
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), abs=1e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["cheap", "full"])
 def test_compiled_and_recomputed(tmp_path, what):

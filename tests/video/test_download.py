@@ -22,7 +22,7 @@ class Server:
 
     def __init__(self, data):
         self.data, self.tag, self.faults, self.requests = data, '"one"', [], []
-        self.sent = 0
+        self.sent, self.let_go = 0, threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -67,8 +67,12 @@ class Server:
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
                 if self.command == "GET":
-                    broken = fault in ("breaks", "no range and breaks")
+                    broken = fault in ("breaks", "no range and breaks", "hangs")
                     self.wfile.write(body[: len(body) // 2] if broken else body)
+                    if fault == "too much":
+                        self.wfile.write(b"more" * 1000)
+                    if fault == "hangs":
+                        outer.let_go.wait()
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -345,5 +349,5 @@ def test_a_full_disk_is_said_at_once(tmp_path, server, monkeypatch):
         raise OSError(transfer.errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(transfer, "_fetch_rest", full)
-    with pytest.raises(UserError, match=r"clip\.part cannot be written .*No space left"):
+    with pytest.raises(UserError, match=r"clip\.part cannot be written: no room is left"):
         get(tmp_path, server.address, mirror=server.address)

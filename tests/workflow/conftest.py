@@ -94,3 +94,13 @@ def miniature() -> dict:
         },
         "evaluations": {"knn": {"kind": "knn", "dataset": "digits", "k": [5, 20]}},
     }
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The whole graph of the miniature, done: not to be changed."""
+    workflow = Workflow(tmp_path_factory.mktemp("miniature"))
+    workflow.configure(miniature())
+    outcome = workflow.run("all")
+    assert outcome.code == 0, outcome.text
+    return workflow

@@ -75,18 +75,11 @@ def test_every_evaluation_has_its_result(done):
 
 
 @pytest.mark.slow
-def test_nothing_is_done_twice(done):
-    outcome = done.run(*targets(), "-n")
-    assert outcome.code == 0
-    assert "Nothing to be done" in outcome.text
-
-
-@pytest.mark.slow
-def test_another_test_of_a_network_fine_tunes_nothing(done):
+def test_nothing_is_done_twice_and_another_test_of_a_network_fine_tunes_nothing(done):
     config = suite()
     config["evaluations"]["whole"] = {**config["evaluations"]["ade20k"], "test": "whole"}
     done.configure(config)
-    outcome = done.run("results/random/whole.json", "-n")
+    outcome = done.run(*targets(), "results/random/whole.json", "-n")
     done.configure(suite())
     assert outcome.code == 0, outcome.text
     assert counts(outcome.text) == {"evaluate": 1, "total": 1}

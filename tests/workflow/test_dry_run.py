@@ -28,12 +28,13 @@ def counts(text):
     return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
 
-@pytest.fixture
-def checkout(tmp_path):
-    """A folder with the project's workflow and nothing made yet."""
-    for name in ("Snakefile", "config.yaml", "workflow", "envs"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    return tmp_path
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder with the project's workflow and nothing made yet: dry runs make nothing."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("Snakefile", "config.yaml", "workflow", "profiles", "envs"):
+        (folder / name).symlink_to(ROOT / name)
+    return folder
 
 
 def test_the_users_first_call(checkout):

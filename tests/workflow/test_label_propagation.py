@@ -31,7 +31,7 @@ def result(folder, run):
     return json.loads((folder / "results" / "demo" / run / "davis.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_crw_beats_fresh_weights(demo):
     crw, fresh = (result(demo, run) for run in ("crw", "random_resnet"))
     assert crw["protocol"] == fresh["protocol"] == "davis2017-val-crw-s8"
@@ -39,7 +39,7 @@ def test_crw_beats_fresh_weights(demo):
     assert crw["samples"] == 8
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_masks_are_in_the_official_layout(demo):
     folder = demo / "results" / "demo" / "crw" / "davis"
     davis = demo / "data" / "demo" / "datasets" / "shapes" / "DAVIS"

@@ -10,6 +10,7 @@ from tests.miniature import phase_sets, video_sets
 
 VIDEOS = "data/datasets/vos/manifest.json"
 STILLS = "data/datasets/stills/manifest.json"
+PHASES = "data/datasets/phases/manifest.json"
 
 
 @pytest.fixture
@@ -25,42 +26,36 @@ def suite(workflow):
     (folder / "classes.txt").write_text("sky\n")
     vos = {"kind": "youtube_vos", "root": "vos", "list_file": "mine.txt"}
     stills = {"kind": "segmentation_folder", "root": "stills", "classes": "classes.txt"}
-    workflow.configure({"labelled": {"vos": vos, "stills": stills}})
+    made = [phase_sets.video("a", (0, 0, 1))]
+    phase_sets.records(folder / "raw", {"x_train-0.tfrecord": made, "x_val-0.tfrecord": made})
+    phases = {"kind": "phase_records", "root": "raw"}
+    workflow.configure({"labelled": {"vos": vos, "stills": stills, "phases": phases}})
     return workflow
 
 
-def test_a_changed_list_prepares_anew(suite):
+def test_changed_lists_and_corrected_labels_prepare_anew(suite):
     def read(path):
         return json.loads((suite.folder / path).read_text())
 
-    outcome = suite.run(VIDEOS, STILLS)
-    assert outcome.code == 0, outcome.text
-    first = read(VIDEOS)["inputs"]["mine.txt"]
+    first = make(suite, VIDEOS, STILLS, PHASES)
     assert read(STILLS)["classes"] == ["sky"]
+    before = read(VIDEOS)["inputs"]["mine.txt"], read(PHASES)["digest"]
     (suite.folder / "mine.txt").write_text("0043f083b5\n")
     (suite.folder / "classes.txt").write_text("water\n")
-    outcome = suite.run(VIDEOS, STILLS)
-    assert outcome.code == 0, outcome.text
-    assert read(VIDEOS)["inputs"]["mine.txt"] != first
-    assert read(STILLS)["classes"] == ["water"]
-
-
-def test_records_with_corrected_labels_prepare_anew(workflow):
-    root, made = workflow.folder / "raw", [phase_sets.video("a", (0, 0, 1))]
-    phase_sets.records(root, {"x_train-0.tfrecord": made, "x_val-0.tfrecord": made})
-    workflow.configure({"labelled": {"phases": {"kind": "phase_records", "root": "raw"}}})
-    target = "data/datasets/phases/manifest.json"
-
-    def digest():
-        outcome = workflow.run(target)
-        assert outcome.code == 0, outcome.text
-        return json.loads((workflow.folder / target).read_text())["digest"]
-
-    first = digest()
     corrected = [phase_sets.video("a", (0, 1, 1))]
-    phase_sets.records(root, {"x_val-0.tfrecord": corrected})
-    assert digest() != first
-    assert "prepare" not in workflow.run(target, "--dry-run").text
+    phase_sets.records(suite.folder / "raw", {"x_val-0.tfrecord": corrected})
+    second = make(suite, VIDEOS, STILLS, PHASES)
+    assert first.count("rule prepare:") == second.count("rule prepare:") == 3
+    assert read(STILLS)["classes"] == ["water"]
+    after = read(VIDEOS)["inputs"]["mine.txt"], read(PHASES)["digest"]
+    assert all(old != new for old, new in zip(before, after, strict=True))
+    assert "Nothing to be done" in make(suite, VIDEOS, STILLS, PHASES, "--dry-run")
+
+
+def make(workflow, *words):
+    outcome = workflow.run(*words)
+    assert outcome.code == 0, outcome.text
+    return outcome.text
 
 
 def test_a_missing_list_is_named_with_its_key(suite):

@@ -100,6 +100,7 @@ def test_the_encoder_of_another_run_is_where_it_starts(done):
     assert digest in {x["encoder_sha256"] for x in history if x["metrics"]["miou"] == best}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_nothing_is_left_to_do_and_a_change_of_validation_trains_nothing(done):
     again = done.run("results/timet/clustering.json", "--dry-run")

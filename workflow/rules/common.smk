@@ -3,15 +3,15 @@ import glob
 import json
 import os
 import sys
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from snakemake.exceptions import WorkflowError
 
-from timewalk import evaluation as evaluation_registry
-from timewalk import methods as method_registry
+from timewalk.artefacts import sha256_file, version
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
+from timewalk.config.changes import decisive, refuse_other_settings
 from timewalk.errors import UserError
-from timewalk.suite import load_suite
+from timewalk.plan import load_plan
 from timewalk.video.sources import resolve_video
 
 
@@ -23,11 +23,12 @@ def checked(call, *arguments):
         raise WorkflowError(str(error)) from None
 
 
-SUITE = checked(load_suite, config)
+SUITE = checked(load_plan, config, Path(".snakemake/timewalk"))
 DATA = PurePosixPath(SUITE.config.data_dir).as_posix()
 RESULTS = PurePosixPath(SUITE.config.results_dir).as_posix()
 LOGS = "logs"
 TIMES = "logs/times"
+SHARED_CACHE = "SNAKEMAKE_OUTPUT_CACHE" in os.environ
 BLUR = SUITE.config.blur
 STILLS = {name for name, x in SUITE.config.datasets.items() if x.images}
 FOLDERS = {
@@ -83,9 +84,24 @@ def check_targets(targets):
 checked(check_targets, sys.argv[1:])
 
 
-def as_json(model, **options):
-    """Return a settings model as JSON text for the command line."""
-    return json.dumps(model.model_dump(mode="json", **options), sort_keys=True)
+def check_writable(jobs):
+    """Name the folder that cannot be written before the first job starts."""
+    folders = {os.path.dirname(path) for job in jobs for path in job.output}
+    for folder in sorted(folders):
+        while folder and not os.path.exists(folder):
+            folder = os.path.dirname(folder)
+        if not os.access(folder or ".", os.W_OK):
+            raise UserError(
+                f"{folder} is read-only: make it writable, or name another data_dir or results_dir, "
+                "and run the same command again; what is finished is kept."
+            )
+
+
+def as_json(settings, **options):
+    """Return settings, a model or what one held, as JSON text for the command line."""
+    if not isinstance(settings, dict):
+        settings = settings.model_dump(mode="json", **options)
+    return json.dumps(settings, sort_keys=True)
 
 
 def video_json(wildcards):
@@ -196,16 +212,23 @@ def labelled_lists(wildcards):
     return [path for path in named if isinstance(path, str) and os.path.isfile(path)]
 
 
-def run_json(wildcards):
-    """Return a run's configuration with its method's defaults."""
+def run_json(wildcards, output):
+    """Return a run's configuration with its method's defaults.
+
+    What comes of `output` is no reason for Snakemake to run a job again: see `run_decisive`.
+    """
     return as_json(SUITE.run(wildcards.run))
+
+
+def run_decisive(wildcards):
+    """Return what of a run's configuration decides on its result: a change trains anew."""
+    return as_json(decisive(SUITE.run(wildcards.run)))
 
 
 def run_shards(wildcards):
     """Return the shard manifests that a run trains on."""
-    run = SUITE.run(wildcards.run)
-    trains = method_registry.get_method(run.method).trains
-    return shards_of(run.dataset) if trains and run.dataset else []
+    dataset = SUITE.run(wildcards.run)["dataset"]
+    return shards_of(dataset) if wildcards.run in SUITE.trained and dataset else []
 
 
 def run_weights(wildcards):
@@ -216,8 +239,8 @@ def run_weights(wildcards):
 
 def run_validation(wildcards):
     """Return the evaluation between a run's epochs, or none."""
-    validation = getattr(SUITE.run(wildcards.run), "validation", None)
-    return None if validation is None else validation.evaluation
+    validation = SUITE.run(wildcards.run).get("validation")
+    return None if validation is None else validation["evaluation"]
 
 
 def validation_datasets(wildcards):
@@ -226,8 +249,13 @@ def validation_datasets(wildcards):
     if name is None:
         return []
     found = SUITE.evaluation(name)
-    sets = [found.dataset, getattr(found, "train_dataset", None)]
+    sets = [found["dataset"], found.get("train_dataset")]
     return [f"{DATA}/datasets/{item}/manifest.json" for item in sets if item]
+
+
+def without_runs(evaluation):
+    """Return an evaluation's settings; which other runs it is for changes no result."""
+    return {key: value for key, value in evaluation.items() if key != "runs"}
 
 
 def validation_json(wildcards):
@@ -235,7 +263,7 @@ def validation_json(wildcards):
     name = run_validation(wildcards)
     if name is None:
         return "null"
-    settings = SUITE.evaluation(name).model_dump(mode="json", exclude={"runs"})
+    settings = without_runs(SUITE.evaluation(name))
     sets = validation_datasets(wildcards)
     about = dict(zip(("dataset", "train_dataset"), sets))
     return json.dumps({"name": name, "settings": settings, **about}, sort_keys=True)
@@ -253,50 +281,55 @@ def run_memory(wildcards):
 
 def run_gpus(wildcards):
     """Return the GPUs that a run asks for: none without training."""
-    return int(method_registry.get_method(SUITE.run(wildcards.run).method).trains)
+    return int(wildcards.run in SUITE.trained)
 
 
 def run_nodes(wildcards):
     """Return the machines that a run trains on."""
-    return getattr(SUITE.run(wildcards.run), "nodes", 1)
+    return SUITE.run(wildcards.run).get("nodes", 1)
 
 
-def finetuning_json(wildcards):
-    """Return the settings of a fine-tuning."""
+def finetuning_json(wildcards, output):
+    """Return the settings of a fine-tuning; as `run_json` no reason to run again."""
     return as_json(SUITE.finetuning(wildcards.finetuning))
+
+
+def finetuning_decisive(wildcards):
+    """Return what of the settings of a fine-tuning decides on its result: a change trains anew."""
+    return as_json(decisive(SUITE.finetuning(wildcards.finetuning)))
 
 
 def finetuning_dataset(wildcards):
     """Return the manifest of the labelled set that a fine-tuning learns from."""
-    dataset = SUITE.finetuning(wildcards.finetuning).dataset
+    dataset = SUITE.finetuning(wildcards.finetuning)["dataset"]
     return f"{DATA}/datasets/{dataset}/manifest.json"
 
 
 def finetuning_nodes(wildcards):
     """Return the machines that a fine-tuning trains on."""
-    return SUITE.finetuning(wildcards.finetuning).nodes
+    return SUITE.finetuning(wildcards.finetuning)["nodes"]
 
 
 def evaluation_json(wildcards):
-    """Return the settings of an evaluation; which other runs it is for changes no result."""
-    return as_json(SUITE.evaluation(wildcards.evaluation), exclude={"runs"})
+    """Return the settings of an evaluation."""
+    return as_json(without_runs(SUITE.evaluation(wildcards.evaluation)))
 
 
 def evaluation_dataset(wildcards):
     """Return the manifest of the labelled set that an evaluation is done on."""
-    dataset = SUITE.evaluation(wildcards.evaluation).dataset
+    dataset = SUITE.evaluation(wildcards.evaluation)["dataset"]
     return f"{DATA}/datasets/{dataset}/manifest.json"
 
 
 def evaluation_train_dataset(wildcards):
     """Return the manifest of the labelled set that an evaluation's key `train_dataset` names."""
-    dataset = getattr(SUITE.evaluation(wildcards.evaluation), "train_dataset", None)
+    dataset = SUITE.evaluation(wildcards.evaluation).get("train_dataset")
     return [] if dataset is None else f"{DATA}/datasets/{dataset}/manifest.json"
 
 
 def evaluation_network(wildcards):
     """Return the fine-tuned network that an evaluation's key `network` names."""
-    network = getattr(SUITE.evaluation(wildcards.evaluation), "network", None)
+    network = SUITE.evaluation(wildcards.evaluation).get("network")
     if network is None:
         return []
     return f"{RESULTS}/{wildcards.run}/finetuned/{network}/network.safetensors"
@@ -304,7 +337,7 @@ def evaluation_network(wildcards):
 
 def evaluation_frames(wildcards):
     """Return the frames of the data set that an evaluation's key `frames` names."""
-    dataset = getattr(SUITE.evaluation(wildcards.evaluation), "frames", None)
+    dataset = SUITE.evaluation(wildcards.evaluation).get("frames")
     if dataset is None:
         return []
     videos = SUITE.dataset(dataset).videos
@@ -313,15 +346,14 @@ def evaluation_frames(wildcards):
 
 def evaluation_needs(wildcards):
     """Return what an evaluation reads: `embeddings`, or the `encoder` itself."""
-    kind = SUITE.evaluation(wildcards.evaluation).kind
-    return evaluation_registry.get_evaluation(kind).needs
+    return SUITE.needs[wildcards.evaluation]
 
 
 def evaluation_embeddings(wildcards):
     """Return the features that an evaluation reads: training split, test split."""
     if evaluation_needs(wildcards) != "embeddings":
         return []
-    dataset = SUITE.evaluation(wildcards.evaluation).dataset
+    dataset = SUITE.evaluation(wildcards.evaluation)["dataset"]
     stem = f"{RESULTS}/{wildcards.run}/embeddings/{dataset}"
     return [f"{stem}-train.safetensors", f"{stem}-test.safetensors"]
 
@@ -386,6 +418,25 @@ def encoder_folder(wildcards, input):
     return str(PurePosixPath(input.encoder).parent)
 
 
+def embed_content(wildcards, input):
+    """Return what the features of a split are computed from, for a cache that projects share: to
+    Snakemake the project's own paths would do, whatever lies there."""
+    if not SHARED_CACHE:
+        return None
+    about = Path(input.about)
+    encoder = json.loads(about.read_text())
+    del encoder["provenance"]
+    files = [Path(input.dataset), *about.parent.glob("head.safetensors")]
+    return as_json(
+        {
+            "encoder": encoder,
+            "files": [sha256_file(file) for file in files],
+            "split": wildcards.split,
+            "timewalk": version(),
+        }
+    )
+
+
 def logs(stage, *wildcards):
     """Return the log and the benchmark file of a stage; data and results keep theirs apart."""
     root = (
@@ -395,3 +446,27 @@ def logs(stage, *wildcards):
     )
     name = "-".join((stage, *wildcards))
     return f"{LOGS}/{root}/{name}.log", f"{TIMES}/{root}/{name}.tsv"
+
+
+def check_finished(jobs):
+    """Refuse what would replace a finished training by one of other settings: its outputs are
+    deleted before the job starts."""
+    for job in jobs:
+        run = job.rule.name.startswith("train") and job.wildcards.run in SUITE.trained
+        if run or job.rule.name.startswith("finetune"):
+            about, settings = Path(job.output.about), json.loads(job.params.settings)
+            refuse_other_settings(about, settings)
+
+
+def retry_trainings():
+    """Have a training that has failed started again: twice, or as a profile or --retries says.
+
+    What a profile says is known only at the start. Its 0 looks like no number at all; on the
+    command line a 0 is seen.
+    """
+    named = any(word.startswith(("--retries", "-T")) for word in sys.argv[1:])
+    if named or workflow.execution_settings.retries:
+        return
+    for one in workflow.rules:
+        if one.name.startswith(("train", "finetune")):
+            one.restart_times = 2

@@ -6,7 +6,6 @@ rule download:
         logs("download", "{video}")[0],
     benchmark:
         logs("download", "{video}")[1]
-    retries: 2
     conda:
         "../../envs/video.yaml"
     resources:

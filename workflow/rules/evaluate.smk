@@ -1,4 +1,5 @@
-# Features of a labelled set, computed once, and the evaluations.
+# Features of a labelled set, computed once, and the evaluations. Of all rules this one's output may
+# be shared by projects (docs/rerunning.md), to which a benchmark is forbidden.
 rule embed:
     input:
         encoder=f"{RESULTS}/{{run}}/encoder.safetensors",
@@ -8,8 +9,7 @@ rule embed:
         f"{RESULTS}/{{run}}/embeddings/{{labelled}}-{{split}}.safetensors",
     log:
         logs("embed", "{run}", "{labelled}", "{split}")[0],
-    benchmark:
-        logs("embed", "{run}", "{labelled}", "{split}")[1]
+    cache: SHARED_CACHE
     conda:
         "../../envs/training.yaml"
     threads: 8
@@ -19,6 +19,7 @@ rule embed:
         runtime=12 * 60,
     params:
         folder=encoder_folder,
+        content=embed_content,
     shell:
         "timewalk --log {log} embed {params.folder:q} {input.dataset:q} {wildcards.split}"
         " {output:q} --gpus {resources.gpu} --threads {threads}"

@@ -5,44 +5,54 @@ JSON or YAML file. A user's mistake is one sentence on the terminal and exit cod
 """
 
 import argparse
+import fcntl
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from timewalk import __doc__ as package_doc
 from timewalk.artefacts import version
-from timewalk.cli import align, data, info, metrics, records, report, runs, video
+from timewalk.cli import align, data, disk, info, metrics, records, report, runs, video
 from timewalk.errors import UserError, reason
+from timewalk.training.preemption import spared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
     arguments = parser().parse_args(argv)
+    _share_lock()
+    return spared(lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
     terminal = sys.stderr
-    if arguments.log:
-        terminal = _redirect(arguments.log)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     try:
+        if arguments.log:
+            terminal = _redirect(arguments.log)
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
         return arguments.call(arguments) or 0
     except UserError as error:
-        if note := os.environ.get("TIMEWALK_ERROR_FILE"):
-            Path(note).write_text(str(error), encoding="utf-8")
-            return 1
-        message = f"timewalk {arguments.verb}: {error}"
-        print(message, file=terminal, flush=True)
-        if terminal is not sys.stderr:
-            print(message, file=sys.stderr, flush=True)
-        return 1
+        return _said(disk.sentence(error, arguments) or error, arguments, terminal)
     except BrokenPipeError:
         # `timewalk inspect ... | head`: nobody reads on. Python would complain when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except PermissionError as error:
+        if error.filename is None:
+            raise  # a socket's or a process's
+        place = error.filename2 or error.filename
+        remedy = "change its permissions, or name another folder, and run the same command again"
+        denied = UserError(f"{place} may not be read or written by this user: {remedy}.")
+        return _said(denied, arguments, terminal)
     except Exception as error:
+        if full := disk.sentence(error, arguments):
+            return _said(full, arguments, terminal)
         # One of several processes: the one that started it must not wait for the others.
         if note := os.environ.get("TIMEWALK_ERROR_FILE"):
             what = f"a training process failed ({type(error).__name__}: {reason(error)}); "
@@ -50,7 +60,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
 
 
-def _redirect(path: Path) -> Any:
+def _said(error: UserError, arguments: argparse.Namespace, terminal: TextIO) -> int:
+    """Say what is wrong: here, or where the process that started this one looks for it."""
+    if note := os.environ.get("TIMEWALK_ERROR_FILE"):
+        try:
+            Path(note).write_text(str(error), encoding="utf-8")
+            return 1
+        except OSError:  # of a full disk, too, somebody has to speak
+            Path(note).unlink(missing_ok=True)
+    message = f"timewalk {arguments.verb}: {error}"
+    print(message, file=terminal, flush=True)
+    if terminal is not sys.stderr:
+        print(message, file=sys.stderr, flush=True)
+    return 1
+
+
+def _share_lock() -> None:
+    """Hold the workflow's lock to the end: nobody shall take its folder for abandoned."""
+    running = os.environ.get("TIMEWALK_RUNNING")
+    if running and Path(running).exists():
+        # On a disk without locks the workflow has none either, and has said so.
+        with suppress(OSError):
+            fcntl.flock(os.open(running, os.O_RDONLY), fcntl.LOCK_SH)
+
+
+def _redirect(path: Path) -> TextIO:
     """Send both streams, those of child processes too, to a file; return the terminal."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
@@ -59,6 +93,7 @@ def _redirect(path: Path) -> Any:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    sys.stdout, sys.stderr = disk.lossy(1), disk.lossy(2)
     return terminal
 
 

@@ -136,7 +136,7 @@ def _in_processes(
         nodes: machines that train together; None: nothing is trained.
         work: the training, on the machine that it is given.
     """
-    from timewalk.training.devices import lease
+    from timewalk.training.devices import lease, visible_devices
     from timewalk.training.distributed import Processes, die_with_parent, processes
     from timewalk.training.launch import launch
 
@@ -144,10 +144,12 @@ def _in_processes(
     if group is not None:
         die_with_parent()
         return _in_process(arguments, group, work)
-    with lease(arguments.gpus) as held:
-        here = max(1, min(len(held), arguments.gpus))
+    # On several machines Slurm has chosen: as many on each.
+    wanted = arguments.gpus if nodes in (None, 1) else len(visible_devices())
+    with lease(wanted) as held:
+        here = max(1, len(held))
         if nodes is not None and (nodes > 1 or here > 1):
-            machine = ["--gpus", str(arguments.gpus), "--threads", str(arguments.threads)]
+            machine = ["--gpus", str(here), "--threads", str(arguments.threads)]
             return launch([words[0], *machine, *words[1:]], here, nodes)
         return _in_process(arguments, Processes(), work)
 
@@ -156,6 +158,7 @@ def _in_process(arguments: Arguments, group: Any, work: Callable[["Machine"], No
     import torch
 
     from timewalk.training.distributed import joined
+    from timewalk.training.launch import ERROR_FILE, INTERRUPTED_FILE
     from timewalk.training.loop import INTERRUPTED, InterruptedTraining, Machine
 
     logging.getLogger().setLevel(logging.INFO if group.main else logging.ERROR)
@@ -170,6 +173,8 @@ def _in_process(arguments: Arguments, group: Any, work: Callable[["Machine"], No
         with joined(group, device):
             work(Machine(device, workers_of(arguments), group))
     except InterruptedTraining as stopped:
+        if note := os.environ.get(ERROR_FILE):
+            Path(note).with_name(INTERRUPTED_FILE).touch()
         logging.getLogger(__name__).warning("%s", stopped)
         return INTERRUPTED
     return None

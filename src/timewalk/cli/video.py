@@ -36,6 +36,7 @@ def add_verbs(verbs: Any) -> None:
 
 def download(arguments: Arguments) -> None:
     """Fetch a video, check it, and write it with its manifest."""
+    from timewalk.artefacts import alone
     from timewalk.check import check
     from timewalk.config import DownloadConfig, VideoConfig
     from timewalk.video.download import download as call
@@ -43,31 +44,38 @@ def download(arguments: Arguments) -> None:
     video = check(VideoConfig, arguments.video, f"videos.{arguments.name}")
     transfer = json.loads(os.environ.get("TIMEWALK_DOWNLOAD", "{}"))
     settings = check(DownloadConfig, {**transfer, **arguments.settings}, "download")
-    call(arguments.name, video, arguments.output, settings)
+    with alone(arguments.output):
+        call(arguments.name, video, arguments.output, settings)
 
 
 def blur(arguments: Arguments) -> None:
     """Blur the faces of a video. Faces only; misses happen: look at the contact sheet."""
+    from timewalk.artefacts import alone
     from timewalk.check import check
     from timewalk.config import BlurConfig
     from timewalk.video.blur import blur_video
 
     settings = check(BlurConfig, arguments.settings, "blur")
-    blur_video(arguments.video, arguments.output, settings, arguments.workers)
+    with alone(arguments.output):
+        blur_video(arguments.video, arguments.output, settings, arguments.workers)
 
 
 def frames(arguments: Arguments) -> None:
     """Extract frames of a video, blurred on the way if asked."""
+    from timewalk.artefacts import alone
     from timewalk.check import check
     from timewalk.config import BlurConfig, FramesConfig
     from timewalk.video.frames import extract_frames
 
-    extract_frames(
-        arguments.video,
-        arguments.folder,
-        check(FramesConfig, arguments.settings, "frames"),
-        blur=None if arguments.blur is None else check(BlurConfig, arguments.blur, "blur"),
-        workers=arguments.workers,
-        start_s=arguments.start,
-        end_s=arguments.end,
-    )
+    settings = check(FramesConfig, arguments.settings, "frames")
+    blur = None if arguments.blur is None else check(BlurConfig, arguments.blur, "blur")
+    with alone(arguments.folder):
+        extract_frames(
+            arguments.video,
+            arguments.folder,
+            settings,
+            blur=blur,
+            workers=arguments.workers,
+            start_s=arguments.start,
+            end_s=arguments.end,
+        )

@@ -33,6 +33,7 @@ from timewalk.evaluation.cluster_tables import (
     score_rows,
     summary,
 )
+from timewalk.evaluation.feature_file import mapped
 from timewalk.evaluation.feature_maps import cluster_maps, maps_key, reduced_maps
 from timewalk.evaluation.segmentation_config import (
     SegmentationConfig,
@@ -162,7 +163,7 @@ def read_truth(segmented: SegmentedSet, config: ClusterConfig, file: Path) -> np
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     frames, side = segmented.frames, config.side
-    truth = np.lib.format.open_memmap(file, "w+", np.uint8, (len(frames), side, side))
+    truth = mapped(file, np.uint8, (len(frames), side, side))
     for number, frame in enumerate(frames):
         truth[number] = read_target(frame, side, config.foreground_only)
     return truth

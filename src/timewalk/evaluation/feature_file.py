@@ -7,6 +7,7 @@ Shapes: N images, B of them, D width, h and w cells.
 """
 
 import logging
+import os
 import shutil
 import sys
 import time
@@ -150,4 +151,15 @@ def _new(path: Path, shape: tuple[int, ...], numbers: str) -> np.memmap:
     path.unlink(missing_ok=True)
     check_disk(path.parent, size, shape[0], "features: float16, ")
     log.info("features of %d images: %.2f GB in %s", shape[0], size / 1e9, path)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)
+    return mapped(path, numbers, shape)
+
+
+def mapped(path: Path, numbers: np.typing.DTypeLike, shape: tuple[int, ...]) -> np.memmap:
+    """Return a new array of zeros in a file that is mapped into memory.
+
+    Its room is taken at once: to write into a mapped file on a full disk kills the process.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=numbers, shape=shape)
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array

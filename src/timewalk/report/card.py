@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from safetensors import safe_open
 
 from timewalk.artefacts import read_json, read_manifest, sha256_file, write_text
+from timewalk.config.changes import RESUMABLE
 from timewalk.encoders.files import HEAD
 from timewalk.errors import UserError
 from timewalk.methods import get_method
@@ -28,7 +29,6 @@ from timewalk.report.loading import loading, loading_head
 from timewalk.report.page import code, number, table
 from timewalk.report.sources import Source, data_counts, read_source
 from timewalk.report.tables import long_table
-from timewalk.training.checkpoint import MACHINE_KEYS
 from timewalk.video.sources import load_sources
 
 PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')
@@ -36,7 +36,7 @@ PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')
 
 ELSEWHERE = {"method", "dataset", "seed"} | {
     key if inner is True else f"{key}.{name}"
-    for key, inner in MACHINE_KEYS.items()
+    for key, inner in RESUMABLE.items()
     for name in ((key,) if inner is True else inner)
 }
 """keys of a run that stand elsewhere on the card, or change how it is computed but not what"""

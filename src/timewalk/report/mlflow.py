@@ -19,7 +19,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag, ViewType
 
-from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json
+from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json, write_json
 from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def mirror(inputs: Sequence[Path], results: Path, experiment: str, stamp: Path) 
         stamp: JSON to write: our runs, their MLflow run numbers and keys.
     """
     results.mkdir(parents=True, exist_ok=True)
+    _create_store(results)
     client = MlflowClient(store_uri(results))
     experiment_id = _experiment(client, experiment, results)
     folders: dict[Path, list[Path]] = defaultdict(list)
@@ -54,6 +55,15 @@ def mirror(inputs: Sequence[Path], results: Path, experiment: str, stamp: Path) 
         for folder, paths in folders.items()
     }
     write_json(stamp, {"experiment": experiment, "runs": written})
+
+
+def _create_store(results: Path) -> None:
+    """Make our own store under a temporary name: one that a kill left half made stays broken."""
+    store = results / "mlflow.db"
+    if os.environ.get("MLFLOW_TRACKING_URI") or store.exists():
+        return
+    with atomic_path(store) as temporary:
+        MlflowClient(f"sqlite:///{temporary.resolve()}").search_experiments()
 
 
 def _experiment(client: MlflowClient, name: str, results: Path) -> str:

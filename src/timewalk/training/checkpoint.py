@@ -5,12 +5,9 @@ the newer is complete. They lie outside the declared outputs of the workflow, so
 failed job. Read with ``weights_only=True``: no code in a checkpoint ever runs.
 """
 
-import fcntl
 import logging
 import pickle
 import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from timewalk.artefacts import atomic_path
+from timewalk.artefacts import atomic_path, sha256_json
+from timewalk.config.changes import RESUMABLE, flat
 from timewalk.errors import UserError, reason
 
 log = logging.getLogger(__name__)
@@ -26,36 +24,8 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 """rises when older checkpoints can no longer be read"""
 
-
-MACHINE_KEYS: Any = {
-    "nodes": True,
-    "validation": True,
-    "training": {
-        "micro_batch_size",
-        "compile",
-        "activation_checkpointing",
-        "checkpoint_minutes",
-        "keep_checkpoints",
-    },
-}
-"""keys that change how a run is computed but not what: they may change before a resume"""
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the only process that trains into a folder.
-
-    A killed workflow may leave its training running: the next one waits for it here, then goes
-    on from its last checkpoint. The kernel frees the lock of a dead process.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.warning("another process trains into %s: waiting for it to end", folder)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+KEPT = "encoder.safetensors"
+"""a copy of what a finished training has made: the workflow deletes its own before it runs again"""
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
@@ -103,6 +73,44 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     return state
 
 
+def find_own(folder: Path, inputs: list[str]) -> None:
+    """Let a training on other data, or from other weights, start anew beside the one before.
+
+    Checkpoints of other inputs are moved to ``<folder>-<digest of those>``; checkpoints of these
+    inputs come back from there.
+
+    Args:
+        folder: of the checkpoints.
+        inputs: digests of the data and the weights now, sorted.
+    """
+    state = load_checkpoint(folder)
+    if state is not None and state["inputs"] != inputs:
+        aside = _aside(folder, state["inputs"])
+        log.warning("the data or the weights have changed: older checkpoints go to %s", aside)
+        _move(folder, aside)
+        state = None
+    own = _aside(folder, inputs)
+    if state is not None:
+        # A call before this one was killed between two files; of those in both, these are newer.
+        for path in folder.iterdir():
+            (own / path.name).unlink(missing_ok=True)
+    _move(own, folder)
+
+
+def _aside(folder: Path, inputs: list[str]) -> Path:
+    return folder.with_name(f"{folder.name}-{sha256_json(inputs)[:8]}")
+
+
+def _move(source: Path, target: Path) -> None:
+    if not source.is_dir():
+        return
+    target.mkdir(exist_ok=True)
+    # Checkpoints go last: until then the next attempt finds them, and moves the rest.
+    for path in sorted(source.iterdir(), key=lambda path: path.match("step-*")):
+        if path.name != "lock":
+            path.replace(target / path.name)
+
+
 def check_same_run(folder: Path, state: dict[str, Any], config: Any, inputs: list[str]) -> None:
     """Refuse a checkpoint of other settings or data; keys that are new have their defaults.
 
@@ -119,7 +127,7 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Any, inputs: lis
         what = "its settings are no longer possible"
     else:
         old, new = (
-            dict(flat(settings.model_dump(mode="json", exclude=MACHINE_KEYS)))
+            dict(flat(settings.model_dump(mode="json", exclude=RESUMABLE)))
             for settings in (before, config)
         )
         changed = [key for key in new if old.get(key) != new[key]]
@@ -128,10 +136,13 @@ def check_same_run(folder: Path, state: dict[str, Any], config: Any, inputs: lis
         elif state["inputs"] != inputs:
             what = "its data or the weights that it began with have changed"
     if what:
+        kept = folder / KEPT
         raise UserError(
             f"{folder} holds checkpoints of another configuration of this run ({what}); give the "
-            f"changed run a name of its own, or delete {folder.parent}, whose results are of the "
-            "other configuration too, to start anew."
+            "changed run a name of its own, put back what it was"
+            + (f" (its encoder is kept as {kept})" if kept.exists() else "")
+            + f", or delete {folder.parent}, whose results are of the other configuration too, to "
+            "start anew."
         )
 
 
@@ -158,15 +169,6 @@ def same_together(folder: Path, state: dict[str, Any], together: int, ended: boo
             "anew."
         )
     return before
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted names and values of nested settings."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def random_state() -> dict[str, Any]:

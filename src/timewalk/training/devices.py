@@ -2,7 +2,7 @@
 
 Snakemake's ``gpu`` resource limits how many jobs run, not where. Each job that wants GPUs takes
 an exclusive lock on ``gpu<N>.lock`` for as long as it lives; the kernel frees it on exit or death,
-``kill -9`` included. Under Slurm the cluster has already chosen, and the lease stands aside.
+``kill -9`` included. Under Slurm the job's GPUs are the pool, and several of ours may run in it.
 """
 
 import fcntl
@@ -46,29 +46,33 @@ def lease(count: int, poll_s: float = 0.2, folder: Path | None = None) -> Iterat
         poll_s: seconds between two tries.
         folder: where the lock files are; one folder per user and machine by default.
     """
-    if "SLURM_JOB_ID" in os.environ:
-        yield visible_devices()
-        return
     pool = visible_devices()
     wanted = min(count, len(pool))
     if wanted < count:
         log.info("%d GPU(s) wanted, %d here: using %s", count, len(pool), wanted or "the CPU")
+    job = os.environ.get("SLURM_JOB_ID")
     folder = folder or Path(tempfile.gettempdir()) / f"timewalk-gpu-{getpass.getuser()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     with ExitStack() as stack:
-        held = _take(pool, wanted, folder, poll_s, stack)
+        # Each Slurm job may count its GPUs from 0, and means others.
+        prefix = f"job{job}-" if job else ""
+        locks = {device: folder / f"{prefix}gpu{device}.lock" for device in pool}
+        held = _take(locks, wanted, poll_s, stack)
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(held)
+        if held:
+            place = f"{os.uname().nodename}, chosen by Slurm" if job else "this machine"
+            log.info("on GPU %s of %s", ", ".join(held), place)
         yield held
 
 
-def _take(pool: list[str], wanted: int, folder: Path, poll_s: float, keep: ExitStack) -> list[str]:
+def _take(locks: dict[str, Path], wanted: int, poll_s: float, keep: ExitStack) -> list[str]:
     while True:
         with ExitStack() as attempt:
             held: list[str] = []
-            for device in pool:
+            for device, lock in locks.items():
                 if len(held) == wanted:
                     break
-                handle = attempt.enter_context(open(folder / f"gpu{device}.lock", "w"))
+                handle = attempt.enter_context(open(lock, "w"))
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -6,6 +6,7 @@ Processes come from torchrun (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``) or from 
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from timewalk.errors import UserError
 from timewalk.ops.collectives import num_processes
+from timewalk.training.preemption import record
+
+SCONTROL_S = 60.0
+"""seconds that Slurm has for an answer"""
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,46 @@ def processes(environment: Mapping[str, str] = os.environ) -> Processes | None:
     return None
 
 
+def scontrol(*words: str) -> str:
+    """Return what ``scontrol show`` prints, a line a record.
+
+    Raises:
+        UserError: Slurm does not answer.
+    """
+    command = ["scontrol", "--oneliner", "show", *words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_S)
+        if done.returncode == 0:
+            return done.stdout
+        why = done.stderr.strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        why = str(error)
+    raise UserError(
+        f"`{' '.join(command)}` has no answer on {os.uname().nodename} ({why}), and a run with "
+        "nodes needs one: have compute nodes allowed to call scontrol, or set nodes to 1."
+    )
+
+
+def hosts_of_job(job: str) -> list[str]:
+    """Return the names of all machines of a Slurm job; a step of it knows but its own."""
+    nodes = record(scontrol("job", job), job).get("NodeList", "")
+    return scontrol("hostnames", nodes).split()
+
+
 def first_host(nodelist: str) -> str:
     """Return the address of the first host of Slurm's short notation (``node[1-3]``)."""
-
-    def scontrol(*words: str) -> list[str]:
-        command = ["scontrol", "show", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-
-    name = scontrol("hostnames", nodelist)[0]
+    name = scontrol("hostnames", nodelist).split()[0]
     # A node's name need not be one that the network knows.
-    fields = dict(word.partition("=")[::2] for word in scontrol("node", name))
-    return fields.get("NodeAddr", name)
+    address = re.search(r"\bNodeAddr=(\S+)", scontrol("node", name))
+    return address[1] if address else name
+
+
+def meeting_port(job: str) -> int:
+    """Return the port at which a Slurm job's processes meet: the same for all of them.
+
+    Two jobs on one machine should not meet, and from 32768 on the kernel hands out ports itself.
+    """
+    return 20000 + int(job) % 10000
 
 
 @contextmanager
@@ -83,8 +118,7 @@ def joined(group: Processes, device: torch.device) -> Iterator[None]:
         return
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = first_host(os.environ["SLURM_STEP_NODELIST"])
-        # Two jobs on one machine must not meet; the number is the same on every process of one.
-        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+        os.environ["MASTER_PORT"] = str(meeting_port(os.environ["SLURM_JOB_ID"]))
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(

@@ -23,8 +23,9 @@ def finetune(
     """Fine-tune a run's encoder, and write ``output/network.safetensors``, ``network.json`` and
     ``metrics.jsonl``.
 
-    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration, encoder
-    and data. Called in every process that trains; the main one writes.
+    Goes on from ``output/checkpoints/`` if it holds a checkpoint of the same configuration. After a
+    change of encoder or data it starts anew, with the older checkpoints moved aside: unlike a run,
+    it is made of another training. Called in every process that trains; the main one writes.
 
     Args:
         name: the fine-tuning's name.
@@ -50,7 +51,7 @@ def finetune(
         processes=machine.processes.size,
     )
     folder = output / "checkpoints"
-    trainer = Trainer(task, config, source, folder, machine, origin)
+    trainer = Trainer(task, config, source, folder, machine, origin, derived=True)
     trainer.run()
     if not machine.processes.main:
         return

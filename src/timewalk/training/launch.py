@@ -1,7 +1,8 @@
 """One training as several processes: torchrun on this machine, or through srun on several.
 
 ``timewalk train`` holds the GPUs and starts torchrun, which starts ``timewalk train`` once a GPU.
-Signals to the first reach all of them: they finish the step, save and end.
+Signals to the first reach all of them on one machine: they finish the step, save and end. On
+several Slurm signals them itself, and srun must not hear of it: it would kill them at once.
 """
 
 import contextlib
@@ -10,15 +11,27 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from timewalk.errors import UserError
-from timewalk.training.distributed import die_with_parent, first_host
+from timewalk.training.distributed import (
+    die_with_parent,
+    first_host,
+    hosts_of_job,
+    meeting_port,
+)
 
 ERROR_FILE = "TIMEWALK_ERROR_FILE"
 """environment variable: where a worker leaves the sentence of a user's mistake"""
+INTERRUPTED_FILE = "interrupted"
+"""name of the file beside it that a worker leaves when it has stopped after a signal"""
 POLL_S, GRACE_S = 1.0, 30.0
+SERVE = '[ "$SLURMD_NODENAME" = "$0" ] && serves=1; PET_RDZV_CONF=is_host=${serves:-0} exec "$@"'
+"""shell script that runs torchrun; the machine named first is where the processes meet
+
+torchrun's own guess compares addresses, and misses those of a second network card.
+"""
 FINISH_S = 600
 """seconds that a step and its checkpoint may take after a signal"""
 
@@ -35,19 +48,23 @@ def launch(arguments: Sequence[str], per_node: int, nodes: int) -> int:
     Raises:
         UserError: a process failed; with its sentence if it had one.
     """
-    with tempfile.TemporaryDirectory(prefix="timewalk-") as folder:
+    # Of the folders that all machines see, the working directory is the one known here.
+    shared = None if nodes == 1 else Path.cwd()
+    with tempfile.TemporaryDirectory(prefix=".timewalk-", dir=shared) as folder:
         error = Path(folder) / "error"
         command = [*torchrun(per_node, nodes), "-m", "timewalk.cli", *arguments]
         threads = str(max(1, (os.cpu_count() or 1) // per_node))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, ERROR_FILE: str(error)}
+        inherited = dict(os.environ) if nodes == 1 else without_step(os.environ)
+        environment = {"OMP_NUM_THREADS": threads, **inherited, ERROR_FILE: str(error)}
         agent = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
-        with _forwarded(agent) as received:
+        with _forwarded(agent if nodes == 1 else None) as received:
             status = _wait(agent, error)
         if status == 0:
             return 0
-        if error.exists():
-            raise UserError(error.read_text(encoding="utf-8"))
-        if received:
+        # It is empty where the disk took no more.
+        if error.exists() and (said := error.read_text(encoding="utf-8")):
+            raise UserError(said)
+        if received or error.with_name(INTERRUPTED_FILE).exists():
             return 75
         raise UserError(
             f"a training process ended with status {status}: see the log; the same command goes on "
@@ -78,19 +95,34 @@ def torchrun(per_node: int, nodes: int) -> list[str]:
         command += ["--shutdown-timeout", str(FINISH_S)]
     if nodes == 1:
         return [*command, "--standalone"]
-    here = int(os.environ.get("SLURM_JOB_NUM_NODES", os.environ.get("SLURM_NNODES", 1)))
-    if here != nodes:
+    job = os.environ.get("SLURM_JOB_ID")
+    hosts = hosts_of_job(job) if job else ["this machine"]
+    if job is None or len(hosts) != nodes:
         raise UserError(
-            f"nodes is {nodes} but this job holds {here} machine(s): give the rule `train` the "
-            "resource nodes in the Slurm profile, or set the run's nodes to 1."
+            f"nodes is {nodes} but this job holds {len(hosts)} machine(s): train under Slurm "
+            "(`snakemake --profile slurm` asks for as many), or set nodes to 1."
         )
-    host = first_host(os.environ["SLURM_JOB_NODELIST"])
-    job = os.environ["SLURM_JOB_ID"]
-    command += ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-id", job]
-    command += ["--rdzv-endpoint", f"{host}:{20000 + int(job) % 20000}"]
-    srun = ["srun", "--nodes", str(nodes), "--ntasks", str(nodes), "--ntasks-per-node", "1"]
-    # Within a step of the same job: memory 0 means all of it, shared.
-    return [*srun, "--overlap", "--mem=0", "--kill-on-bad-exit=1", *command]
+    command += ["--nnodes", str(nodes), "--rdzv-backend", "c10d"]
+    command += ["--rdzv-id", f"{job}-{os.getpid()}"]
+    command += ["--rdzv-endpoint", f"{first_host(hosts[0])}:{meeting_port(job)}"]
+    srun = ["srun", "--jobid", job, "--nodes", str(nodes), "--ntasks", str(nodes)]
+    if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+        srun += ["--cpus-per-task", cores]
+    # Beside the step that this process is: memory 0 means all of it, shared.
+    shared = ["--overlap", "--mem=0", "--kill-on-bad-exit=1"]
+    return [*srun, "--ntasks-per-node", "1", *shared, "sh", "-c", SERVE, hosts[0], *command]
+
+
+def without_step(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment without the step that this process runs in.
+
+    srun takes a step's one machine and its GPUs for options, and would refuse the job's others.
+    """
+    return {
+        key: value
+        for key, value in environment.items()
+        if key == "SLURM_CONF" or not key.startswith(("SLURM_", "CUDA_VISIBLE_DEVICES"))
+    }
 
 
 def _knows(option: str) -> bool:
@@ -100,13 +132,17 @@ def _knows(option: str) -> bool:
 
 
 @contextlib.contextmanager
-def _forwarded(agent: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass SIGTERM and SIGUSR1 on to torchrun, which passes SIGTERM on to the processes."""
+def _forwarded(agent: subprocess.Popen[bytes] | None) -> Iterator[list[int]]:
+    """Pass SIGTERM or SIGUSR1 on to torchrun, if any, which passes SIGTERM on to the processes.
+
+    Once: Slurm signals torchrun as well, and at the third it kills them.
+    """
     received: list[int] = []
 
     def forward(number: int, frame: object) -> None:
+        if agent is not None and not received:
+            agent.send_signal(signal.SIGTERM)
         received.append(number)
-        agent.send_signal(signal.SIGTERM)
 
     before = {s: signal.signal(s, forward) for s in (signal.SIGTERM, signal.SIGUSR1)}
     try:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from timewalk.artefacts import write_text
+
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +29,10 @@ class MetricsLog:
         self.every = max(1, math.ceil(total / max_lines))
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = _lines_before(path, first_step)
-        path.write_text("".join(kept), encoding="utf-8")
+        if kept:
+            write_text(path, "".join(kept))
+        else:
+            path.write_text("", encoding="utf-8")
         self._file: TextIO = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed in close()
 
     def due(self, step: int) -> bool:

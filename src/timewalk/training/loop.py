@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from timewalk.artefacts import write_json
+from timewalk.artefacts import alone, write_json
 from timewalk.data.seeds import seed_of
 from timewalk.errors import UserError
 from timewalk.methods.base import Losses, Method, Step
@@ -39,9 +39,9 @@ from timewalk.training.batches import (
 )
 from timewalk.training.between import BetweenEpochs, Evaluate
 from timewalk.training.checkpoint import (
-    alone,
     check_same_run,
     drop_halves,
+    find_own,
     load_checkpoint,
     same_together,
     save_checkpoint,
@@ -86,6 +86,7 @@ class Trainer:
         total: its optimiser steps.
         together: clips that are computed at once, over all processes: so many batch normalisations
             see. After a training that had ended before: as it was then.
+        derived: whether it starts anew when its data or weights have changed, instead of refusing.
     """
 
     def __init__(
@@ -97,12 +98,13 @@ class Trainer:
         machine: Machine,
         origin: dict[str, Any],
         evaluate: Evaluate | None = None,
+        derived: bool = False,
     ) -> None:
         self.between = None
         if config.validation is not None and evaluate is not None:
             self.between = BetweenEpochs(config.validation, folder / "validation", evaluate, origin)
         self.method, self.config, self.source = method, config, source
-        self.folder, self.machine, self.origin = folder, machine, origin
+        self.folder, self.machine, self.origin, self.derived = folder, machine, origin, derived
         self.settings = config.training
         self.group = machine.processes
         per_video, size = method.clip_shape().per_video, self.settings.batch_size
@@ -144,11 +146,14 @@ class Trainer:
             UserError: a non-finite loss; the evidence is in the checkpoint folder.
             InterruptedTraining: a signal asked to stop; a checkpoint is written.
         """
-        with alone(self.folder) if self.group.main else nullcontext():
-            # The others read checkpoints only once the main process has the folder to itself.
-            from_main(None)
+        lock = self.folder / "lock"
+        with alone(self.folder, lock) if self.group.main else nullcontext():
             if self.group.main:
                 drop_halves(self.folder)
+                if self.derived:
+                    find_own(self.folder, self._inputs())
+            # The others read checkpoints only once the main process has the folder to itself.
+            from_main(None)
             self._resume()
             if self.first < self.total or (self.between and self.between.pending(self.total)):
                 self._train()

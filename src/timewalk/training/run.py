@@ -13,7 +13,7 @@ from timewalk.artefacts import atomic_path, sha256_file, sha256_json, write_json
 from timewalk.config import RunConfig
 from timewalk.data.clips import ClipSource, open_clips
 from timewalk.encoders import save_encoder, save_head
-from timewalk.encoders.files import weights_path
+from timewalk.encoders.files import CARD, TENSORS, weights_path
 from timewalk.methods import get_method
 from timewalk.methods.base import Method, TrainedRunConfig
 from timewalk.provenance import provenance
@@ -85,11 +85,14 @@ def train(
     if machine.processes.main:
         origin |= {"steps": trainer.total, "clips": len(source)}
         with atomic_path(output / "metrics.jsonl") as temporary:
-            shutil.copyfile(output / "checkpoints" / "metrics.jsonl", temporary)
+            shutil.copyfile(folder / "metrics.jsonl", temporary)
         forget(output)
         if trainer.between is not None:
             trainer.between.export(output)
         _export(method, _figures(method, source, machine.device), output, resolved, origin)
+        for file in (TENSORS, CARD):
+            with atomic_path(folder / file) as temporary:
+                shutil.copyfile(output / file, temporary)
 
 
 def _weights(config: RunConfig) -> dict[str, str]:

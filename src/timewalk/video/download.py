@@ -7,6 +7,7 @@ survives a kill; only a checked file gets its name.
 """
 
 import logging
+import os
 import re
 import shutil
 import sys
@@ -66,6 +67,8 @@ def download(
     note = {"asked": identity(video.source), "sha256": digest, "origin": origin}
     write_json(_origin_path(output), note)  # first: a kill between the two costs no second fetch
     if found == part:
+        with open(part, "rb") as handle:
+            os.fsync(handle.fileno())
         part.replace(output)
         sidecar(part).unlink(missing_ok=True)
     for warning in warnings:

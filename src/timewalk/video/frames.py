@@ -6,7 +6,6 @@ renamed: no unblurred frame ever has its final name.
 
 import hashlib
 import logging
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -75,7 +74,6 @@ def extract_frames(
             f"{video} lasts {info.duration_s:.1f} s and has no frame between start_s {start_s} "
             f"and end_s {end_s}; correct them."
         )
-    _remove_stale(folder)
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         _extract(video, temporary, settings, chosen, times, info, start_s)
@@ -109,12 +107,6 @@ def choose(times: np.ndarray, fps: float | None, start_s: float, end_s: float) -
         return inside
     place = np.floor((times[inside] - start_s + SLACK) * fps)
     return inside[np.diff(place, prepend=-1) > 0]
-
-
-def _remove_stale(folder: Path) -> None:
-    """Remove what killed runs left: the workflow runs one job a folder at a time."""
-    for left in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left)
 
 
 def _extract(

@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from timewalk.artefacts import atomic_path
 from timewalk.config import ADE20K, ADE20KShapes, SegmentationFolder
 from timewalk.data.generated_scenes import CLASSES as SHAPES
 from timewalk.data.generated_scenes import draw_scene
 from timewalk.data.prepare.archive import located
-from timewalk.data.prepare.generated import check_place, mark
+from timewalk.data.prepare.generated import check_place, generating
 from timewalk.data.prepare.segmentation_folder import find_segmentation_folder
 from timewalk.data.prepare.stills import MaskLayout
 from timewalk.data.prepare.videos import Archive, Source
@@ -101,7 +100,7 @@ def generate_ade20k(name: str, config: ADE20KShapes, manifest: Path) -> MaskLayo
     """
     root = manifest.parent / FOLDER
     check_place(name, root, manifest, config.kind)
-    with atomic_path(root) as folder:
+    with generating(root, config.kind) as folder:
         rngs = np.random.default_rng(config.seed).spawn(len(PARTS))
         for (split, part), rng in zip(PARTS.items(), rngs, strict=True):
             images, masks = folder / "images" / part, folder / "annotations" / part
@@ -112,7 +111,6 @@ def generate_ade20k(name: str, config: ADE20KShapes, manifest: Path) -> MaskLayo
                 stem = f"ADE_{'val' if split == 'test' else split}_{number:08d}"
                 Image.fromarray(image).save(images / f"{stem}.jpg", quality=95)
                 Image.fromarray(ids).save(masks / f"{stem}.png")
-        mark(folder, config.kind)
     return _layout(name, root, ["background", *SHAPES[: config.classes]])
 
 

@@ -5,19 +5,17 @@ name and survives a kill; what was unpacked gets its place at the end. ``.fetche
 archives' digests for the manifest.
 """
 
-import fcntl
 import logging
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from timewalk.artefacts import read_json, sha256_file, write_json
+from timewalk.artefacts import alone, read_json, sha256_file, write_json
 from timewalk.config import PublishedSet
 from timewalk.data.prepare.videos import Archive, Source, find_root, missing
 from timewalk.errors import UserError, reason
@@ -47,7 +45,7 @@ def fetch_archives(name: str, config: PublishedSet, source: Source) -> None:
     """
     root = Path(config.root)
     archives = _archives(name, config, source)
-    with alone(root):
+    with alone(root, root / ".lock"):
         if find_root(root, source) is not None:  # another job was quicker
             return
         for archive in archives:
@@ -104,15 +102,6 @@ def _archives(name: str, config: PublishedSet, source: Source) -> Iterable[Archi
             "leave the key out."
         )
     return [Archive(item.url, item.holds, config.sha256) for item in source.archives]
-
-
-@contextmanager
-def alone(root: Path) -> Iterator[None]:
-    """Let one process at a time fetch into a root: several subsets may have the same."""
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _fetch(name: str, archive: Archive, root: Path) -> None:

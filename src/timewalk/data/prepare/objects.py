@@ -29,7 +29,7 @@ from timewalk.data.prepare.coco import (
     read_instances,
 )
 from timewalk.data.prepare.folder import relative_to
-from timewalk.data.prepare.generated import check_place, mark
+from timewalk.data.prepare.generated import check_place, generating
 from timewalk.data.prepare.videos import Faults
 from timewalk.errors import UserError
 
@@ -211,6 +211,6 @@ def _generate(name: str, config: COCOShapes, manifest: Path) -> Path:
     """
     root = manifest.parent / "COCO"
     check_place(name, root, manifest, config.kind)
-    write_coco(root, config)
-    mark(root, config.kind)
+    with generating(root, config.kind) as folder:
+        write_coco(folder, config)
     return root

@@ -7,9 +7,9 @@ import logging
 import os
 from pathlib import Path
 
-from timewalk.artefacts import sha256_file, write_json
+from timewalk.artefacts import alone, sha256_file, write_json
 from timewalk.config import Pouring
-from timewalk.data.prepare.archive import NOTE, RETRIES, TIMEOUT_S, alone, fetched
+from timewalk.data.prepare.archive import NOTE, RETRIES, TIMEOUT_S, fetched
 from timewalk.data.prepare.phase_records import read_splits
 from timewalk.data.prepare.phase_videos import START, PhaseSet, count_warning
 from timewalk.data.tfrecord import read_records
@@ -60,7 +60,7 @@ def find_pouring(name: str, config: Pouring) -> PhaseSet:
 
 
 def _fetch_missing(name: str, host: str, root: Path, files: list[str]) -> None:
-    with alone(root):
+    with alone(root, root / ".lock"):
         for file in files:
             if not (root / file).is_file():
                 _fetch(name, f"{host.rstrip('/')}/{file}", root / file)

@@ -31,7 +31,7 @@ from timewalk.data.prepare.foreground import (
     source_fbms59,
     source_segtrack_v2,
 )
-from timewalk.data.prepare.generated import check_place, mark
+from timewalk.data.prepare.generated import check_place, generating
 from timewalk.data.prepare.jhmdb import find_jhmdb, source_jhmdb
 from timewalk.data.prepare.mose import find_mose, source_mose
 from timewalk.data.prepare.videos import (
@@ -134,12 +134,10 @@ def _generate(name: str, config: MovingShapes, manifest: Path) -> Davis2017:
     check_place(name, root, manifest, config.kind)
     rngs = np.random.default_rng(config.seed).spawn(config.sequences)
     shape = (config.frames, (config.height, config.width), config.objects)
-    write_davis(
-        root,
-        {
-            f"shapes_{i:02d}": moving_shapes(*shape, rng, config.clutter, config.shade)
-            for i, rng in enumerate(rngs)
-        },
-    )
-    mark(root, config.kind)
+    videos = {
+        f"shapes_{i:02d}": moving_shapes(*shape, rng, config.clutter, config.shade)
+        for i, rng in enumerate(rngs)
+    }
+    with generating(root, config.kind) as folder:
+        write_davis(folder, videos)
     return Davis2017(kind="davis2017", root=str(root))

@@ -26,7 +26,7 @@ from timewalk.data.generated_tracks import moving_object, write_got10k
 from timewalk.data.prepare.archive import fetched, located, unverified
 from timewalk.data.prepare.base import check_output
 from timewalk.data.prepare.folder import relative_to
-from timewalk.data.prepare.generated import check_place, mark
+from timewalk.data.prepare.generated import check_place, generating
 from timewalk.data.prepare.headers import whole_size
 from timewalk.data.prepare.videos import (
     Faults,
@@ -344,6 +344,6 @@ def _generate(name: str, config: GOT10kShapes, manifest: Path) -> GOT10k:
         f"GOT-10k_Val_{i + 1:06d}": moving_object(config.frames, size, i, rng)
         for i, rng in enumerate(rngs)
     }
-    write_got10k(root, videos)
-    mark(root, config.kind)
+    with generating(root, config.kind) as folder:
+        write_got10k(folder, videos)
     return GOT10k(kind="got10k", root=str(root))

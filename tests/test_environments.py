@@ -1,0 +1,156 @@
+"""Environments and container recipes: the versions that are tested, and files that exist."""
+
+import re
+import shlex
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+ENVS = ROOT / "envs"
+# What each environment's steps need: the package itself and these extras, less what only the
+# process that starts the steps imports.
+EXTRAS = {
+    "video": ["video", "openvino"],
+    "training": ["figures", "phases", "segmentation", "detection", "keras", "demo"],
+    "report": ["workflow"],
+}
+OUTSIDE = {"snakemake", "pygments", "scikit-video"}
+RECIPE = ["Dockerfile", "timewalk.def"]
+
+
+def canonical(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins(lines):
+    """Return the versions of `name==version` lines."""
+    found = (line.partition("==") for line in lines if "==" in line)
+    return {canonical(name): version.strip() for name, _, version in found}
+
+
+def packages(text):
+    """Return what pip installs in an environment."""
+    lists = [item for item in yaml.safe_load(text)["dependencies"] if isinstance(item, dict)]
+    return lists[0]["pip"]
+
+
+def differing(text, constraints):
+    """Return the packages of an environment whose version is not the tested one."""
+    return {
+        name: (version, constraints.get(name))
+        for name, version in pins(packages(text)).items()
+        if constraints.get(name) != version
+    }
+
+
+@pytest.fixture(scope="module")
+def constraints():
+    return pins((ROOT / "constraints.txt").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(project, extras):
+    lists = [project["dependencies"], *(project["optional-dependencies"][x] for x in extras)]
+    return {canonical(re.split(r"[<>=\[ ]", line)[0]) for lines in lists for line in lines}
+
+
+@pytest.mark.parametrize("path", sorted(ENVS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_versions_are_the_tested_ones(path, constraints):
+    assert differing(path.read_text(), constraints) == {}
+
+
+def test_an_edited_version_is_found(constraints):
+    text = (ENVS / "training.yaml").read_text()
+    torch = constraints["torch"]
+    assert f"torch=={torch}\n" in text
+    edited = text.replace(f"torch=={torch}\n", "torch==1.0.0\n") + "      - unheard-of==2.0\n"
+    found = differing(edited, constraints)
+    assert found == {"torch": ("1.0.0", torch), "unheard-of": ("2.0", None)}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_steps_find_what_they_import(name, project):
+    found = set(pins(packages((ENVS / f"{name}.yaml").read_text())))
+    assert requirements(project, EXTRAS[name]) - OUTSIDE - found == set()
+
+
+def test_rules_name_environments_that_exist():
+    used = set()
+    for rules in sorted((ROOT / "workflow" / "rules").glob("*.smk")):
+        text = rules.read_text()
+        named = re.findall(r'conda:\n\s+"([^"]+)"', text)
+        shells = len(re.findall(r"^    shell:", text, flags=re.MULTILINE))
+        assert len(named) == shells, f"{rules.name}: a rule without `conda:`"
+        used |= {(rules.parent / name).resolve() for name in named}
+    assert used == {ENVS / f"{name}.yaml" for name in EXTRAS}
+    for path in used:
+        script = path.with_suffix(".post-deploy.sh")
+        assert "pip install --no-deps ." in script.read_text()
+    for path in ENVS.glob("*.yaml"):
+        assert path.name in (ENVS / "README.md").read_text()
+
+
+def commands(recipe):
+    """Return a recipe's shell commands, comments and continued lines undone."""
+    lines = [line for line in recipe.splitlines() if not line.lstrip().startswith("#")]
+    return " ".join("\n".join(lines).replace("\\\n", " ").split())
+
+
+def copied(name, recipe):
+    """Return what a recipe takes over from the project."""
+    if name == "Dockerfile":
+        words = [line.split() for line in recipe.splitlines() if line.startswith("COPY ")]
+        return [word for line in words for word in line[1:-1]]
+    block = recipe.split("%files\n")[1].split("\n%")[0]
+    return [line.split()[0] for line in block.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_recipes_copy_files_that_exist(name):
+    sources = copied(name, (ENVS / name).read_text())
+    assert len(sources) == 6
+    assert all((ROOT / source).exists() for source in sources)
+    ignored = (ENVS / "Dockerfile.dockerignore").read_text().split()
+    allowed = [line[1:] for line in ignored if line.startswith("!")]
+    assert all(any(fnmatch(source.split("/")[0], one) for one in allowed) for source in sources)
+
+
+@pytest.mark.parametrize("name", RECIPE)
+def test_recipes_install_extras_that_exist(name, project):
+    text = commands((ENVS / name).read_text())
+    words = shlex.split(text.split("pip install ")[1])
+    assert words[:3] == ["--no-cache-dir", "--constraint", "constraints.txt"]
+    extras = words[3].removeprefix(".[").removesuffix("]").split(",")
+    assert set(extras) == set(project["optional-dependencies"]) - {"dev"}
+
+
+def test_recipes_are_alike():
+    docker, apptainer = (commands((ENVS / name).read_text()) for name in RECIPE)
+    for pattern in (
+        r"(?:FROM|From:) (python:\S+)",
+        r"(apt-get install [-\w ]+ffmpeg)",
+        r'pip install [^"]*"([^"]+)"',
+        r"(\{ echo .*? > /usr/local/bin/snakemake)",
+        r"(PYTHONNOUSERSITE=1)",
+    ):
+        one, other = (re.search(pattern, text) for text in (docker, apptainer))
+        assert one, pattern
+        assert other, pattern
+        assert one[1] == other[1]
+    for path in ENVS.glob("*.yaml"):  # and the Python of the environments
+        python = re.search(r"python=(3\.\d+)", path.read_text())[1]
+        assert f"python:{python}-" in docker
+
+
+def test_recipes_are_of_a_python_that_the_project_takes(project):
+    least = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
+    found = re.search(r"FROM python:(\d+)\.(\d+)", (ENVS / "Dockerfile").read_text())
+    assert tuple(map(int, found.groups())) >= least
