@@ -263,6 +263,7 @@ def test_a_published_checkpoint_becomes_a_run_with_slots(tmp_path, caplog):
     save_encoder(method.encoder, tmp_path / "run", {})
     save_head(method.heads(), tmp_path / "run")
     caplog.set_level("INFO")
+    caplog.clear()
     found = load_slots(tmp_path / "run")
     assert [record.message for record in caplog.records] == [
         "slots without settings, as in the authors' checkpoints: 4 instances of each semantic are "

@@ -69,7 +69,7 @@ class SlurmWorkflow(Workflow):
     """A working directory whose Snakemake sends jobs to the cluster."""
 
     def __init__(self, folder: Path, cluster: Cluster, profile: str = "slurm") -> None:
-        super().__init__(folder)
+        super().__init__(folder, forked=False)
         self.cluster = cluster
         self.profile = ROOT / profile
 

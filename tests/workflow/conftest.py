@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.workflow import ready
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -19,10 +21,16 @@ class Outcome:
 
 
 class Workflow:
-    """One working directory with its configuration."""
+    """One working directory with its configuration.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Attributes:
+        folder: the directory.
+        forked: its jobs are forks of a process that has everything imported; not where processes
+            are looked for, signalled or killed.
+    """
+
+    def __init__(self, folder: Path, *, forked: bool = True) -> None:
+        self.folder, self.forked = folder, forked
 
     def configure(self, config: dict) -> None:
         (self.folder / "suite.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
@@ -43,8 +51,10 @@ class Workflow:
         return [sys.executable, "-m", "snakemake", *words, "--cores", str(cores), *snakefile]
 
     def environment(self) -> dict:
-        bin_folder = str(Path(sys.executable).parent)
-        return os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        if self.forked:
+            path = f"{ready.folder()}:{path}"
+        return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}
 
     def log(self, name: str) -> str:
         return (self.folder / "logs" / f"{name}.log").read_text()

@@ -84,7 +84,8 @@ def _serve(orders, answers) -> None:
                 mounted.add(place)
             elif "unmount" in order:
                 if order["unmount"] in mounted:
-                    subprocess.run(["umount", order["unmount"]], check=True)
+                    # A process that a verb has started may still be at its end there.
+                    subprocess.run(["umount", "--lazy", order["unmount"]], check=True)
                     mounted.remove(order["unmount"])
             elif "folder" in order:
                 answer = _run(order)
@@ -106,7 +107,8 @@ def _run(order) -> dict:
         os.close(writer)
         if "command" in order:
             os.execvp(order["command"][0], order["command"])
-        _verb(order["words"])
+        # Without the seconds that it takes to take all the modules down.
+        os._exit(run_verb(order["words"]))
     os.close(writer)
     with os.fdopen(reader, errors="replace") as text:
         said = text.read()
@@ -114,18 +116,20 @@ def _run(order) -> dict:
     return {"code": os.waitstatus_to_exitcode(status), "text": said}
 
 
-def _verb(words: list[str]) -> None:
-    """Run a verb and end, without the seconds that it takes to take all the modules down."""
+def run_verb(words: list[str]) -> int:
+    """Return a verb's exit code, as its process would end with."""
     from timewalk.cli import main
 
-    code = 70
+    code = 1
     try:
         code = main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

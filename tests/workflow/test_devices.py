@@ -77,7 +77,7 @@ def until(call, what):
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     """A suite of five trainings whose frames are there."""
-    workflow = Workflow(tmp_path_factory.mktemp("devices"))
+    workflow = Workflow(tmp_path_factory.mktemp("devices"), forked=False)
     config = miniature()
     config["blur"] = {"what": "off"}
     config["runs"] = dict.fromkeys(RUNS, config["runs"]["dora"])

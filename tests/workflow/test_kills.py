@@ -28,7 +28,9 @@ def moments(count):
 
 def check(tmp_path, words, count, configure):
     """Kill a workflow again and again; compare with one that nobody disturbs."""
-    reference, victim = Workflow(tmp_path / "undisturbed"), Workflow(tmp_path / "killed")
+    reference, victim = (
+        Workflow(tmp_path / name, forked=False) for name in ("undisturbed", "killed")
+    )
     for workflow in (reference, victim):
         workflow.folder.mkdir()
         configure(workflow)

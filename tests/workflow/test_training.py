@@ -20,7 +20,7 @@ ENCODER = "results/dora/encoder.safetensors"
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     """A suite whose frames are there, faces not blurred."""
-    workflow = Workflow(tmp_path_factory.mktemp("training"))
+    workflow = Workflow(tmp_path_factory.mktemp("training"), forked=False)
     configure(workflow, 4)
     outcome = workflow.run("data")
     assert outcome.code == 0, outcome.text
