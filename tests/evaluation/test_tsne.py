@@ -82,7 +82,7 @@ def test_numbers_tell_clusters_from_noise(tmp_path):
     good = run(tmp_path).metrics
     embeddings(tmp_path / "test.safetensors", each=20, spread=50.0)
     bad = run(tmp_path).metrics
-    assert good["top1_2d"] == 100
+    assert good["top1_2d"] > 95
     assert bad["top1_2d"] < 70
     assert 0.5 < bad["trustworthiness"] <= 1
     assert 0.9 < good["trustworthiness"] <= 1

@@ -82,7 +82,9 @@ class SlurmWorkflow(Workflow):
 
     def environment(self) -> dict:
         """Return the environment of Snakemake, and so of its jobs."""
-        return super().environment() | self.cluster.environment
+        own = super().environment()
+        path = f"{self.cluster.state / 'bin'}:{own['PATH']}"
+        return own | self.cluster.environment | {"PATH": path}
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,7 @@ def two_gpus_a_machine(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def done(slurm, tmp_path_factory):
     workflow = SlurmWorkflow(tmp_path_factory.mktemp("profile"), slurm)
+    workflow.forked = True
     workflow.profile = two_gpus_a_machine(workflow.folder / "mine")
     stills = workflow.folder / "stills" / "walk"
     stills.mkdir(parents=True)

@@ -84,15 +84,16 @@ def test_two_devices_give_the_encoder_of_one(manifest, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_ends_all_with_a_checkpoint_and_a_kill_leaves_nobody(manifest, tmp_path):
-    keys = settings(epochs=40, checkpoint_minutes=0.001)
+    keys = settings(epochs=20)
+    often = settings(epochs=20, checkpoint_minutes=0.001)
     finish(start(manifest, tmp_path / "whole", keys))
 
-    stopped = start(manifest, tmp_path / "parts", keys)
+    stopped = start(manifest, tmp_path / "parts", often)
     wait_for_checkpoint(tmp_path / "parts", stopped)
     stopped.send_signal(signal.SIGUSR1)
     assert "stopped by a signal after step" in finish(stopped, 75)
 
-    killed = start(manifest, tmp_path / "parts", keys)
+    killed = start(manifest, tmp_path / "parts", often)
     before = checkpoints(tmp_path / "parts" / "checkpoints")[-1]
     while checkpoints(tmp_path / "parts" / "checkpoints")[-1] == before:
         assert killed.poll() is None

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -57,7 +58,9 @@ def projects(tmp_path_factory):
     while not list(locks.glob("*.output.lock")):
         assert calls[0].poll() is None, ended(calls[0])
         time.sleep(0.05)
+    calls[0].send_signal(signal.SIGSTOP)
     second = run(folders[0], *TARGETS)
+    calls[0].send_signal(signal.SIGCONT)
     return root, second, [ended(process) for process in calls]
 
 
@@ -147,7 +150,7 @@ def test_read_only_results(finished):
     done = subprocess.run(
         [*own_mounts, "sh", "-c", script, "sh", *words],
         cwd=finished,
-        env=Workflow(finished).environment(),
+        env=Workflow(finished, forked=False).environment(),
         capture_output=True,
         text=True,
     )
