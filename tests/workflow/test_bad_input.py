@@ -144,7 +144,8 @@ def test_other_branches_are_unharmed(bad_videos):
 def test_each_bad_video_has_its_sentence(bad_videos, name, words):
     workflow, outcome = bad_videos
     log = workflow.log(f"data/download-{name}").splitlines()[-1]
-    assert outcome.text.count(log) == 1, outcome.text  # what the same command cannot mend is not tried again
+    # What the same command cannot mend is not tried again.
+    assert outcome.text.count(log) == 1, outcome.text
     for word in words:
         assert word.lower() in log.lower()
     assert not list(workflow.folder.glob(f"data/videos/{name}.mp4"))
