@@ -17,7 +17,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt workflow/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,docs,dev]"
 	(echo "#!$(CURDIR)/$(BIN)/python"; cat workflow/launcher.py) > $(BIN)/snakemake && chmod +x $(BIN)/snakemake
 	touch $@
 
