@@ -52,3 +52,5 @@ def pytest_terminal_summary(terminalreporter):
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     if any("SLURM IS MISSING" in text for text in skipped):
         terminalreporter.write_sep("!", "SLURM IS MISSING: tests/slurm did not run", red=True)
+    if any("CHROMIUM IS MISSING" in text for text in skipped):
+        terminalreporter.write_sep("!", "CHROMIUM IS MISSING: no page was looked at", red=True)
