@@ -10,7 +10,7 @@ CORES ?= $(shell nproc)
 RESULTS ?= results/demo
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test soak lint format schema bench mlflow clean
+.PHONY: setup demo test soak lint format schema bench mlflow docs clean
 
 setup: $(VENV)/.installed
 
@@ -54,6 +54,10 @@ bench: setup
 
 mlflow: setup
 	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "site/index.html; with its search: python -m http.server --directory site, then http://127.0.0.1:8000"
 
 clean:
 	rm -rf $(VENV) .snakemake logs
