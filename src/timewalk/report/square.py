@@ -95,14 +95,14 @@ class Row:
         method: what they were trained with.
         runs: their names.
         seeds: of each of them, where known.
-        encoder: name of the architecture.
+        encoder: settings of their encoder: `name` of the architecture, `weights` and the rest.
     """
 
     name: str
     method: str
     runs: list[str]
     seeds: list[int]
-    encoder: str = ""
+    encoder: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -224,17 +224,19 @@ def _rows(
 ) -> list[Row]:
     """Return the rows in the order of the plan, then of the results."""
     about = {item["run"]: item for item in reversed(found.results)}
-    groups: dict[Any, list[tuple[str, str, int | None, str]]] = {}
+    groups: dict[Any, list[tuple[str, str, int | None, dict[str, Any]]]] = {}
     for run in dict.fromkeys([*asked, *(item["run"] for item in found.results)]):
         config, inputs = _configuration(places.get(run))
         origin = about.get(run, {}).get("provenance", {}).get("training", {})
         seed = config.get("seed", origin.get("seed"))
         method = str(config.get("method") or about.get(run, {}).get("method") or "")
-        encoder = str(config.get("encoder", {}).get("name", ""))
+        encoder = dict(config.get("encoder", {}))
         same = {k: v for k, v in decisive(config).items() if k != "seed"} if config else run
         key = sha256_json([same, inputs])
         # Two runs of one seed are no sample of seeds.
-        number = sum(seed == other[2] for other in groups.get((key, 0), []))
+        number = 0
+        while any(seed == other[2] for other in groups.get((key, number), [])):
+            number += 1
         groups.setdefault((key, number), []).append((run, method, seed, encoder))
     rows, names = [], set[str]()
     for members in groups.values():
