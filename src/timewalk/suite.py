@@ -5,10 +5,7 @@ Used by the workflow before the first job, and by ``timewalk validate``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from timewalk import evaluation, finetuning, methods
 from timewalk.check import check
@@ -28,6 +25,8 @@ from timewalk.config import (
     VideoLabels,
     lookup,
 )
+from timewalk.config.files import merge as merge
+from timewalk.config.files import read_config as read_config
 from timewalk.errors import UserError, nearest
 from timewalk.evaluation.fine_tuned import NetworkEvaluation
 from timewalk.finetuning.base import FinetuningConfig
@@ -155,20 +154,6 @@ def load_finetuning(raw: Mapping[str, Any], key: str = "finetuning") -> Finetuni
     except UserError as error:
         raise UserError(f"{key}.task: {error}") from None
     return check(task.Config, raw, key)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML configuration file."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: name an existing configuration file.") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {where}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no keys; see config.yaml for an example.")
-    return raw
 
 
 def _required(raw: Mapping[str, Any], tag: str, key: str) -> str:
@@ -393,12 +378,3 @@ def _videos_of(config: Config, key: str, dataset: str) -> list[str]:
 def _reference(kind: str, key: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
         raise UserError(f"{key}: unknown {kind} '{name}'{nearest(name, known)}")
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the keys of ``over`` laid over it, mappings merged key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
-    return result

@@ -54,7 +54,8 @@ class Table:
         header: a title a column; the first ``names`` of them name the row.
         rows: as many texts each.
         notes: sentences below it.
-        names: columns that name the row.
+        names: columns that name the row; they are repeated where a table has several parts.
+        left: numbers of further columns whose texts begin at the left.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Table:
     rows: list[list[Text]]
     notes: list[str] = field(default_factory=list)
     names: int = 2
+    left: tuple[int, ...] = ()
 
 
 def long_table(results: Sequence[Path]) -> "pd.DataFrame":
@@ -196,7 +198,7 @@ def markdown(table: Table) -> str:
     around = {1: "**{}**", 2: "<u>{}</u>"}
     texts = _marked(table, around, lambda text: text.replace("|", "\\|").replace("<", "&lt;"))
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    left = [n < table.names for n in range(len(widths))]
+    left = [n < table.names or n in table.left for n in range(len(widths))]
     rule = ["-" * w if keep else "-" * (w - 1) + ":" for w, keep in zip(widths, left, strict=True)]
 
     def line(cells: list[str]) -> str:
