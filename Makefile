@@ -2,15 +2,17 @@
 # make test   all tests          make lint   all checks of form and types
 # make soak   faults again and again, for an hour and more
 # make bench  side-by-side measurements          make mlflow   the dashboard
+# make report the page of all results: RESULTS=results SUITE=config.yaml
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 RESULTS ?= results/demo
+SUITE ?= workflow/demo.yaml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test soak lint format schema bench mlflow docs clean
+.PHONY: setup demo test soak lint format schema bench report mlflow docs clean
 
 setup: $(VENV)/.installed
 
@@ -51,6 +53,9 @@ schema: setup
 
 bench: setup
 	@for script in benchmarks/*.py; do python $$script || exit 1; done
+
+report: setup
+	timewalk page $(RESULTS) --config $(SUITE)
 
 mlflow: setup
 	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db

@@ -398,6 +398,26 @@ def all_cards(wildcards=None):
     return [f"{RESULTS}/{run}/card.md" for run in SUITE.runs]
 
 
+def planned_pairs():
+    """Return the names of the evaluations that each run goes through."""
+    return {run: SUITE.evaluations_of(run) for run in SUITE.runs}
+
+
+def write_page_of_what_there_is():
+    """After a failure, write the page of what is done; what came before stays the error."""
+    if not os.path.isdir(RESULTS):
+        return
+    from timewalk.report.page_html import write_page
+
+    try:
+        page = write_page(Path(RESULTS), planned_pairs())
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"{RESULTS}/report.html was not written: {said}", file=sys.stderr)
+    else:
+        print(f"{page} shows what is done and what has failed.", file=sys.stderr)
+
+
 def output_folder(wildcards, output):
     """Return the folder of a rule's first output."""
     return str(PurePosixPath(output[0]).parent)

@@ -11,6 +11,11 @@ from timewalk.report.page_html.media import Medium, relative
 from timewalk.report.page_html.tables import problem_id, row_data
 from timewalk.report.square import Row
 
+HEIGHT, WIDTH = 190, 380
+"""pixels of a picture's place on the page"""
+SMALL = 160
+"""pixels of the longer side of a picture whose pixels matter"""
+
 
 def counts(content: Content) -> Markup:
     """Return in a line how much there is, and how much is missing."""
@@ -79,19 +84,32 @@ def gallery(content: Content) -> Markup:
 def _figure(medium: Medium, row: Row) -> Markup:
     whose = f"{medium.run}, " if len(row.runs) > 1 else ""
     caption = tag("figcaption", whose, tag("b", medium.source), " ", medium.name)
+    size = _size(medium)
     return tag(
-        *("figure", _shown(medium), caption), data_run=medium.run, data_source=medium.source
+        *("figure", _shown(medium, size), caption),
+        data_run=medium.run,
+        data_source=medium.source,
+        style=f"--width:{size['width']}px",
     )
 
 
-def _shown(medium: Medium) -> Markup:
-    size = {"width": medium.width or 480, "height": medium.height or 270}
+def _size(medium: Medium) -> dict[str, int]:
+    """Return the place of an image: of one height, unless it is very wide; small ones whole times
+    as large, so that their pixels can be seen."""
+    width, height = medium.width or 320, medium.height or 180
+    scale = min(HEIGHT / height, WIDTH / width)
+    scale = max(1, int(scale)) if max(width, height) <= SMALL else scale
+    return {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
+
+
+def _shown(medium: Medium, size: Mapping[str, int]) -> Markup:
     name = f"{medium.source} of {medium.run}: {medium.name}"
     if not medium.video:
         if medium.image is None:
             return tag("a", f"{medium.name} cannot be read", href=medium.link)
-        small = "small" if max(medium.width, medium.height) <= 160 else None
-        image = tag("img", src=medium.image, alt=name, loading="lazy", class_=small, **size)
+        small = "small" if max(medium.width, medium.height) <= SMALL else None
+        lazy = None if medium.image.startswith("data:") else "lazy"
+        image = tag("img", src=medium.image, alt=name, loading=lazy, class_=small, **size)
         return tag("a", image, href=medium.link)
     link = tag("a", medium.name, href=medium.link)
     return tag(
