@@ -1,18 +1,48 @@
 """Verbs that check the machine and help at the shell."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from timewalk.cli.common import Arguments, add_verb
 from timewalk.errors import UserError
 
+CONFIG = Path("config.yaml")
 SHELLS = ("bash", "zsh", "tcsh")
 
 
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
+    verb = add_verb(verbs, "doctor", doctor)
+    verb.add_argument(
+        "config",
+        type=Path,
+        nargs="*",
+        help="configuration files of the suite, later over earlier (default: config.yaml, if any)",
+    )
+    verb.add_argument("--json", action="store_true", help="for programs: one JSON object")
+
     verb = add_verb(verbs, "completion", completion)
     verb.add_argument("shell", choices=SHELLS, metavar="shell", help="bash, zsh or tcsh")
+
+
+def doctor(arguments: Arguments) -> int:
+    """Say what is here of what a suite needs, what is missing, and how to get it.
+
+    Looks at packages, GPUs, ffmpeg, room on the disk, Slurm, the MLflow store, and the videos, data
+    sets and weights of the suite. Nothing is fetched or changed. The exit code is 1 if something is
+    MISSING; what a stage of the suite fetches or makes is still "to come".
+    """
+    from timewalk.doctor import as_json, examine, healthy
+    from timewalk.doctor.text import as_text
+
+    usual = [CONFIG] if CONFIG.is_file() else []
+    findings = examine(arguments.config or usual)
+    if arguments.json:
+        print(json.dumps(as_json(findings), indent=2, ensure_ascii=False))
+    else:
+        print(as_text(findings, arguments.config or usual))
+    return 0 if healthy(findings) else 1
 
 
 def completion(arguments: Arguments) -> None:

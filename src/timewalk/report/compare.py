@@ -197,6 +197,7 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
     for name, curve in zip(_names(folders), curves, strict=True):
         if curve:
             axes.plot(*zip(*curve, strict=True), label=name, linewidth=1.5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(output) as temporary:
