@@ -19,9 +19,7 @@ from timewalk.report.page_html.data import page_data
 from timewalk.report.page_html.html import Markup, joined, script_json, tag
 
 
-def write_page(
-    folder: Path, planned: Mapping[str, Sequence[str]] | None = None
-) -> Path:
+def write_page(folder: Path, planned: Mapping[str, Sequence[str]] | None = None) -> Path:
     """Write ``report.html`` into a folder of results.
 
     Args:
@@ -56,7 +54,7 @@ def page(content: Content) -> str:
         counts=sections.counts(content),
         beside=_beside_options(names, published),
         default="published" if published else "none",
-        square=tables.square_table(square),
+        square=tables.square_table(square, {(x.run, x.evaluation) for x in content.problems}),
         metrics=joined(tables.metric_tables(square)),
         columns=len(square.columns),
         problems=sections.problems(content),

@@ -1,6 +1,6 @@
 """What the page shows, read from files: the square, runs, curves, pictures, what is missing."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,7 +78,7 @@ def gather(folder: Path, planned: Mapping[str, Sequence[str]] | None = None) -> 
         table,
         by_pair,
         abouts,
-        _problems(folder, planned or {}, by_pair),
+        _problems(folder, table, planned, by_pair),
         read_curves(folder, runs),
         _gallery(folder, runs, abouts, by_pair),
         _newest(files),
@@ -100,15 +100,22 @@ def _about(run: Path) -> dict[str, Any]:
 
 
 def _problems(
-    folder: Path, planned: Mapping[str, Sequence[str]], done: Iterable[tuple[str, str]]
+    folder: Path,
+    table: Square,
+    planned: Mapping[str, Sequence[str]] | None,
+    done: Container[tuple[str, str]],
 ) -> list[Problem]:
-    logs, finished = logs_of(folder), set(done)
-    return [
+    """Return what is not done of the plan; without a plan, what has failed."""
+    logs = logs_of(folder)
+    names = dict.fromkeys(column.evaluation for column in table.columns)
+    asked = planned or {run: list(names) for row in table.rows for run in row.runs}
+    found = [
         Problem(run, name, failure(logs, run, name) if logs else None)
-        for run, names in planned.items()
-        for name in names
-        if (run, name) not in finished
+        for run, evaluations in asked.items()
+        for name in evaluations
+        if (run, name) not in done
     ]
+    return [problem for problem in found if planned or problem.sentence]
 
 
 def _gallery(

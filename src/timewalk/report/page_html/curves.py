@@ -44,7 +44,7 @@ def read_curves(folder: Path, runs: Sequence[str]) -> list[Curves]:
     """
     files = [(run, file) for run in runs for file in _files(folder / run)]
     series = [(run, file, _series(file)) for run, file in files]
-    numbers = sum(len(values) + 1 for _, _, parts in series for values in parts.values())
+    numbers = sum(len(_names(part)) + 1 for _, _, parts in series for part in parts.values())
     points = max(30, min(POINTS, BUDGET // max(1, numbers)))
     found = []
     for run, file, parts in series:
@@ -99,15 +99,18 @@ def _reduced(
     found = []
     for _, by_step in sorted(parts.items()):
         steps = sorted(by_step)
-        names = sorted({key for values in by_step.values() for key in values})
         size = math.ceil(len(steps) / points)
         buckets = [steps[start : start + size] for start in range(0, len(steps), size)]
         values = {
             key: [_mean([by_step[step].get(key) for step in bucket]) for bucket in buckets]
-            for key in names
+            for key in _names(by_step)
         }
         found.append(([bucket[-1] for bucket in buckets], values))
     return Curves(name, run, found, mean_of)
+
+
+def _names(by_step: Mapping[int, Mapping[str, float | None]]) -> list[str]:
+    return sorted({key for values in by_step.values() for key in values})
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

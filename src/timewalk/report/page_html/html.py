@@ -1,4 +1,4 @@
-"""HTML from Python: elements whose texts and attributes are escaped, whatever files put into them."""
+"""HTML from Python: elements whose texts and attributes are escaped, whatever files say."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
 
 def joined(children: Iterable[Any]) -> Markup:
     """Return children one after the other."""
-    parts = []
+    parts: list[str] = []
     for child in children:
         if isinstance(child, list | tuple):
             parts.append(joined(child))
@@ -59,4 +59,6 @@ def anchor(*names: str) -> str:
 
 def breakable(text: str) -> Markup:
     """Return a long name that a line may break after its separators."""
-    return Markup("<wbr>".join(escape(part) for part in re.findall(r"[^_/.:-]*[_/.:-]|[^_/.:-]+", text)))
+    return Markup(
+        "<wbr>".join(escape(part) for part in re.findall(r"[^_/.:-]*[_/.:-]|[^_/.:-]+", text))
+    )

@@ -93,7 +93,7 @@ def _figure(medium: Medium, row: Row) -> Markup:
     )
 
 
-def _size(medium: Medium) -> dict[str, int]:
+def _size(medium: Medium) -> dict[str, Any]:
     """Return the place of an image: of one height, unless it is very wide; small ones whole times
     as large, so that their pixels can be seen."""
     width, height = medium.width or 320, medium.height or 180
@@ -102,7 +102,7 @@ def _size(medium: Medium) -> dict[str, int]:
     return {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
 
 
-def _shown(medium: Medium, size: Mapping[str, int]) -> Markup:
+def _shown(medium: Medium, size: dict[str, Any]) -> Markup:
     name = f"{medium.source} of {medium.run}: {medium.name}"
     if not medium.video:
         if medium.image is None:

@@ -1,6 +1,6 @@
 """The square as HTML: the table of headline metrics, and a table of every metric a protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from timewalk.report.page_html.html import Markup, anchor, breakable, tag
@@ -44,8 +44,13 @@ def decimals(square: Square, column: Column) -> int:
     return 4 if small else 2
 
 
-def square_table(square: Square) -> Markup:
-    """Return the table of headline metrics, whose cells lead to all metrics of their results."""
+def square_table(square: Square, problems: Collection[tuple[str, str]]) -> Markup:
+    """Return the table of headline metrics, whose cells lead to all metrics of their results.
+
+    Args:
+        square: its rows, columns and cells.
+        problems: run and evaluation of what is missing: such a cell leads to the list of these.
+    """
     keys = {group.first.group: group.key for group in groups_of(square)}
     columns, names = square.headlines(), deltas_of(square)
     head = [_head(column, number) for number, column in enumerate(columns)]
@@ -54,7 +59,17 @@ def square_table(square: Square) -> Markup:
     body = []
     for number, row in enumerate(square.rows):
         cells = [
-            _cell(square.cell(row, c), c, n, f"{keys[c.group]}-r{number}", names)
+            _cell(
+                *(square.cell(row, c), c, n, names, f"{keys[c.group]}-r{number}"),
+                next(
+                    (
+                        problem_id(run, c.evaluation)
+                        for run in row.runs
+                        if (run, c.evaluation) in problems
+                    ),
+                    None,
+                ),
+            )
             for c, n in zip(columns, digits, strict=True)
         ]
         body.append(tag("tr", row_header(row), cells, **row_data(row)))
@@ -113,7 +128,9 @@ def _direction(column: Column) -> tuple[str, str]:
 def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
     return tag(
         *("button", tag("span", class_="sorted", aria_hidden="true"), breakable(label)),
-        tag("span", f" {arrow}", aria_hidden="true", title=hidden) if arrow else None,
+        tag("span", f"\N{NO-BREAK SPACE}{arrow}", aria_hidden="true", title=hidden)
+        if arrow
+        else None,
         tag("span", f", {hidden}", class_="sr") if hidden else None,
         type="button",
         class_="sort",
@@ -121,10 +138,13 @@ def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
     )
 
 
-def _cell(cell: Cell, column: Column, digits: int, target: str, names: Sequence[str]) -> Markup:
+def _cell(
+    cell: Cell, column: Column, digits: int, names: Sequence[str], key: str, problem: str | None
+) -> Markup:
     if cell.state == "not asked for":
         return tag("td", WORDS[cell.state], tag("span", "not asked for", class_="sr"), class_="no")
-    link = tag("a", _value(cell, digits), href=f"#{target}", class_="open", data_open=target)
+    target = problem if cell.state in ("missing", "failed") and problem else key
+    link = tag("a", _value(cell, digits), href=f"#{target}", class_="open", data_open=key)
     partly = tag("small", "not all seeds", class_="partly") if _partly(cell) else None
     value = None if cell.mean is None else repr(cell.mean)
     return tag(
