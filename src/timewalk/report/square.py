@@ -224,28 +224,33 @@ def _rows(
 ) -> list[Row]:
     """Return the rows in the order of the plan, then of the results."""
     about = {item["run"]: item for item in reversed(found.results)}
-    groups: dict[Any, list[tuple[str, str, int | None, dict[str, Any]]]] = {}
-    for run in dict.fromkeys([*asked, *(item["run"] for item in found.results)]):
-        config, inputs = _configuration(places.get(run))
-        origin = about.get(run, {}).get("provenance", {}).get("training", {})
-        seed = config.get("seed", origin.get("seed"))
-        method = str(config.get("method") or about.get(run, {}).get("method") or "")
-        encoder = dict(config.get("encoder", {}))
-        same = {k: v for k, v in decisive(config).items() if k != "seed"} if config else run
-        key = sha256_json([same, inputs])
-        # Two runs of one seed are no sample of seeds.
+    runs = list(dict.fromkeys([*asked, *(item["run"] for item in found.results)]))
+    groups: dict[tuple[str, int], list[Row]] = {}
+    # By name, so that the order of the results does not matter.
+    for run in sorted(runs):
+        key, row = _row(run, places.get(run), about.get(run, {}))
         number = 0
-        while any(seed == other[2] for other in groups.get((key, number), [])):
+        # Two runs of one seed are no sample of seeds.
+        while any(row.seeds == other.seeds for other in groups.get((key, number), [])):
             number += 1
-        groups.setdefault((key, number), []).append((run, method, seed, encoder))
-    rows, names = [], set[str]()
-    for members in groups.values():
-        runs = [member[0] for member in members]
-        name = _common_name(runs, names)
-        names.add(name)
-        seeds = [member[2] for member in members if member[2] is not None]
-        rows.append(Row(name, members[0][1], runs, seeds, members[0][3]))
+        groups.setdefault((key, number), []).append(row)
+    rows: list[Row] = []
+    for members in sorted(groups.values(), key=lambda rows: min(runs.index(r.name) for r in rows)):
+        names = [member.name for member in members]
+        seeds = [seed for member in members for seed in member.seeds]
+        name = _common_name(names, {*runs, *(row.name for row in rows)} - {*names})
+        rows.append(Row(name, members[0].method, names, seeds, members[0].encoder))
     return rows
+
+
+def _row(run: str, folder: Path | None, result: Mapping[str, Any]) -> tuple[str, Row]:
+    """Return a digest of all that a run has in common with those of other seeds, and its row."""
+    config, inputs = _configuration(folder)
+    seed = config.get("seed", result.get("provenance", {}).get("training", {}).get("seed"))
+    method = str(config.get("method") or result.get("method") or "")
+    same = {k: v for k, v in decisive(config).items() if k != "seed"} if config else run
+    row = Row(run, method, [run], [] if seed is None else [seed], dict(config.get("encoder", {})))
+    return sha256_json([same, inputs]), row
 
 
 def _configuration(folder: Path | None) -> tuple[dict[str, Any], Any]:
