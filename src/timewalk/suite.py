@@ -5,6 +5,7 @@ Used by the workflow before the first job, and by ``timewalk validate``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from timewalk import evaluation, finetuning, methods
@@ -21,6 +22,7 @@ from timewalk.config import (
     PhaseLabels,
     RunConfig,
     ShotLabels,
+    Validation,
     VideoConfig,
     VideoLabels,
     lookup,
@@ -217,6 +219,20 @@ def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
         raise UserError(
             f"{key}: '{validation.evaluation}' draws the frames of a data set (its key 'frames'), "
             "which is for a finished run; name one without it."
+        )
+    _check_metric(f"runs.{name}.validation.metric", validation, suite)
+
+
+def _check_metric(key: str, validation: Validation, suite: Suite) -> None:
+    """Refuse a metric that the evaluation between epochs does not give."""
+    chosen = suite.evaluations[validation.evaluation]
+    entry, metric = evaluation.get_evaluation(chosen.kind), validation.metric
+    names = list(entry.metrics)
+    if (neighbours := getattr(chosen, "k", None)) and chosen.kind == "knn":
+        names = [f"{top}_k{k}" for top in ("top1", "top5") for k in neighbours]
+    if metric is not None and not any(fnmatchcase(metric, name) for name in names):
+        raise UserError(
+            f"{key}: '{validation.evaluation}' gives no metric '{metric}'{nearest(metric, names)}"
         )
 
 
