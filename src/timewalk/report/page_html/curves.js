@@ -51,14 +51,17 @@ function chart() {
   });
   const log = make("select", { id: "scale" }, make("option", { value: "" }, "linear"), make("option", { value: "log" }, "logarithmic"));
   const note = make("p", { class: "note" }), legend = make("ul", { class: "legend" });
-  const frame = make("div", { class: "chart" });
+  const frame = make("div", { class: "chart", tabindex: "0", role: "img" });
   const tools = make("div", { class: "tools" }, make("label", {}, "Curve", select), make("label", {}, "Scale", log));
   plot.append(tools, frame, make("p", { class: "sr", role: "status", id: "values" }), note, legend);
   const boxes = data.curves.map((curve, number) => {
     const box = make("input", { type: "checkbox" });
     const swatch = svg("svg", { "aria-hidden": "true", viewBox: "0 0 28 12" }, svg("line", { x1: 0, x2: 28, y1: 6, y2: 6, ...look(number) }));
     legend.append(make("li", { "data-curve": curve.run }, make("label", {}, box, swatch, make("span", { class: "name" }, curve.name), make("output"))));
-    box.addEventListener("change", () => choose("runs", boxes.flatMap((other, n) => (other.checked ? [data.curves[n].name] : [])).join("") ? boxes.flatMap((other, n) => (other.checked ? [data.curves[n].name] : [])) : ["none"]));
+    box.addEventListener("change", () => {
+      const names = boxes.flatMap((other, n) => (other.checked ? [data.curves[n].name] : []));
+      choose("runs", names.length ? names : ["none"]);
+    });
     return box;
   });
   select.addEventListener("change", () => choose("curve", select.value === names[0] ? "" : select.value));
@@ -83,8 +86,10 @@ function chart() {
     const lines = having.filter((one) => boxes[one.number].checked);
     const means = Math.max(1, ...lines.map((one) => one.mean_of));
     note.textContent = means > 1 ? `A point is the mean of up to ${means} steps. The pointer or the arrow keys show values.` : "The pointer or the arrow keys show values.";
-    view = scaled(lines, metric, log.value === "log", frame.clientWidth || 600, frame.clientHeight || 300);
+    view = scaled(lines, log.value === "log", frame.clientWidth || 600, frame.clientHeight || 300);
     frame.replaceChildren(view.picture);
+    const drawn = lines.map((one) => one.name).join(", ") || "no run";
+    frame.setAttribute("aria-label", `${metric} over steps of ${drawn}; arrow keys show values`);
     move(null);
   }
   function move(x) {
@@ -114,12 +119,12 @@ function chart() {
     move(Math.min(high, Math.max(low, (at === null ? low : at) + (step * (high - low)) / STEPS)));
   });
   changed.push(draw);
-  let width = 0;
+  let width = frame.clientWidth;
   new ResizeObserver(() => {
     if (frame.clientWidth !== width) { width = frame.clientWidth; draw(); }
   }).observe(frame);
 }
-function scaled(lines, metric, log, width, height) {
+function scaled(lines, log, width, height) {
   const points = lines.flatMap((one) => one.values.filter((value) => value !== null && (!log || value > 0)));
   const steps = lines.flatMap((one) => one.steps);
   const reduce = (values, call, empty) => (values.length ? values.reduce((a, b) => call(a, b)) : empty);
@@ -130,7 +135,7 @@ function scaled(lines, metric, log, width, height) {
   const toX = (x) => box.left + ((x - range[0]) / (range[1] - range[0])) * (box.right - box.left);
   const fromX = (x) => Math.min(range[1], Math.max(range[0], range[0] + ((x - box.left) / (box.right - box.left)) * (range[1] - range[0])));
   const toY = (y) => box.bottom - ((flat(y) - flat(low)) / (flat(high) - flat(low))) * (box.bottom - box.top);
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, tabindex: "0", role: "img", "aria-label": `${metric} over steps of ${lines.map((one) => one.name).join(", ") || "no run"}; arrow keys show values` });
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
   for (const tick of log ? decades(low, high) : ticks(low, high, 5))
     picture.append(svg("line", { class: "gridline", x1: box.left, x2: box.right, y1: toY(tick), y2: toY(tick) }),
       svg("text", { x: box.left - 8, y: toY(tick) + 4, "text-anchor": "end" }, shownNumber(tick)));
