@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
+import socket
 
 import mlflow.pytorch
 import pytest
 import torch
 from mlflow import MlflowClient
 
-from tests.report.mirrored import content, files, knn, make_run, write
+from tests.report.mirrored import content, files, knn, loss, make_run, write
 from timewalk import load_encoder
 from timewalk.errors import UserError
 from timewalk.report import mlflow as mirror_module
@@ -103,9 +104,10 @@ def test_a_training_with_its_fine_tunings_and_evaluations(results):
         "device": "cpu (test)",
     }
     assert {key: data.tags[f"timewalk.{key}"] for key in wanted} == wanted
+    assert data.tags["mlflow.note.content"] == "What it is.\n\n## Results\n\nknn: 61.5"
     assert one.tags["timewalk.seed"] == "3"
     assert tuned.params["task"] == "semantic_segmentation"
-    assert tuned.metrics["train/loss"] == 4.0
+    assert tuned.metrics["train/loss"] == loss(1)
     own = {"config.json", "card.md", "encoder.json", "metrics.jsonl", "figures/objects-0.png"}
     assert own <= set(files(client, top))
     assert not [path for path in files(client, top) if path.endswith(".safetensors")]
@@ -121,7 +123,7 @@ def test_curves_keep_their_steps_and_times(results):
         return [(m.step, m.value, m.timestamp) for m in client.get_metric_history(top, name)]
 
     first = 1_700_000_000_000
-    assert history("train/loss") == [(n, 5.0 - n, first + 1000 * n) for n in range(3)]
+    assert history("train/loss") == [(n, loss(n), first + 1000 * n) for n in range(3)]
     assert [point[:2] for point in history("epoch/loss")] == [(2, 4.0)]
     assert [point[:2] for point in history("validation/tau")] == [(2, 0.25)]
     assert history("system/cpu_utilization_percentage") == [(0, 50.0, first)]
@@ -279,6 +281,17 @@ def test_a_dead_server_is_one_sentence_and_loses_nothing(results, monkeypatch):
         assert len(str(caught.value).splitlines()) == 1
     assert not (results / "mlflow.json").exists()
     assert MlflowClient(store_uri(results)).get_run(call(results)).info.status == "FINISHED"
+
+
+def test_a_server_that_hangs_is_given_up(results, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        host, port = deaf.getsockname()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:{port}")
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        monkeypatch.setattr(mirror_module, "AT_FIRST", ("0", "1"))
+        with pytest.raises(UserError, match="does not answer"):
+            call(results)
+    assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
 
 
 def test_experiments_are_named_after_their_suites(tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ OWN = {"git_commit", "seconds", "time", "fps"}
 """keys and columns whose values are a run's own: others work on the code while the tests run"""
 TIMED = ("data_s", "step_s", "clips_per_s", "peak_memory_mb")
 UNDECLARED = {
-    *("checkpoints", "work", "mlartifacts", "mlflow.db", "mlflow.json", "card.md", "report.html")
+    *("checkpoints", "work", "mlartifacts", "mlflow.db", "mlflow.json", "card.md", "report.html"),
+    "system.jsonl",
 }
 """not compared as files: what a job leaves beside its outputs, and what names times or runs"""
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from snakemake.exceptions import WorkflowError
 
-from timewalk.artefacts import sha256_file, version
+from timewalk.artefacts import sha256_file, sha256_json, version
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
 from timewalk.config.changes import decisive, refuse_other_settings
 from timewalk.errors import UserError
@@ -416,6 +416,12 @@ def write_page_of_what_there_is():
         print(f"{RESULTS}/report.html was not written: {said}", file=sys.stderr)
     else:
         print(f"{page} shows what is done and what has failed.", file=sys.stderr)
+
+
+def tracking_store():
+    """Return a digest of where MLflow's store is: another server gets everything too. The address
+    itself may hold a password."""
+    return sha256_json(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def output_folder(wildcards, output):

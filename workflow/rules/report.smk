@@ -97,7 +97,8 @@ rule page:
 
 rule mlflow:
     input:
-        all_results(),
+        results=all_results(),
+        cards=all_cards(),
     output:
         f"{RESULTS}/mlflow.json",
     log:
@@ -108,9 +109,10 @@ rule mlflow:
         "../../envs/report.yaml"
     resources:
         gpu=0,
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=60,
     params:
         folder=output_folder,
+        store=tracking_store(),
     shell:
         "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"

@@ -31,7 +31,14 @@ from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
 from timewalk.report.mlflow_models import find_model, log_model, register
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
-from timewalk.report.mlflow_store import answering, everywhere, is_remote, store_uri
+from timewalk.report.mlflow_store import (
+    AT_FIRST,
+    LATER,
+    answering,
+    everywhere,
+    is_remote,
+    store_uri,
+)
 
 __all__ = ["flatten", "metric_name", "mirror", "store_uri", "suite_name"]
 
@@ -63,12 +70,15 @@ def mirror(
     artefacts = results / "mlartifacts"
     # A server keeps artefacts where it was told to; our own store has them beside it.
     uri, location = store_uri(results), None if is_remote() else artefacts.resolve().as_uri()
-    with alone(artefacts / "store", artefacts / ".lock"), answering(uri), everywhere(uri):
+    with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
         if location is not None:
             _create_store(results / "mlflow.db")
-        client = MlflowClient(uri)
-        store = Store(client, experiment, _experiment(client, experiment, location), artefacts)
-        written = {tree.folder.name: store.mirror(tree) for tree in trees}
+        with answering(uri, AT_FIRST):
+            client = MlflowClient(uri)
+            number = _experiment(client, experiment, location)
+        with answering(uri, LATER):
+            store = Store(client, experiment, number, artefacts)
+            written = {tree.folder.name: store.mirror(tree) for tree in trees}
     if stamp is not None:
         write_json(stamp, {"experiment": experiment, "runs": written})
 

@@ -6,6 +6,7 @@ evaluation. Times come from the files, so that reading again gives the same entr
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,8 +153,18 @@ def _training(folder: Path, about: Mapping[str, Any]) -> Entry:
     entry = _learned("training", folder.name, folder, ENCODER, origin)
     entry.tags["timewalk.encoder_sha256"] = about["sha256"]
     entry.files = [*files, *(File(path, "figures") for path in figures)]
+    if (card := folder / "card.md").is_file():
+        entry.tags["mlflow.note.content"] = _description(card.read_text(encoding="utf-8"))
     entry.points += _validation(folder / "validation.json", entry.end_ms)
     return entry
+
+
+def _description(card: str) -> str:
+    """Return what a card says first and its results, without links, which lead nowhere there."""
+    text = re.sub(r"\A---\n.*?\n---\n\s*# [^\n]*", "", card, flags=re.DOTALL)
+    first, *sections = text.split("\n## ")
+    shown = [first, *(f"## {section}" for section in sections if section.startswith("Results"))]
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", "\n".join(shown)).strip()
 
 
 def _finetuning(path: Path) -> Entry:

@@ -12,8 +12,9 @@ from mlflow import MlflowException
 from timewalk.errors import UserError
 
 ADDRESS = "MLFLOW_TRACKING_URI"
-PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""MLflow's own defaults wait minutes for a server that is gone"""
+WAITING = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
+"""how often and how many seconds MLflow waits for a server: by its defaults for minutes"""
+AT_FIRST, LATER = ("1", "5"), ("2", "60")
 GONE = ("API request to ", "HTTPConnectionPool", "HTTPSConnectionPool")
 """in what MLflow says of a server that does not answer, or not as MLflow's"""
 
@@ -48,14 +49,19 @@ def everywhere(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
+def answering(uri: str, patience: tuple[str, str]) -> Iterator[None]:
     """Turn the silence of a server at an address into one sentence, after seconds.
+
+    Args:
+        uri: tracking address.
+        patience: how often it is asked again, and seconds for each answer, as text; what the
+            environment says comes first.
 
     Raises:
         UserError: the server is gone or refuses.
     """
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
+    own = {k: x for k, x in zip(WAITING, patience, strict=True) if k not in os.environ}
+    os.environ.update(own)
     try:
         yield
     except (MlflowException, OSError) as error:
@@ -67,3 +73,6 @@ def answering(uri: str) -> Iterator[None]:
             f"the MLflow server {shown} does not answer ({text.replace(uri, shown):.300}); every "
             f"result file is kept: start the server, or unset {ADDRESS}, and run again."
         ) from None
+    finally:
+        for name in own:
+            os.environ.pop(name, None)
