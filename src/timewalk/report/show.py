@@ -74,6 +74,8 @@ def pictures(results: Path) -> list[Path]:
     for about in results.glob("*/encoder.json"):
         for manifest in read_json(about)["provenance"].get("inputs", {}):
             shards = Path(manifest)
+            if len(shards.parents) < 3:  # one's own, in no folder of data
+                continue
             data = shards.parents[2]
             sheets.update(data.glob(f"blurred/{shards.stem}.png"))
             sheets.update(data.glob(f"frames/{shards.parent.name}/{shards.stem}/*.png"))
