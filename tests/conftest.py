@@ -34,7 +34,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class WorkflowsTogether(LoadScopeScheduling):
         # These share the finished miniature.
-        miniatures = ("test_miniature.py", "test_rerunning.py", "test_cache.py")
+        miniatures = ("test_miniature.py", "test_report.py", "test_rerunning.py", "test_cache.py")
 
         def _split_scope(self, nodeid: str) -> str:
             module, _, _ = nodeid.partition("::")
