@@ -31,7 +31,12 @@ START = 1_700_000_000.0
 
 def origin(run: str, **more) -> dict:
     """Return the provenance of a training."""
-    config = {"method": "dora", "dataset": "talk", "training": {"epochs": 2}, "seed": 3}
+    config = {
+        "method": "dora",
+        "dataset": "talk",
+        "training": {"epochs": 2, "learning_rate": 0.0005},
+        "seed": 3,
+    }
     return {
         "run": run,
         "config": config,
@@ -78,7 +83,7 @@ def knn(run: str, top1: float = 61.5) -> dict:
         "split": "test",
         "samples": 10,
         "seconds": 2.5,
-        "metrics": {"top1@k=10": top1, "top5@k=10": None},
+        "metrics": {"top1@k=10": top1, "top1_k20": 50.0, "top5@k=10": None},
         "artefacts": ["knn/confusion.csv", "knn/deep/masks.npz"],
         "provenance": {
             "dataset_sha256": "d" * 64,

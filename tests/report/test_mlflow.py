@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import socket
+from pathlib import Path
 
 import mlflow.pytorch
 import pytest
@@ -17,6 +19,7 @@ from timewalk.report import mlflow as mirror_module
 from timewalk.report import mlflow_models
 from timewalk.report.mlflow import mirror, store_uri, suite_name
 
+ROOT = Path(__file__).parents[2]
 KINDS = {"dora": None, "dora/finetuned/segmented": "dora", "dora/knn": "dora"}
 """runs of MLflow's for one of ours, and what they hang on"""
 
@@ -264,6 +267,14 @@ def test_without_names_it_takes_whatever_is_there(results):
     mirror([], results, "test")
     assert not (results / "mlflow.json").exists()
     assert runs(results).keys() == KINDS.keys() | {"other", "other/finetuned/segmented"}
+
+
+def test_the_searches_of_the_documentation_find_something(results):
+    call(results)
+    page = (ROOT / "docs" / "dashboard.md").read_text()
+    queries = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0].splitlines()
+    found = {query: sorted(runs(results, query)) for query in queries}
+    assert list(found.values()) == [sorted(KINDS), ["dora/knn"], ["dora", "dora/knn"], ["dora"]]
 
 
 def test_a_card_stands_for_a_run_without_evaluations(results):
