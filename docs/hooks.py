@@ -47,7 +47,9 @@ def _title(file: Path) -> str:
     """Return a page's heading without what follows a colon or stands in brackets."""
     heading = re.search(r"^# (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
     text = heading[1] if heading else file.stem
-    return re.split(r":| \(|, their", text)[0].replace("`", "")
+    short = re.split(r":| \(|, their", text)[0].replace("`", "")
+    # A method's or kind's own name keeps its form.
+    return short if re.search("[A-Z_-]", short) else short.capitalize()
 
 
 def _expand(entry: Any, there: dict[str, str]) -> Any:

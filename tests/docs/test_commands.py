@@ -6,18 +6,21 @@ parser.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from snakemake.cli import get_argument_parser
 
 from tests.conftest import ROOT
 from tests.docs.blocks import Block, blocks, pages
@@ -35,6 +38,7 @@ ELSEWHERE = {
     "ls": "of the system",
     "tail": "of the system",
     "cp": "of the system",
+    "rm": "of the system",
     "rsync": "needs another machine",
     "ssh": "needs another machine",
     "$EDITOR": "is a person's",
@@ -55,6 +59,10 @@ STAND_INS = {"mine.yaml": ("README.md", "run")}
 SECTIONS = {*Config.model_fields}
 LAYOUT = re.compile(r"[^\s:]*[/<.]\S*( |:|$)", re.MULTILINE)
 """how a drawing of folders and files begins"""
+
+SPEC = importlib.util.spec_from_file_location("launcher", ROOT / "workflow" / "launcher.py")
+launcher = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(launcher)
 
 DRY_RUNS = """
 import json, os, sys
@@ -86,19 +94,21 @@ for number, (words, environment) in enumerate(json.load(sys.stdin)):
 """
 
 
-def all_blocks() -> Iterator[tuple[Block, str]]:
-    for page in pages():
-        for block in blocks(page):
-            for text in paragraphs(block):
-                yield block, text
+@cache
+def all_blocks() -> list[tuple[Block, str]]:
+    """Return the paragraphs of all blocks of all pages."""
+    found = (block for page in pages() for block in blocks(page))
+    return [(block, text) for block in found for text in paragraphs(block)]
 
 
+@cache
 def in_blocks() -> list[Command]:
     return [
         c for block, text in all_blocks() if is_shell(block, text) for c in commands(block, text)
     ]
 
 
+@cache
 def in_sentences() -> list[Command]:
     found = []
     for page in pages():
@@ -158,6 +168,7 @@ def test_python_compiles():
             _compiled(text)
 
 
+@cache
 def suites() -> list[tuple[Block, dict]]:
     """Return the parts of configurations that the pages show."""
     found = []
@@ -293,8 +304,8 @@ class DryRuns:
             shared = self.folder / Path(cache).name
             shared.mkdir(exist_ok=True)
             environment["SNAKEMAKE_OUTPUT_CACHE"] = str(shared)
-        dry = [] if {"-n", "--dry-run", "--summary"} & set(words) else ["-n"]
-        return [*dry, "--nolock", *words], environment
+        words = [word for word in words if word not in ("-n", "--dry-run")]
+        return words, environment
 
     def _named(self, command: Command, name: str) -> str:
         """Write the suite of that name that the page shows, or one that stands in for it."""
@@ -337,7 +348,7 @@ class DryRuns:
 
 
 def dry_runnable() -> list[Command]:
-    """Return Snakemake's commands, one of each kind; those in sentences where they are complete."""
+    """Return Snakemake's commands; those in sentences where they are complete."""
     complete = [
         c
         for c in in_sentences()
@@ -349,38 +360,90 @@ def dry_runnable() -> list[Command]:
         if "…" not in command.words and not command.page.startswith(taught):
             shared = "--configfile" not in command.words
             found.setdefault((command.words, "" if shared else command.page), command)
-    return list(found.values())
+    return [c for c in found.values() if not set(NOT_DRY) & set(c.words)]
 
 
 NOT_DRY = {"conda": "is not installed", "apptainer": "is not installed"}
 """deployments that Snakemake looks for even in a dry run"""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A dry run for all commands that differ in targets, and in how much of a machine they take."""
+
+    options: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+
+
+MACHINE = {"--cores", "--resources", "--set-resources"}
+
+
+def divided(words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the words that decide what a call is, and its targets."""
+    rest, targets, skip = [], [], False
+    for word in targets_first(words):
+        skip = word in MACHINE or (skip and not word.startswith("-"))
+        if word.startswith("results/") and not rest:
+            targets.append(word)
+        elif not skip:
+            rest.append(word)
+    return tuple(rest), targets
+
+
+def targets_first(words: list[str]) -> list[str]:
+    before, _, behind = "\n".join(words).partition("\n--\n")
+    found = launcher.targets_first(before.split("\n"))
+    return [*(behind.split("\n") if behind else []), *found]
+
+
 @pytest.fixture(scope="module")
 def said(tmp_path_factory) -> dict[Command, tuple[int, str]]:
-    """Exit code and text of every dry run."""
+    """Exit code and text of the dry run that holds a command's targets."""
     runs = DryRuns(tmp_path_factory.mktemp("dry"))
-    wanted = [c for c in dry_runnable() if not set(NOT_DRY) & set(c.words)]
+    calls: dict[Call, list[str]] = {}
+    belongs: dict[Command, Call] = {}
+    for command in dry_runnable():
+        words, environment = runs.order(command)
+        options, targets = divided(words)
+        # Without a target it is everything; the demo's targets choose the suite. Neither is a word.
+        demo = any(target.startswith("results/demo/") for target in targets)
+        what = (*options, "demo" if demo else "some" if targets else "all")
+        belongs[command] = Call(what, tuple(environment.items()))
+        known = calls.setdefault(belongs[command], [])
+        known += [target for target in targets if target not in known]
+    orders = []
+    for call, targets in calls.items():
+        cores = [] if "--profile" in call.options else ["--cores", "8"]
+        options = call.options[:-1]
+        how = ["--nolock", "-n", "--quiet", "rules"]
+        orders.append(([*targets, *cores, *options, *how], dict(call.environment)))
     done = subprocess.run(
         [sys.executable, "-c", DRY_RUNS],
-        input=json.dumps([runs.order(command) for command in wanted]),
+        input=json.dumps(orders),
         cwd=runs.folder,
         env={key: x for key, x in os.environ.items() if not key.startswith(("SNAKEMAKE", "SLURM"))},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    return dict(zip(wanted, map(tuple, answers), strict=True))
+    answers = [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+    by_call = dict(zip(calls, answers, strict=True))
+    return {command: by_call[call] for command, call in belongs.items()}
 
 
 def test_there_is_something_to_run(said):
     assert len(said) > 20
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in dry_runnable() if not set(NOT_DRY) & set(c.words)], ids=str
-)
+@pytest.mark.parametrize("command", dry_runnable(), ids=str)
 def test_snakemake_knows_what_to_do(said, command):
     code, text = said[command]
     assert code == 0, text
+
+
+@pytest.mark.parametrize("command", of("snakemake"), ids=str)
+def test_snakemake_knows_the_options(command):
+    words = launcher.targets_first(list(command.words[1:]))
+    known = {name for action in get_argument_parser()._actions for name in action.option_strings}
+    used = {word.partition("=")[0] for word in words if re.fullmatch(r"--?[a-zA-Z]\S*", word)}
+    assert used <= known, used - known

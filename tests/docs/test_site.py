@@ -16,7 +16,7 @@ import pytest
 from tests.browser import chromium  # noqa: F401
 from tests.conftest import ROOT
 from tests.docs.blocks import pages
-from timewalk.evaluation import evaluation_names
+from timewalk.evaluation import evaluation_names, get_evaluation
 from timewalk.methods import method_names
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -55,6 +55,16 @@ def test_every_method_and_evaluation_has_a_page():
     missing = {name for name in method_names() if name not in there and f"`{name}`" not in text}
     assert missing <= shared
     assert not set(evaluation_names()) - there
+
+
+def test_the_overviews_name_everything():
+    overview = (ROOT / "docs" / "evaluations" / "index.md").read_text()
+    for name in evaluation_names():
+        assert f"[`{name}`]({name}.md)" in overview, name
+        headline = get_evaluation(name).headline
+        assert not headline or f"`{headline[0]}`" in overview, (name, headline)
+    overview = (ROOT / "docs" / "methods" / "index.md").read_text()
+    assert all(f"[`{name}`]({name}.md)" in overview for name in method_names())
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
