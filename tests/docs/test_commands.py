@@ -39,6 +39,7 @@ ELSEWHERE = {
     "tail": "of the system",
     "cp": "of the system",
     "rm": "of the system",
+    "tar": "of the system",
     "rsync": "needs another machine",
     "ssh": "needs another machine",
     "$EDITOR": "is a person's",
@@ -363,8 +364,12 @@ def dry_runnable() -> list[Command]:
     return [c for c in found.values() if not set(NOT_DRY) & set(c.words)]
 
 
-NOT_DRY = {"conda": "is not installed", "apptainer": "is not installed"}
-"""deployments that Snakemake looks for even in a dry run"""
+NOT_DRY = {
+    "conda": "is not installed",
+    "apptainer": "is not installed",
+    "--report": "needs the results; tests/workflow/test_report.py does it",
+}
+"""what Snakemake looks for even in a dry run"""
 
 
 @dataclass(frozen=True)

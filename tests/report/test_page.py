@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from tests.report import results
 from tests.report.results import NASTY
+from timewalk.cli import main
 from timewalk.errors import UserError
 from timewalk.report.page_html import write_page
 from timewalk.report.page_html.content import gather
@@ -89,7 +92,7 @@ def page_number(page, name):
 def test_failures_and_missing_results_are_said(page, elements):
     text = " ".join(elements.text)
     assert "data/<digits>.json is missing: run its stage." in text
-    assert "1 failed" in text.replace("  ", " ")
+    assert "1  failed" in text
     # linear of four runs less the failed one, losses of pretrained, and all of crw
     missing = [x for name, x in elements.found if name == "tr" and x.get("class") == "missing"]
     assert len(missing) == 5
@@ -268,3 +271,21 @@ def test_elements_are_escaped():
     )
     assert script_json({"a": "</script>\u2028"}) == '{"a":"\\u003c/script\\u003e\\u2028"}'
     assert anchor("a-b", "c") != anchor("a", "b-c")
+
+
+def test_the_verb_takes_a_plan(suite, capsys):
+    folder, plan = suite
+    (folder / "report.html").unlink()
+    assert main(["page", str(folder), "--planned", json.dumps(plan)]) == 0
+    assert capsys.readouterr().out == f"{folder}/report.html\n"
+    assert "1 failed" in " ".join(Elements((folder / "report.html").read_text()).text)
+
+
+def test_neither_torch_nor_pandas_is_needed(suite):
+    """The page of what there is comes on top of a failure: in no time, and without more to fail."""
+    code = (
+        "import sys; from pathlib import Path; from timewalk.report.page_html import write_page; "
+        "write_page(Path(sys.argv[1])); print({'torch', 'pandas', 'mlflow'} & {*sys.modules})"
+    )
+    words = [sys.executable, "-c", code, str(suite[0])]
+    assert subprocess.run(words, capture_output=True, text=True).stdout == "set()\n"

@@ -101,6 +101,8 @@ function chart() {
     view.cursor.setAttribute("x1", view.toX(x));
     view.cursor.setAttribute("x2", view.toX(x));
     for (const line of view.lines) {
+      const [low, high] = view.range, gap = (high - low) / STEPS / 2;
+      if (x < line.steps[0] - gap || x > line.steps[line.steps.length - 1] + gap) continue; // has ended
       const near = line.steps.reduce((best, step, n) => (Math.abs(step - x) < Math.abs(line.steps[best] - x) ? n : best), 0);
       const text = shownNumber(line.values[near]);
       one("output", legend.children[line.number]).textContent = text;

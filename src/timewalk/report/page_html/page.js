@@ -46,7 +46,13 @@ function filter() {
   for (const element of all("[data-row]")) element.hidden = !rowShown(element);
   const columns = heads.map(columnShown);
   heads.forEach((head, number) => (head.hidden = !columns[number]));
-  for (const row of inOrder) columns.forEach((shown, n) => (row.cells[n + 1].hidden = !shown));
+  const some = columns.includes(false);
+  for (const row of inOrder) {
+    columns.forEach((shown, n) => (row.cells[n + 1].hidden = !shown));
+    // Of some evaluations, only the runs that were asked for one of them.
+    const asked = [...row.cells].slice(1).some((cell) => !cell.hidden && !cell.matches(".no"));
+    if (some && !asked) row.hidden = true;
+  }
   for (const group of all(".group"))
     group.hidden = !columnShown(group) || !all("tbody tr", group).some((row) => !row.hidden);
   const rows = inOrder.filter((row) => !row.hidden).length;
@@ -203,7 +209,7 @@ function detail() {
   const [name, evaluation, protocol] = list("open");
   const number = data.rows.findIndex((row) => row.name === name);
   const found = Object.entries(data.groups).find(
-    ([, group]) => group.evaluation === evaluation && group.protocol === (protocol || ""));
+    ([, group]) => group.evaluation === evaluation && [undefined, group.protocol].includes(protocol));
   if (number < 0 || !found) return dialog.open && dialog.close();
   const row = data.rows[number], [key, group] = found, several = row.runs.length > 1;
   const close = make("button", { type: "button" }, "Close");
