@@ -20,9 +20,9 @@ complete_words {words}
 
 @pytest.fixture
 def script(tmp_path, capsys):
-    assert cli.main(["completion", "bash"]) == 0
-    path = tmp_path / "timewalk.bash"
-    path.write_text(capsys.readouterr().out)
+    path = tmp_path / "completions" / "timewalk"
+    assert cli.main(["completion", "bash", "--output", str(path)]) == 0
+    assert capsys.readouterr().out == ""
     return path
 
 

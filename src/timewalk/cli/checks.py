@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from timewalk.artefacts import write_text
 from timewalk.cli.common import Arguments, add_verb
 from timewalk.errors import UserError
 
@@ -24,6 +25,7 @@ def add_verbs(verbs: Any) -> None:
 
     verb = add_verb(verbs, "completion", completion)
     verb.add_argument("shell", choices=SHELLS, metavar="shell", help="bash, zsh or tcsh")
+    verb.add_argument("--output", type=Path, help="file instead of the terminal")
 
 
 def doctor(arguments: Arguments) -> int:
@@ -48,8 +50,8 @@ def doctor(arguments: Arguments) -> int:
 def completion(arguments: Arguments) -> None:
     """Print what makes a shell complete verbs, options and files.
 
-    bash: put it into ~/.local/share/bash-completion/completions/timewalk. zsh: into a file
-    _timewalk in a folder of $fpath. tcsh: source it from ~/.tcshrc.
+    bash: --output ~/.local/share/bash-completion/completions/timewalk. zsh: to a file _timewalk in
+    a folder of $fpath. tcsh: to one that ~/.tcshrc sources.
     """
     from timewalk.cli import parser
 
@@ -61,7 +63,11 @@ def completion(arguments: Arguments) -> None:
         ) from None
     root = parser()
     _complete_files(root, shtab.FILE)
-    print(shtab.complete(root, shell=arguments.shell))
+    text = shtab.complete(root, shell=arguments.shell)
+    if arguments.output is None:
+        print(text)
+    else:
+        write_text(arguments.output, f"{text}\n")
 
 
 def _complete_files(parser: Any, files: Any) -> None:

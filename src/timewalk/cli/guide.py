@@ -35,7 +35,8 @@ EXAMPLES = {
     "blur": "timewalk blur data/videos/venice.mp4 data/blurred/venice.mp4 --workers 8",
     "card": "timewalk card results/dora results/dora/knn.json",
     "compare": "timewalk compare dora dora_300ep random --output curves.png",
-    "completion": "timewalk completion bash > ~/.local/share/bash-completion/completions/timewalk",
+    "completion": "timewalk completion bash --output "
+    "~/.local/share/bash-completion/completions/timewalk",
     "davis": "timewalk metrics davis --results my_masks --davis data/DAVIS",
     "doctor": "timewalk doctor config.yaml",
     "download": "timewalk download venice data/videos/venice.mp4 --video "
