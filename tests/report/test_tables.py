@@ -13,6 +13,7 @@ from timewalk.report.tables import (
     escape_latex,
     headline_table,
     latex,
+    latex_tables,
     long_table,
     markdown,
     tables,
@@ -117,7 +118,16 @@ def test_a_wide_table_comes_in_parts_that_fit_a_page(tmp_path):
     assert sum(line.count("accuracy") for line in lines) == 12
 
 
+def test_many_tables_have_ends_of_pages_between(tmp_path):
+    paths = [write_result(tmp_path, "a", f"e{n}", top1_k20=1.0, kind="knn") for n in range(40)]
+    text = latex_tables(tables(square(paths)))
+    for part in text.split("\\clearpage"):
+        assert 0 < part.count("\\begin{table}") <= 12
+    assert text.count("\\begin{table}") > 40
+
+
 def test_latex_takes_it(seeds, tmp_path):
+    seeds += [write_result(tmp_path, "b", f"e{n}", top1_k20=1.0, kind="knn") for n in range(40)]
     compiler = next(filter(shutil.which, ("pdflatex", "lualatex", "tectonic")), None)
     if compiler is None:
         pytest.skip("no LaTeX here; the structure is tested above")

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DASH = "–"
-LINE = 72
-"""characters side by side in a table of LaTeX"""
+LINE = 64
+"""characters side by side in a table of LaTeX, with three between two columns"""
+FLOATS = 12
+"""tables of LaTeX after which a page is ended: it holds back only so many"""
 LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",
@@ -100,7 +102,7 @@ def write_tables(
     found = tables(square(results, planned, folder))
     write_text(folder / "summary.csv", long_table(results).to_csv(index=False))
     write_text(folder / "summary.md", "\n".join(map(markdown, found)))
-    write_text(folder / "summary.tex", HEADER + "\n".join(map(latex, found)))
+    write_text(folder / "summary.tex", HEADER + latex_tables(found))
 
 
 HEADER = "% \\usepackage{booktabs}; then \\input this file.\n\n"
@@ -213,6 +215,18 @@ def markdown(table: Table) -> str:
     return f"### {table.title}\n\n{body}" + (f"\n{notes}" if notes else "")
 
 
+def latex_tables(found: Sequence[Table]) -> str:
+    """Return tables for LaTeX; many of them with ends of pages between."""
+    text, floats = "", 0
+    for table in found:
+        new = latex(table)
+        count = new.count("\\begin{table}")
+        if floats and floats + count > FLOATS:
+            text, floats = f"{text}\\clearpage\n\n", 0
+        text, floats = f"{text}{new}\n", floats + count
+    return text
+
+
 def latex(table: Table) -> str:
     """Return a table for LaTeX with the package booktabs; a wide one in several parts."""
     around = {1: r"\textbf{{{}}}", 2: r"\underline{{{}}}"}
@@ -232,7 +246,7 @@ def latex(table: Table) -> str:
 def _parts(table: Table) -> list[list[int]]:
     """Return the columns of each part of a table that is as wide as a page: its names and some."""
     rows = [table.header, *([cell.text for cell in row] for row in table.rows)]
-    widths = [max(map(len, column)) + 2 for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) + 3 for column in zip(*rows, strict=True)]
     names = list(range(table.names))
     parts = [names[:]]
     for column in range(table.names, len(widths)):
