@@ -278,7 +278,7 @@ def test_the_verb_takes_a_plan(suite, capsys):
     (folder / "report.html").unlink()
     assert main(["page", str(folder), "--planned", json.dumps(plan)]) == 0
     assert capsys.readouterr().out == f"{folder}/report.html\n"
-    assert "1 failed" in " ".join(Elements((folder / "report.html").read_text()).text)
+    assert "1  failed" in " ".join(Elements((folder / "report.html").read_text()).text)
 
 
 def test_neither_torch_nor_pandas_is_needed(suite):

@@ -240,7 +240,10 @@ def _arrow(column: Column) -> Markup | None:
     arrow, said = _direction(column)
     if not arrow:
         return None
-    return tag("span", f" {arrow}", tag("span", said, class_="sr"), title=said)
+    return tag(
+        *("span", f"\N{NO-BREAK SPACE}{arrow}", tag("span", said, class_="sr")),
+        title=said,
+    )
 
 
 def _plain(cell: Cell, digits: int) -> Markup:
