@@ -249,8 +249,14 @@ def _digest(data: bytes) -> str:
 
 
 def _mlflow(store: Path) -> list[tuple[str, str, int]]:
-    """Return name, status and number of metrics of each run in the store that is not deleted."""
-    count = "select count(distinct key || ' ' || step) from metrics m where m.run_uuid = r.run_uuid"
+    """Return name, status and number of metrics of each run in the store that is not deleted.
+
+    How often the machine's load was noted depends on how long a training took.
+    """
+    count = (
+        "select count(distinct key || ' ' || step) from metrics m "
+        "where m.run_uuid = r.run_uuid and key not like 'system/%'"
+    )
     query = (
         f"select name, status, ({count}) from runs r where lifecycle_stage = 'active' order by name"
     )

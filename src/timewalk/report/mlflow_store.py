@@ -43,7 +43,7 @@ def everywhere(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - its way to forget one
         if before is not None:
             os.environ[ADDRESS] = before
 
