@@ -4,10 +4,10 @@
     python benchmarks/mlflow_mirror.py --points 10000   fewer
 
 Both sides write to fresh SQLite stores of their own, the same points of ten curves, and take turns:
-a tenth of the batches, then a sample of single calls. Of the calls a sample will do, each takes as
-long as any other. Seconds are wall time, for a call's wait for the disk is what it costs; the ratio
-is of one run, so that what else the machine does weighs on both. At the end each point must be in
-the store once, also when all have been written twice.
+a tenth of the batches, then a sample of single calls, counted up to as many points. Wall time
+holds the waiting for the disk, and for what else the machine does; the ratios are of one run, so
+that this weighs on both sides. At the end each point must be in the store once, also those written
+twice.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -29,6 +29,9 @@ from timewalk.report.mlflow_records import Point
 
 CURVES, TURNS = 10, 10
 START_MS = 1_700_000_000_000
+
+Seconds = tuple[float, float]
+Write = Callable[[MlflowClient, str, Sequence[Point]], None]
 
 
 def points_of(count: int) -> list[Point]:
@@ -47,19 +50,17 @@ def fresh(folder: Path, name: str) -> tuple[MlflowClient, str, Path]:
     return client, client.create_run(experiment).info.run_id, path
 
 
-def seconds_of_batches(client: MlflowClient, run: str, points: Sequence[Point]) -> float:
-    """Return the seconds that the mirror takes."""
-    started = time.perf_counter()
-    log_points(client, run, points)
-    return time.perf_counter() - started
-
-
-def seconds_of_calls(client: MlflowClient, run: str, points: Sequence[Point]) -> float:
-    """Return the seconds that a call for each point takes."""
-    started = time.perf_counter()
+def each(client: MlflowClient, run: str, points: Sequence[Point]) -> None:
+    """Write a point in each call."""
     for name, value, time_ms, step in points:
         client.log_metric(run, name, value, time_ms, step)
-    return time.perf_counter() - started
+
+
+def seconds(write: Write, client: MlflowClient, run: str, points: Sequence[Point]) -> Seconds:
+    """Return the wall and processor seconds that writing takes."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    write(client, run, points)
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def count(path: Path) -> int:
@@ -82,22 +83,30 @@ def main() -> None:
         fast, slow = [], []
         for turn in range(TURNS):
             part = points[turn * share : (turn + 1) * share]
-            fast.append(seconds_of_batches(*batched[:2], part))
-            slow.append(seconds_of_calls(*single[:2], part[: arguments.calls]))
-        again = seconds_of_batches(*batched[:2], points)
+            fast.append(seconds(log_points, *batched[:2], part))
+            slow.append(seconds(each, *single[:2], part[: arguments.calls]))
+        log_points(*batched[:2], points[:1000])
         assert count(batched[2]) == share * TURNS
         assert count(single[2]) == arguments.calls * TURNS
         size = batched[2].stat().st_size / 1e6
-    calls = sum(slow) / arguments.calls / TURNS * len(points)
-    ratio = statistics.median(
-        (one / arguments.calls) / (many / share) for one, many in zip(slow, fast, strict=True)
-    )
-    print("| what | seconds |\n|---|---:|")
-    print(f"| {len(points):,} points in batches of 1000 | {sum(fast):.1f} |")
-    print(f"| the same again: nothing is added | {again:.1f} |")
-    print(f"| a call for each point, from {arguments.calls * TURNS} of them | {calls:.0f} |")
-    print(f"\na point in a batch is {ratio:.0f} times as fast (median of {TURNS} turns); the store")
-    print(f"is {size:.0f} MB")
+    print("| what | wall s | processor s |\n|---|---:|---:|")
+    print(row(f"{len(points):,} points in batches of 1000", fast, 1))
+    more = share / arguments.calls
+    print(row(f"a call for each, from {arguments.calls * TURNS} of them", slow, more))
+    ratios = [
+        statistics.median(
+            one[clock] * more / many[clock] for one, many in zip(slow, fast, strict=True)
+        )
+        for clock in (0, 1)
+    ]
+    print(f"| times as fast, median of {TURNS} turns | {ratios[0]:.0f} | {ratios[1]:.0f} |")
+    print(f"\nThe store has {size:.0f} MB.")
+
+
+def row(what: str, turns: Sequence[Seconds], times: float) -> str:
+    """Return the sums of all turns as a row."""
+    wall, cpu = (times * sum(turn[clock] for turn in turns) for clock in (0, 1))
+    return f"| {what} | {wall:.0f} | {cpu:.0f} |"
 
 
 if __name__ == "__main__":
