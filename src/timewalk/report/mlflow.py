@@ -173,7 +173,7 @@ class Store:
     def mark(self, tree: Tree) -> None:
         """Mark what is of other files of the run as superseded, and nothing else."""
         for run in self.search(f"tags.`{RUN}` = '{tree.folder.name}'"):
-            superseded = str(run.data.tags[KEY] != tree.key).lower()
+            superseded = str(run.data.tags.get(KEY) != tree.key).lower()
             if run.data.tags.get(SUPERSEDED) != superseded:
                 self.client.set_tag(run.info.run_id, SUPERSEDED, superseded)
 

@@ -43,7 +43,8 @@ def everywhere(uri: str) -> Iterator[None]:
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type] - its way to forget one
+        # MLflow's way to forget an address.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ[ADDRESS] = before
 
