@@ -177,6 +177,7 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise UserError(
             f"{output}: drawing needs the Python package matplotlib; pip install matplotlib."
@@ -197,7 +198,7 @@ def draw_curves(folders: Sequence[Path], output: Path) -> None:
     for name, curve in zip(_names(folders), curves, strict=True):
         if curve:
             axes.plot(*zip(*curve, strict=True), label=name, linewidth=1.5)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_path(output) as temporary:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 DASH = "–"
-LINE = 64
+LINE = 74
 """characters side by side in a table of LaTeX, with three between two columns"""
 FLOATS = 12
 """tables of LaTeX after which a page is ended: it holds back only so many"""
@@ -262,7 +262,7 @@ def _tabular(texts: Sequence[Sequence[str]], names: int, caption: str, notes: st
     lines = [" & ".join(cells) + " \\\\\n" for cells in texts]
     columns = "l" * names + "r" * (len(texts[0]) - names)
     return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n"
+        f"\\begin{{table}}\n\\centering\n\\small\n\\caption{{{caption}}}\n\\smallskip\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{lines[0]}\\midrule\n{''.join(lines[1:])}"
         f"\\bottomrule\n\\end{{tabular}}\n{notes}\\end{{table}}\n"
     )
