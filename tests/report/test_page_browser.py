@@ -1,10 +1,12 @@
 """The report page in a real Chromium: filters, sorting, keys, contrast, widths, no network."""
 
+from functools import partial
+
 import pytest
 
 from tests.browser import chromium  # noqa: F401
 from tests.report import results
-from timewalk.report.page_html import write_page
+from timewalk.report.page_html import content, write_page
 
 CONTRAST = """() => {
   const channel = (c) => (c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
@@ -237,6 +239,20 @@ def test_no_request_leaves_the_folder(opened, address):
     assert page.evaluate(asked) == "refused"
     assert "violates the following Content Security Policy" in opened.errors.pop(0)
     opened.errors.clear()
+
+
+def test_pictures_for_which_the_page_has_no_room_are_shown_from_beside(
+    opened, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(content, "Gallery", partial(content.Gallery, left=0))
+    folder, plan = results.some(tmp_path)
+    page = opened(place=write_page(folder, plan).as_uri())
+    images = page.locator("#pictures img")
+    assert images.count() == 2
+    assert "data:" not in images.nth(0).get_attribute("src")
+    for number in range(2):
+        images.nth(number).scroll_into_view_if_needed()
+        page.wait_for_function(f"document.querySelectorAll('#pictures img')[{number}].naturalWidth")
 
 
 def test_without_javascript_the_tables_can_be_read(opened):
