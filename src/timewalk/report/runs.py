@@ -123,6 +123,8 @@ def locked(path: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
+        except OSError:  # a disk without locks: a training cannot be seen there
+            return False
     return False
 
 
