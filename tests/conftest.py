@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config, log):
                 return "miniature"
             if "/slurm/" in module:
                 return "slurm"  # one cluster
-            return module if "/workflow/" in module else nodeid
+            return module if "/workflow/" in module or "/docs/" in module else nodeid
 
     return WorkflowsTogether(config, log)
 
