@@ -169,6 +169,7 @@ def test_the_encoder_is_a_model_that_mlflow_loads(results, monkeypatch):
     trained = client.get_run(top).outputs.model_outputs
     assert [model.model_id for model in evaluated] == [model.model_id for model in trained]
     model = client.get_logged_model(evaluated[0].model_id)
+    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "dora", "version": "1"}]
     assert (model.params["width"], model.params["depth"]) == ("24", "1")
     assert {metric.key: metric.value for metric in model.metrics}["knn/top1_k_10"] == 61.5
 

@@ -5,6 +5,7 @@ gives the same module as :func:`timewalk.load_encoder`, where timewalk is instal
 again by the digest of the encoder's file: a new evaluation of an encoder makes no new copy.
 """
 
+import json
 import logging
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ ENCODER, EXPERIMENT, RUN, SUPERSEDED = (
 )
 CURRENT = "current"
 """alias of the version that a run's files are of"""
+VERSIONS = "mlflow.modelVersions"
 HALF = ".model."
 
 
@@ -152,6 +154,10 @@ def register(
     number = str(own[0].version)
     if str(client.get_registered_model(run).aliases.get(CURRENT)) != number:
         client.set_registered_model_alias(run, CURRENT, number)
+    # As MLflow's own functions do it: its page of models reads the version there.
+    versions_tag = json.dumps([{"name": run, "version": number}])
+    if client.get_logged_model(model_id).tags.get(VERSIONS) != versions_tag:
+        client.set_logged_model_tags(model_id, {VERSIONS: versions_tag})
     return number
 
 
