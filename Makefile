@@ -58,7 +58,9 @@ report: setup
 	timewalk page $(RESULTS) --config $(SUITE)
 
 mlflow: setup
-	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
