@@ -2,22 +2,24 @@
 # make test   all tests          make lint   all checks of form and types
 # make soak   faults again and again, for an hour and more
 # make bench  side-by-side measurements          make mlflow   the dashboard
+# make report the page of all results: RESULTS=results SUITE=config.yaml
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 RESULTS ?= results/demo
+SUITE ?= workflow/demo.yaml
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup demo test soak lint format schema bench mlflow clean
+.PHONY: setup demo test soak lint format schema bench report mlflow docs clean
 
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt workflow/launcher.py
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,docs,dev]"
 	(echo "#!$(CURDIR)/$(BIN)/python"; cat workflow/launcher.py) > $(BIN)/snakemake && chmod +x $(BIN)/snakemake
 	touch $@
 
@@ -52,8 +54,17 @@ schema: setup
 bench: setup
 	@for script in benchmarks/*.py; do python $$script || exit 1; done
 
+report: setup
+	timewalk page $(RESULTS) --config $(SUITE)
+
 mlflow: setup
-	mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "site/index.html; with its search: python -m http.server --directory site, then http://127.0.0.1:8000"
 
 clean:
 	rm -rf $(VENV) .snakemake logs

@@ -17,6 +17,10 @@ if not workflow.config_settings.configfiles:
     configfile: os.getenv("TIMEWALK_SUITE", "config.yaml")
 
 
+# The first page of `snakemake --report`.
+report: "workflow/report/suite.rst"
+
+
 # With --sdm apptainer each job runs in this image: envs/README.md.
 container: os.getenv("TIMEWALK_IMAGE")
 
@@ -40,17 +44,22 @@ onstart:
     retry_trainings()
 
 
+onerror:
+    write_page_of_what_there_is()
+
+
 localrules:
     all,
     data,
 
 
-# Everything: each run under each evaluation, its model card, the tables and the MLflow store.
+# Everything: each run under each evaluation, its model card, the tables, the page, the MLflow store.
 rule all:
     default_target: True
     input:
         all_cards(),
         f"{RESULTS}/summary.csv",
+        f"{RESULTS}/report.html",
         f"{RESULTS}/mlflow.json",
 
 

@@ -30,8 +30,8 @@ from timewalk.artefacts import write_text
 from timewalk.methods import get_method
 from timewalk.methods.base import Step
 from timewalk.ops.clipping import clip_each_
-from timewalk.training.loop import peak_memory_mb
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
+from timewalk.training.system import peak_memory_mb
 from timewalk.training.wrap import wrap
 
 RESULTS = Path(__file__).parent / "results"

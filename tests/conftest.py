@@ -34,7 +34,7 @@ def pytest_xdist_make_scheduler(config, log):
 
     class WorkflowsTogether(LoadScopeScheduling):
         # These share the finished miniature.
-        miniatures = ("test_miniature.py", "test_rerunning.py", "test_cache.py")
+        miniatures = ("test_miniature.py", "test_report.py", "test_rerunning.py", "test_cache.py")
 
         def _split_scope(self, nodeid: str) -> str:
             module, _, _ = nodeid.partition("::")
@@ -42,7 +42,7 @@ def pytest_xdist_make_scheduler(config, log):
                 return "miniature"
             if "/slurm/" in module:
                 return "slurm"  # one cluster
-            return module if "/workflow/" in module else nodeid
+            return module if "/workflow/" in module or "/docs/" in module else nodeid
 
     return WorkflowsTogether(config, log)
 
@@ -52,3 +52,5 @@ def pytest_terminal_summary(terminalreporter):
     skipped = [str(report.longrepr) for report in terminalreporter.stats.get("skipped", [])]
     if any("SLURM IS MISSING" in text for text in skipped):
         terminalreporter.write_sep("!", "SLURM IS MISSING: tests/slurm did not run", red=True)
+    if any("CHROMIUM IS MISSING" in text for text in skipped):
+        terminalreporter.write_sep("!", "CHROMIUM IS MISSING: no page was looked at", red=True)

@@ -18,7 +18,7 @@ EXTRAS = {
     "training": ["figures", "phases", "segmentation", "detection", "keras", "demo"],
     "report": ["workflow"],
 }
-OUTSIDE = {"snakemake", "pygments", "scikit-video"}
+OUTSIDE = {"snakemake", "snakemake-logger-plugin-rich", "shtab", "pygments", "scikit-video"}
 RECIPE = ["Dockerfile", "timewalk.def"]
 
 
@@ -129,7 +129,7 @@ def test_recipes_install_extras_that_exist(name, project):
     words = shlex.split(text.split("pip install ")[1])
     assert words[:3] == ["--no-cache-dir", "--constraint", "constraints.txt"]
     extras = words[3].removeprefix(".[").removesuffix("]").split(",")
-    assert set(extras) == set(project["optional-dependencies"]) - {"dev"}
+    assert set(extras) == set(project["optional-dependencies"]) - {"dev", "docs"}
 
 
 def test_recipes_are_alike():

@@ -119,7 +119,7 @@ def test_shipped_configurations_are_valid(root, file):
 def test_the_example_of_smtcs_page_is_valid(root):
     page = (root / "docs" / "methods" / "smtc.md").read_text()
     example = page.split("## Scoring the authors' checkpoint\n")[1].split("```")[1]
-    loaded = suite.load_suite(yaml.safe_load(example))
+    loaded = suite.load_suite(yaml.safe_load(example.partition("\n")[2]))
     names = ["object_discovery", "davis_smtc", "davis_smtc_s8"]
     assert loaded.evaluations_of("smtc_published") == names
 

@@ -5,10 +5,8 @@ Used by the workflow before the first job, and by ``timewalk validate``.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import Any
-
-import yaml
 
 from timewalk import evaluation, finetuning, methods
 from timewalk.check import check
@@ -24,10 +22,13 @@ from timewalk.config import (
     PhaseLabels,
     RunConfig,
     ShotLabels,
+    Validation,
     VideoConfig,
     VideoLabels,
     lookup,
 )
+from timewalk.config.files import merge as merge
+from timewalk.config.files import read_config as read_config
 from timewalk.errors import UserError, nearest
 from timewalk.evaluation.fine_tuned import NetworkEvaluation
 from timewalk.finetuning.base import FinetuningConfig
@@ -157,20 +158,6 @@ def load_finetuning(raw: Mapping[str, Any], key: str = "finetuning") -> Finetuni
     return check(task.Config, raw, key)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML configuration file."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: name an existing configuration file.") from None
-    except yaml.YAMLError as error:
-        where = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {where}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no keys; see config.yaml for an example.")
-    return raw
-
-
 def _required(raw: Mapping[str, Any], tag: str, key: str) -> str:
     value = raw.get(tag) if isinstance(raw, Mapping) else None
     if not isinstance(value, str):
@@ -232,6 +219,20 @@ def _check_validation(suite: Suite, name: str, run: RunConfig) -> None:
         raise UserError(
             f"{key}: '{validation.evaluation}' draws the frames of a data set (its key 'frames'), "
             "which is for a finished run; name one without it."
+        )
+    _check_metric(f"runs.{name}.validation.metric", validation, suite)
+
+
+def _check_metric(key: str, validation: Validation, suite: Suite) -> None:
+    """Refuse a metric that the evaluation between epochs does not give."""
+    chosen = suite.evaluations[validation.evaluation]
+    entry, metric = evaluation.get_evaluation(chosen.kind), validation.metric
+    names = list(entry.metrics)
+    if (neighbours := getattr(chosen, "k", None)) and chosen.kind == "knn":
+        names = [f"{top}_k{k}" for top in ("top1", "top5") for k in neighbours]
+    if metric is not None and not any(fnmatchcase(metric, name) for name in names):
+        raise UserError(
+            f"{key}: '{validation.evaluation}' gives no metric '{metric}'{nearest(metric, names)}"
         )
 
 
@@ -393,12 +394,3 @@ def _videos_of(config: Config, key: str, dataset: str) -> list[str]:
 def _reference(kind: str, key: str, name: str, known: Mapping[str, Any]) -> None:
     if name not in known:
         raise UserError(f"{key}: unknown {kind} '{name}'{nearest(name, known)}")
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``base`` with the keys of ``over`` laid over it, mappings merged key by key."""
-    result = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
-        result[key] = merge(result[key], value) if both else value
-    return result

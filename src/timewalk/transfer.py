@@ -7,7 +7,9 @@ query) are neither logged nor written.
 
 import base64
 import errno
+import hashlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -33,6 +35,18 @@ DISK = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 class Unreachable(UserError):
     """The source did not answer, or broke off more often than allowed."""
+
+
+def cache_folder() -> Path:
+    """Return where fetched weights are kept: ``TIMEWALK_CACHE``, else in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "timewalk"
+    return Path(os.environ.get("TIMEWALK_CACHE", default)) / "weights"
+
+
+def local_copy(address: str) -> Path:
+    """Return where the file at an address is kept once it was fetched."""
+    name = Path(urlsplit(address).path).name or "weights"
+    return cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
 
 
 def identity(source: str) -> str:

@@ -1,87 +1,178 @@
-import json
+import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
 
-from timewalk.report.tables import latex, long_table, markdown, sections, wide_table, write_tables
+from tests.report.written import write_result, write_run
+from timewalk.report.square import square
+from timewalk.report.tables import (
+    LINE,
+    decimals_of,
+    escape_latex,
+    headline_table,
+    latex,
+    latex_tables,
+    long_table,
+    markdown,
+    tables,
+    write_tables,
+)
+
+AWKWARD = r"50% of_a & b {c} \d ~e ^f #1 $2 <x> [g] | Straße"
 
 
-def result(folder, run, evaluation="knn", protocol="knn-a", dataset="digits", **metrics):
-    path = folder / run / f"{evaluation}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {
-        "run": run,
-        "method": "dora",
-        "evaluation": evaluation,
-        "protocol": protocol,
-        "dataset": dataset,
-        "split": "test",
-        "samples": 10,
-        "metrics": metrics,
-        "provenance": {"training": {"seed": 3}},
-    }
-    path.write_text(json.dumps(record))
-    return path
+def cells(line):
+    return [cell.strip() for cell in line.split("|")[1:-1]]
 
 
-def test_protocols_never_share_a_column(tmp_path):
+def test_protocols_never_share_a_table(tmp_path):
     paths = [
-        result(tmp_path, "b", top1=50.0),
-        result(tmp_path, "a", protocol="knn-b", top1=60.0),
-        result(tmp_path, "c", dataset="shots", top1=70.0),
+        write_result(tmp_path, "b", top1_k20=50.0),
+        write_result(tmp_path, "a", protocol="knn-b", top1_k20=60.0),
+        write_result(tmp_path, "c", dataset="shots", top1_k20=70.0),
     ]
-    wide = wide_table(long_table(paths))
-    assert list(wide.index.get_level_values(0)) == ["b", "a", "c"]
-    assert wide.shape == (3, 3)
-    assert wide.notna().to_numpy().sum() == 3
+    first, *others = tables(square(paths))
+    assert [len(table.rows) for table in (first, *others)] == [3, 1, 1, 1]
+    assert [row[0].text for row in first.rows] == ["b", "a", "c"]
+    filled = [[cell.text != "–" for cell in row[2:]] for row in first.rows]
+    assert filled == [[True, False, False], [False, True, False], [False, False, True]]
+    assert [table.title for table in others] == [
+        "knn: knn-a on digits (test, 10 samples)",
+        "knn: knn-b on digits (test, 10 samples)",
+        "knn: knn-a on shots (test, 10 samples)",
+    ]
+
+
+def test_the_headline_table_names_each_protocol(tmp_path):
+    paths = [
+        write_result(tmp_path, "a", top1_k5=1.0, top1_k20=2.0),
+        write_result(tmp_path, "a", "loss", "tcc", kind="algorithm_loss", loss_test=3.0),
+    ]
+    table = headline_table(square(paths))
+    assert table.header == ["run", "method", "knn [1]", "loss [2]↓"]
+    assert table.notes == [
+        "[1] knn: top1_k20 under knn-a on digits (test, 10 samples)",
+        "[2] loss: loss_test under tcc on digits (test, 10 samples)",
+    ]
 
 
 def test_a_metric_without_meaning_is_a_dash(tmp_path):
-    table = markdown(wide_table(long_table([result(tmp_path, "a", top1=12.344, top5=None)])))
-    cells = [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]]
-    assert cells == ["a", "dora", "12.34", "–"]
+    table = tables(square([write_result(tmp_path, "a", top1_k5=12.344, top5_k5=None)]))[1]
+    assert cells(markdown(table).splitlines()[4]) == ["a", "dora", "12.34", "–"]
 
 
-def test_a_column_of_shares_has_four_decimals(tmp_path):
-    paths = [
-        result(tmp_path, "a", tau=0.73284, pairs=1.0, top1=0.5),
-        result(tmp_path, "b", tau=-0.00512, pairs=0.0, top1=50.0),
-    ]
-    rows = markdown(wide_table(long_table(paths))).splitlines()[2:]
-    cells = [[cell.strip() for cell in row.split("|")[3:-1]] for row in rows]
-    assert cells == [["1.00", "0.7328", "0.50"], ["0.00", "-0.0051", "50.00"]]
+def test_a_column_of_shares_has_four_decimals():
+    assert decimals_of([0.73284, -0.00512, None]) == 4
+    assert decimals_of([1.0, 0.0]) == 2
+    assert decimals_of([0.5, 50.0]) == 2
+    assert decimals_of([None]) == 2
 
 
-def test_a_section_a_protocol_with_metrics_in_the_order_of_their_numbers(tmp_path):
-    paths = [
-        result(tmp_path, "a", top1_k10=1.0, top1_k5=2.0),
-        result(tmp_path, "b", protocol="knn-b", top1_k5=3.0),
-    ]
-    text = sections(long_table(paths))
-    assert [line for line in text.splitlines() if line.startswith("###")] == [
-        "### knn: knn-a on digits (test, 10 samples)",
-        "### knn: knn-b on digits (test, 10 samples)",
-    ]
-    assert [cell.strip() for cell in text.splitlines()[2].split("|")[3:5]] == [
-        "top1_k5",
-        "top1_k10",
-    ]
+def test_metrics_in_the_order_of_their_numbers(tmp_path):
+    table = tables(square([write_result(tmp_path, "a", top1_k10=1.0, top1_k5=2.0)]))[1]
+    assert table.header[2:] == ["top1_k5", "top1_k10"]
 
 
-def test_write_tables(tmp_path):
-    write_tables([result(tmp_path, "my_run", top1=50.0)], tmp_path)
-    csv = pd.read_csv(tmp_path / "summary.csv")
-    assert csv.loc[0, ["run", "metric", "value", "seed"]].tolist() == ["my_run", "top1", 50.0, 3]
-    assert "| my_run |" in (tmp_path / "summary.md").read_text()
+@pytest.fixture
+def seeds(tmp_path):
+    """Results of three seeds, a baseline and a third run, with names that LaTeX minds."""
+    for seed, value in enumerate((10.0, 12.0, 14.0)):
+        write_run(tmp_path, f"dora_s{seed}", seed=seed)
+        write_result(tmp_path, f"dora_s{seed}", protocol=AWKWARD, top1_k20=value)
+    write_result(tmp_path, "random", protocol=AWKWARD, method="random", top1_k20=11.0)
+    write_result(tmp_path, "x&y", protocol=AWKWARD, top1_k20=3.0)
+    return sorted(tmp_path.glob("*/knn.json"))
+
+
+def test_best_is_bold_and_second_underlined(seeds, tmp_path):
+    write_tables(seeds, tmp_path)
+    text = (tmp_path / "summary.md").read_text()
+    rows = [cells(line) for line in text.splitlines() if line.startswith("| dora")]
+    assert rows[0] == ["dora (3 seeds)", "dora", "**12.00 ± 2.00**"]
+    assert " <u>11.00</u> |" in text
+    assert re.search(r"\| x&y +\| dora +\| +3\.00 \|", text)
     tex = (tmp_path / "summary.tex").read_text()
-    assert r"my\_run & dora & 50.00 \\" in tex
-    assert tex.count(r"\toprule") == tex.count(r"\bottomrule") == 1
+    assert r"dora (3 seeds) & dora & \textbf{12.00 $\pm$ 2.00} \\" in tex
+    assert r"random & random & \underline{11.00} \\" in tex
+    assert tex.count(r"\toprule") == tex.count(r"\midrule") == tex.count(r"\bottomrule") == 2
 
 
-@pytest.mark.parametrize("render", [markdown, latex])
-def test_every_row_has_every_column(tmp_path, render):
-    paths = [result(tmp_path, r, e, top1=1.0) for r, e in [("a", "x"), ("a", "y"), ("b", "x")]]
-    text = render(wide_table(long_table(paths)))
-    mark = "|" if render is markdown else "&"
-    counts = {line.count(mark) for line in text.splitlines() if mark in line}
-    assert len(counts) == 1
+def test_latex_escapes_every_character_that_means_something():
+    escaped = escape_latex(AWKWARD)
+    plain = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum|text\w+)\{\}", "", escaped)
+    assert not re.search(r"(?<!\\)[&%$#_{}]", plain)
+    assert not set("~^<>|") & set(plain)
+    assert "Straße" in escaped
+
+
+def test_a_wide_table_comes_in_parts_that_fit_a_page(tmp_path):
+    metrics = {f"accuracy_of_part_{n}": 100.0 / (n + 1) for n in range(12)}
+    table = tables(square([write_result(tmp_path, "a", "gone", metrics=metrics)]))[0]
+    text = latex(table)
+    lines = [line for line in text.splitlines() if line.startswith("run & method")]
+    assert len(lines) > 2
+    assert all(len(line.replace("\\", "")) <= LINE for line in lines)
+    assert text.count("(continued)") == len(lines) - 1
+    assert sum(line.count("accuracy") for line in lines) == 12
+
+
+def test_many_tables_have_ends_of_pages_between(tmp_path):
+    paths = [write_result(tmp_path, "a", f"e{n}", top1_k20=1.0, kind="knn") for n in range(40)]
+    text = latex_tables(tables(square(paths)))
+    for part in text.split("\\clearpage"):
+        assert 0 < part.count("\\begin{table}") <= 12
+    assert text.count("\\begin{table}") > 40
+
+
+def test_latex_takes_it(seeds, tmp_path):
+    seeds += [write_result(tmp_path, "b", f"e{n}", top1_k20=1.0, kind="knn") for n in range(40)]
+    compiler = next(filter(shutil.which, ("pdflatex", "lualatex", "tectonic")), None)
+    if compiler is None:
+        pytest.skip("no LaTeX here; the structure is tested above")
+    write_tables(seeds, tmp_path)
+    document = (
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{summary}"
+        "\\end{document}\n"
+    )
+    (tmp_path / "main.tex").write_text(document)
+    options = [] if compiler == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run([compiler, *options, "main.tex"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert b"Missing character" not in done.stdout
+    assert (tmp_path / "main.pdf").stat().st_size > 1000
+
+
+def test_summary_csv_is_long(tmp_path):
+    write_tables([write_result(tmp_path, "my_run", top1_k20=50.0, top1_k5=None)], tmp_path)
+    csv = pd.read_csv(tmp_path / "summary.csv")
+    assert list(csv.columns) == [
+        *("run", "method", "evaluation", "protocol", "dataset", "split", "metric", "value"),
+        *("samples", "seed", "source"),
+    ]
+    assert csv["metric"].tolist() == ["top1_k5", "top1_k20"]
+    assert csv.loc[1, ["run", "value", "seed"]].tolist() == ["my_run", 50.0, 3]
+    assert long_table([]).columns.tolist() == csv.columns.tolist()
+
+
+@pytest.mark.parametrize(("render", "mark"), [(markdown, "|"), (latex, "&")])
+def test_every_row_has_every_column(tmp_path, render, mark):
+    pairs = [("a", "x"), ("a", "y"), ("b", "x")]
+    paths = [write_result(tmp_path, r, e, kind="knn", top1_k20=1.0) for r, e in pairs]
+    for table in tables(square(paths)):
+        lines = [line for line in render(table).splitlines() if mark in line]
+        assert len(lines) > 1
+        assert len({line.count(mark) for line in lines}) == 1
+
+
+def test_what_is_missing_and_what_failed_is_said(tmp_path):
+    results, logs = tmp_path / "results", tmp_path / "logs" / "results"
+    logs.mkdir(parents=True)
+    (logs / "evaluate-b-knn.log").write_text("timewalk evaluate: no room.\n")
+    write_tables(
+        [write_result(results, "a", top1_k20=1.0)], results, {r: ["knn"] for r in ("a", "b", "c")}
+    )
+    text = (results / "summary.md").read_text()
+    assert re.search(r"\| b +\| +\| +failed \|", text)
+    assert re.search(r"\| c +\| +\| +missing \|", text)

@@ -28,7 +28,10 @@ LAUNCHER = ROOT / "workflow" / "launcher.py"
 OWN = {"git_commit", "seconds", "time", "fps"}
 """keys and columns whose values are a run's own: others work on the code while the tests run"""
 TIMED = ("data_s", "step_s", "clips_per_s", "peak_memory_mb")
-UNDECLARED = {"checkpoints", "work", "mlartifacts", "mlflow.db", "mlflow.json", "card.md"}
+UNDECLARED = {
+    *("checkpoints", "work", "mlartifacts", "mlflow.db", "mlflow.json", "card.md", "report.html"),
+    "system.jsonl",
+}
 """not compared as files: what a job leaves beside its outputs, and what names times or runs"""
 
 
@@ -246,8 +249,14 @@ def _digest(data: bytes) -> str:
 
 
 def _mlflow(store: Path) -> list[tuple[str, str, int]]:
-    """Return name, status and number of metrics of each run in the store that is not deleted."""
-    count = "select count(distinct key || ' ' || step) from metrics m where m.run_uuid = r.run_uuid"
+    """Return name, status and number of metrics of each run in the store that is not deleted.
+
+    How often the machine's load was noted depends on how long a training took.
+    """
+    count = (
+        "select count(distinct key || ' ' || step) from metrics m "
+        "where m.run_uuid = r.run_uuid and key not like 'system/%'"
+    )
     query = (
         f"select name, status, ({count}) from runs r where lifecycle_stage = 'active' order by name"
     )

@@ -40,13 +40,14 @@ ALIKE = {"embed-dora-digits-train", "report-card-random"}
 """stages that differ from another one in nothing that matters to a disk: for the long tests"""
 VERBS = (
     *("download", "blur", "frames", "shards", "images", "folders", "prepare", "train", "finetune"),
-    *("embed", "evaluate", "card", "report", "mlflow"),
+    *("embed", "evaluate", "card", "report", "page", "mlflow"),
 )
 MODULES = (
     *("timewalk.cli", "timewalk.training.run", "timewalk.training.finetune", "matplotlib.pyplot"),
     *("timewalk.video.download", "timewalk.video.blur", "timewalk.video.frames"),
     *("timewalk.data.shards", "timewalk.data.prepare", "sklearn.datasets", "timewalk.validation"),
     *("timewalk.report.tables", "timewalk.report.card", "timewalk.report.mlflow", "pandas"),
+    "timewalk.report.page_html",
 )
 """what verbs import, once for all"""
 
@@ -268,6 +269,8 @@ def essence(path: Path) -> object:
             store.deserialize(path.read_bytes())  # SQLite would open the path as it is seen here
             asked = "select name, status from runs where lifecycle_stage = 'active' order by name"
             return store.execute(asked).fetchall()
+    if path.name == "report.html":
+        return path.read_text().endswith("</html>\n")  # it says when the newest result was made
     if path.suffix == ".jsonl" or ("results" in path.parts and path.suffix == ".json"):
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         records = map(json.loads, lines)

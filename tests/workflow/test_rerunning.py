@@ -14,8 +14,8 @@ from timewalk.suite import load_run
 from timewalk.training.loop import Machine
 from timewalk.training.run import train
 
-SUMMARY = {"report", "mlflow", "all"}
-"""tables and store of all results are made again after any of them"""
+SUMMARY = {"report", "page", "mlflow", "all"}
+"""tables, page and store of all results are made again after any of them"""
 
 
 @pytest.fixture(scope="module")

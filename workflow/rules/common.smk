@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from snakemake.exceptions import WorkflowError
 
-from timewalk.artefacts import sha256_file, version
+from timewalk.artefacts import sha256_file, sha256_json, version
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
 from timewalk.config.changes import decisive, refuse_other_settings
 from timewalk.errors import UserError
@@ -396,6 +396,32 @@ def run_results(wildcards):
 def all_cards(wildcards=None):
     """Return the model card of every run."""
     return [f"{RESULTS}/{run}/card.md" for run in SUITE.runs]
+
+
+def planned_pairs():
+    """Return the names of the evaluations that each run goes through."""
+    return {run: SUITE.evaluations_of(run) for run in SUITE.runs}
+
+
+def write_page_of_what_there_is():
+    """After a failure, write the page of what is done; what came before stays the error."""
+    if not os.path.isdir(RESULTS):
+        return
+    from timewalk.report.page_html import write_page
+
+    try:
+        page = write_page(Path(RESULTS), planned_pairs())
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"{RESULTS}/report.html was not written: {said}", file=sys.stderr)
+    else:
+        print(f"{page} shows what is done and what has failed.", file=sys.stderr)
+
+
+def tracking_store():
+    """Return a digest of where MLflow's store is: another server gets everything too. The address
+    itself may hold a password."""
+    return sha256_json(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
 def output_folder(wildcards, output):

@@ -1,7 +1,8 @@
-# A page a run, tables of all results, and their one mirror in MLflow.
+# A page a run, tables and one page of all results, and their one mirror in MLflow.
 localrules:
     card,
     report,
+    page,
     mlflow,
 
 
@@ -11,7 +12,12 @@ rule card:
         weights=f"{RESULTS}/{{run}}/encoder.safetensors",
         results=run_results,
     output:
-        f"{RESULTS}/{{run}}/card.md",
+        report(
+            f"{RESULTS}/{{run}}/card.md",
+            caption="../report/card.rst",
+            category="Model cards",
+            labels={"run": "{run}"},
+        ),
     log:
         logs("report", "card", "{run}")[0],
     benchmark:
@@ -32,7 +38,19 @@ rule report:
     input:
         all_results(),
     output:
-        multiext(f"{RESULTS}/summary", ".csv", ".md", ".tex"),
+        report(
+            f"{RESULTS}/summary.csv",
+            caption="../report/summary.rst",
+            category="Results",
+            labels={"what": "every metric, one a row"},
+        ),
+        report(
+            f"{RESULTS}/summary.md",
+            caption="../report/summary.rst",
+            category="Results",
+            labels={"what": "tables of every protocol"},
+        ),
+        f"{RESULTS}/summary.tex",
     log:
         logs("report")[0],
     benchmark:
@@ -49,9 +67,38 @@ rule report:
         "timewalk --log {log} report {params.folder:q} {input:q}"
 
 
-rule mlflow:
+rule page:
     input:
         all_results(),
+        all_cards(),
+    output:
+        report(
+            f"{RESULTS}/report.html",
+            caption="../report/page.rst",
+            category="Results",
+            labels={"what": "the whole page: square, curves, pictures"},
+        ),
+    log:
+        logs("report", "page")[0],
+    benchmark:
+        logs("report", "page")[1]
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        gpu=0,
+        mem_mb=2000,
+        runtime=30,
+    params:
+        folder=output_folder,
+        planned=json.dumps(planned_pairs()),
+    shell:
+        "timewalk --log {log} page {params.folder:q} --planned {params.planned:q}"
+
+
+rule mlflow:
+    input:
+        results=all_results(),
+        cards=all_cards(),
     output:
         f"{RESULTS}/mlflow.json",
     log:
@@ -62,9 +109,10 @@ rule mlflow:
         "../../envs/report.yaml"
     resources:
         gpu=0,
-        mem_mb=2000,
+        mem_mb=4000,
         runtime=60,
     params:
         folder=output_folder,
+        store=tracking_store(),
     shell:
         "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"

@@ -16,14 +16,30 @@ from typing import TextIO
 
 from timewalk import __doc__ as package_doc
 from timewalk.artefacts import version
-from timewalk.cli import align, data, disk, info, metrics, records, report, runs, video
+from timewalk.cli import (
+    align,
+    checks,
+    data,
+    disk,
+    info,
+    look,
+    metrics,
+    records,
+    report,
+    runs,
+    video,
+)
+from timewalk.cli.guide import Parser, Root
 from timewalk.errors import UserError, reason
 from timewalk.training.preemption import spared
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit code."""
-    arguments = parser().parse_args(argv)
+    root = parser()
+    arguments, unknown = root.parse_known_args(argv)
+    if unknown:
+        of_verb(root, arguments).unknown(unknown)
     _share_lock()
     return spared(lambda: _run(arguments))
 
@@ -97,12 +113,22 @@ def _redirect(path: Path) -> TextIO:
     return terminal
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Root:
     """Return the parser with all verbs."""
-    root = argparse.ArgumentParser(prog="timewalk", description=package_doc)
-    root.add_argument("--version", action="version", version=version())
-    root.add_argument("--log", type=Path, help="write all output to this file")
-    verbs = root.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for part in (video, records, data, runs, align, metrics, report, info):
+    root = Root(prog="timewalk", description=package_doc)
+    root.add_argument("--version", action="version", version=version(), help="print the version")
+    root.add_argument("--log", type=Path, metavar="FILE", help="write all output to this file")
+    verbs = root.add_subparsers(
+        dest="verb", required=True, metavar="VERB", parser_class=Parser, help="what to do"
+    )
+    for part in (video, records, data, runs, align, metrics, report, look, checks, info):
         part.add_verbs(verbs)
+    return root
+
+
+def of_verb(root: Parser, arguments: argparse.Namespace) -> Parser:
+    """Return the parser of the verb, and of the verb below it, that some arguments are of."""
+    for action in root._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return of_verb(action.choices[getattr(arguments, action.dest)], arguments)
     return root

@@ -1,6 +1,7 @@
 """What the verbs share: their arguments, and the machine that they run on."""
 
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -10,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from timewalk.cli.guide import subparser_options
+
 Arguments = argparse.Namespace
 
 
@@ -17,8 +20,9 @@ def add_verb(
     verbs: Any, name: str, call: Callable[[Arguments], int | None]
 ) -> argparse.ArgumentParser:
     """Add a verb that calls a function, whose docstring explains it."""
-    text = (call.__doc__ or "").strip()
-    verb = verbs.add_parser(name, help=text.splitlines()[0], description=text)
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, **subparser_options(name, inspect.cleandoc(call.__doc__ or ""))
+    )
     verb.set_defaults(call=call)
     return verb
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from timewalk.cli.common import Arguments, add_verb
+from timewalk.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -23,13 +24,22 @@ def add_verbs(verbs: Any) -> None:
 
 
 def validate(arguments: Arguments) -> None:
-    """Check configuration files, merged in order, as the workflow does before its first job."""
-    from timewalk.suite import load_suite, merge, read_config
+    """Check configuration files, merged in order, as the workflow does before its first job.
 
-    merged: dict[str, Any] = {}
-    for path in arguments.config:
-        merged = merge(merged, read_config(path))
-    suite = load_suite(merged)
+    Lists and label files that the configuration names must be there, too. What else is missing on
+    this machine `timewalk doctor` says.
+    """
+    from timewalk.config.files import read_configs
+    from timewalk.suite import load_suite
+
+    suite = load_suite(read_configs(arguments.config))
+    for name, labelled in suite.config.labelled.items():
+        for key in ("list_file", "label_file", "classes"):
+            path = getattr(labelled, key, None)
+            if isinstance(path, str) and not Path(path).is_file():
+                raise UserError(
+                    f"labelled.{name}.{key}: {path} is missing; put it there or correct the path."
+                )
     print(f"{len(suite.runs)} runs, {len(suite.evaluations)} evaluations: no fault found")
 
 

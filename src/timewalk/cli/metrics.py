@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from timewalk.cli.common import Arguments, add_verb
+from timewalk.cli.guide import subparser_options
 from timewalk.errors import UserError
 
 
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
     text = "Score predictions that lie in files, as the official tool of a benchmark does."
-    metrics = verbs.add_parser("metrics", help=text, description=text)
+    metrics = verbs.add_parser("metrics", **subparser_options("metrics", text))
     names = metrics.add_subparsers(dest="metric", required=True, metavar="METRIC")
     verb = add_verb(names, "davis", davis)
     verb.add_argument(

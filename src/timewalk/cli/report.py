@@ -1,9 +1,10 @@
 """Verbs of what people look at: tables, cards, the dashboard."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from timewalk.cli.common import Arguments, add_verb
+from timewalk.cli.common import Arguments, add_settings, add_verb
 
 
 def add_verbs(verbs: Any) -> None:
@@ -16,14 +17,22 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("run", type=Path, help="the run's folder: its card.md is written")
     verb.add_argument("inputs", type=Path, nargs="*", help="result JSON files of the run")
 
-    verb = add_verb(verbs, "show", show)
-    verb.add_argument("results", type=Path, help="folder of results")
+    verb = add_verb(verbs, "page", page)
+    verb.add_argument("results", type=Path, help="folder of results: its report.html is written")
+    verb.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        help="configuration files, for what was asked for (default: config.yaml if it is of these "
+        "results)",
+    )
+    add_settings(verb, "planned", "names of the evaluations of each run, instead of --config")
 
     verb = add_verb(verbs, "mlflow", mlflow)
     verb.add_argument("results", type=Path, help="folder of results: its mlflow.db is filled")
-    verb.add_argument("inputs", type=Path, nargs="+", help="result JSON files")
-    verb.add_argument("--stamp", type=Path, required=True, help="JSON of what was written")
-    verb.add_argument("--experiment", default="timewalk", help="name of the MLflow experiment")
+    verb.add_argument("inputs", type=Path, nargs="*", help="result JSON files and cards; or all")
+    verb.add_argument("--stamp", type=Path, help="JSON of what was written")
+    verb.add_argument("--experiment", help="name of the MLflow experiment; else the suite's own")
 
 
 def report(arguments: Arguments) -> None:
@@ -40,15 +49,28 @@ def card(arguments: Arguments) -> None:
     write_card(arguments.run, arguments.inputs)
 
 
-def show(arguments: Arguments) -> None:
-    """Print the table of results and where the pictures are."""
-    from timewalk.report.show import show as call
+def page(arguments: Arguments) -> None:
+    """Write report.html: the methods x evaluations square, curves, pictures, what is missing.
 
-    print(call(arguments.results))
+    One page for any browser that needs no network. It shows what there is, also while other runs
+    are still training; what a configuration asks for and is not there is said as such.
+    """
+    from timewalk.cli.look import planned
+    from timewalk.report.page_html import write_page
+
+    results = arguments.results
+    print(write_page(results, arguments.planned or planned(arguments.config, results)))
 
 
 def mlflow(arguments: Arguments) -> None:
-    """Mirror results into the MLflow store, idempotently."""
+    """Mirror results into the MLflow store, idempotently.
+
+    Without named files: whatever the folder holds, also while other runs are still training.
+    MLFLOW_TRACKING_URI names a server to write to; by default the store is mlflow.db beside the
+    results, and deleting it is safe: this builds it again.
+    """
+    # Else MLflow reports its use to its makers.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from timewalk.report.mlflow import mirror
 
     mirror(arguments.inputs, arguments.results, arguments.experiment, arguments.stamp)

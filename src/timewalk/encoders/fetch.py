@@ -3,31 +3,24 @@
 A file is fetched to a temporary name and renamed when it is whole: a cache never holds half a file.
 """
 
-import hashlib
 import logging
-import os
 import shutil
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from timewalk.artefacts import atomic_path
 from timewalk.errors import UserError
+from timewalk.transfer import cache_folder as cache_folder
+from timewalk.transfer import local_copy
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-
-
-def cache_folder() -> Path:
-    """Return where fetched weights are kept: ``TIMEWALK_CACHE``, else in the user's cache."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "timewalk"
-    return Path(os.environ.get("TIMEWALK_CACHE", default)) / "weights"
 
 
 def fetch(address: str) -> Path:
@@ -36,11 +29,10 @@ def fetch(address: str) -> Path:
     Raises:
         UserError: the address does not answer, or the transfer breaks off.
     """
-    name = Path(urlsplit(address).path).name or "weights"
-    path = cache_folder() / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
+    path = local_copy(address)
     if path.exists():
         return path
-    log.info("fetching %s", name)
+    log.info("fetching %s", path.name.partition("-")[2])
     request = urllib.request.Request(address, headers={"User-Agent": "timewalk"})
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:

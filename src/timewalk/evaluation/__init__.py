@@ -4,7 +4,7 @@ To add one: its file in this folder with a ``Config`` and ``evaluate``, and its 
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -15,6 +15,7 @@ PHASES: tuple[Labels, ...] = ("phases",)
 MASKS: tuple[Labels, ...] = ("masks", "videos")
 DAVIS = ("davis2017", "moving_shapes")
 """kinds of sets in the layout of DAVIS 2017"""
+DAVIS_METRICS = ("JF_mean", "J_mean", "J_recall", "J_decay", "F_mean", "F_recall", "F_decay")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,10 @@ class Entry:
         keys: what those of the set's keys that it has must be.
         task: of the fine-tuning that gave the network, where it needs one.
         falling: patterns of the names of the metrics of which less is better.
+        metrics: patterns of the names of all metrics.
+        headline: patterns of the metric that stands for the evaluation in short tables, the most
+            wanted first.
+        described: patterns of metrics that are counts or describe, and are not ranked.
     """
 
     module: str
@@ -47,6 +52,9 @@ class Entry:
     keys: Mapping[str, str] = field(default_factory=dict)
     task: str | None = None
     falling: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    headline: tuple[str, ...] = ()
+    described: tuple[str, ...] = ()
 
     def load(self) -> Any:
         """Import and return the module."""
@@ -56,6 +64,17 @@ class Entry:
         """Return whether less of a metric is better."""
         return any(fnmatchcase(metric, pattern) for pattern in self.falling)
 
+    def is_score(self, metric: str) -> bool:
+        """Return whether one value of a metric is better than another."""
+        return not any(fnmatchcase(metric, pattern) for pattern in self.described)
+
+    def headline_of(self, metrics: Sequence[str]) -> str | None:
+        """Return which metric stands for the evaluation; None where it only draws."""
+        for pattern in self.headline:
+            if found := [metric for metric in metrics if fnmatchcase(metric, pattern)]:
+                return found[-1]
+        return None
+
 
 _ENTRIES = {
     "ade20k": Entry(
@@ -63,23 +82,53 @@ _ENTRIES = {
         needs="network",
         labels=MASKS,
         task="semantic_segmentation",
+        headline=("miou",),
+        metrics=("miou", "macc", "aacc"),
     ),
     "algorithm_loss": Entry(
         "timewalk.evaluation.algorithm_loss",
         needs="encoder",
         labels=PHASES,
         falling=("loss_*", "tcc_*", "sal_*", "tcn_*"),
+        headline=("loss_test", "*_test"),
+        metrics=("loss_*", "tcc_*", "sal_*", "tcn_*", "accuracy_*"),
     ),
     "alignment_video": Entry(
         "timewalk.evaluation.alignment_video",
         needs="embeddings",
         labels=PHASES,
         falling=("dtw_cost*", "phase_difference"),
+        headline=("same_phase_percent", "dtw_cost_percent"),
+        described=("dtw_cost",),
+        metrics=("dtw_cost", "dtw_cost_percent", "phase_difference", "same_phase_percent"),
     ),
-    "attention": Entry("timewalk.evaluation.attention", needs="encoder"),
-    "clustering": Entry("timewalk.evaluation.clustering", needs="encoder", labels=MASKS),
+    "attention": Entry(
+        "timewalk.evaluation.attention",
+        needs="encoder",
+        described=("*",),
+        metrics=("entropy_bits", "heads", "kept_percent"),
+    ),
+    "clustering": Entry(
+        "timewalk.evaluation.clustering",
+        needs="encoder",
+        labels=MASKS,
+        headline=("miou",),
+        described=("clusters", "background_clusters"),
+        metrics=(
+            "miou",
+            "miou_without_background",
+            "pixel_accuracy",
+            "background_clusters",
+            "clusters",
+        ),
+    ),
     "coco": Entry(
-        "timewalk.evaluation.coco", needs="network", labels=("objects",), task="detection"
+        "timewalk.evaluation.coco",
+        needs="network",
+        labels=("objects",),
+        task="detection",
+        headline=("mask_ap", "box_ap"),
+        metrics=("box_ap*", "mask_ap*"),
     ),
     "davis": Entry(
         "timewalk.evaluation.video_segmentation",
@@ -88,23 +137,112 @@ _ENTRIES = {
         kinds=DAVIS,
         keys={"task": "semi-supervised", "resolution": "480p"},
         falling=("*_decay",),
+        headline=("JF_mean",),
+        described=("adapt_*",),
+        metrics=(*DAVIS_METRICS, "gain_JF_mean", "plain_*", "adapt_seconds", "adapt_updates"),
     ),
-    "dense_retrieval": Entry("timewalk.evaluation.dense_retrieval", needs="encoder", labels=MASKS),
-    "few_shot": Entry("timewalk.evaluation.few_shot", needs="embeddings", labels=PHASES),
-    "foreground": Entry("timewalk.evaluation.foreground", needs="encoder", labels=MASKS),
+    "dense_retrieval": Entry(
+        "timewalk.evaluation.dense_retrieval",
+        needs="encoder",
+        labels=MASKS,
+        headline=("miou",),
+        described=("memory_patches",),
+        metrics=(
+            "miou",
+            "miou_without_background",
+            "pixel_accuracy",
+            "miou_fixed",
+            "memory_patches",
+        ),
+    ),
+    "few_shot": Entry(
+        "timewalk.evaluation.few_shot",
+        needs="embeddings",
+        labels=PHASES,
+        headline=("accuracy",),
+        described=("*ci95_k*", "*sem_k*"),
+        metrics=("accuracy*", "train_accuracy_k*", "*ci95_k*", "*sem_k*"),
+    ),
+    "foreground": Entry(
+        "timewalk.evaluation.foreground",
+        needs="encoder",
+        labels=MASKS,
+        headline=("jaccard",),
+        described=("foreground_percent", "threshold", "clusters_foreground"),
+        metrics=(
+            "jaccard",
+            "jaccard_other_boundary",
+            "boundary_f",
+            "miou",
+            "miou_without_background",
+            "pixel_accuracy",
+            "miou_fixed",
+            "threshold",
+            "foreground_percent",
+            "clusters_foreground",
+        ),
+    ),
     "foreground_segmentation": Entry(
         "timewalk.evaluation.foreground_segmentation",
         needs="encoder",
         labels=VIDEOS,
         kinds=("davis2016", *DAVIS, "fbms59", "segtrack_v2"),
+        headline=("J",),
+        described=("sequences",),
+        metrics=("J", "J_*", "sequences"),
     ),
-    "got10k": Entry("timewalk.evaluation.got10k", needs="encoder", labels=("tracks",)),
-    "jhmdb": Entry("timewalk.evaluation.pose", needs="encoder", labels=VIDEOS, kinds=("jhmdb",)),
-    "kendalls_tau": Entry("timewalk.evaluation.kendalls_tau", needs="embeddings", labels=PHASES),
-    "knn": Entry("timewalk.evaluation.knn", needs="embeddings"),
-    "linear": Entry("timewalk.evaluation.linear", needs="encoder"),
+    "got10k": Entry(
+        "timewalk.evaluation.got10k",
+        needs="encoder",
+        labels=("tracks",),
+        headline=("ao", "mao"),
+        described=("fps",),
+        metrics=("ao", "sr50", "sr75", "mao", "msr50", "msr75", "fps"),
+    ),
+    "jhmdb": Entry(
+        "timewalk.evaluation.pose",
+        needs="encoder",
+        labels=VIDEOS,
+        kinds=("jhmdb",),
+        headline=("PCK_0.1", "PCK_*"),
+        described=("adapt_*",),
+        metrics=("PCK_*", "gain_PCK_0.1", "plain_*", "adapt_seconds", "adapt_updates"),
+    ),
+    "kendalls_tau": Entry(
+        "timewalk.evaluation.kendalls_tau",
+        needs="embeddings",
+        labels=PHASES,
+        headline=("tau",),
+        described=("pairs", "*_pairs"),
+        metrics=("tau", "train_tau", "pairs", "train_pairs"),
+    ),
+    "knn": Entry(
+        "timewalk.evaluation.knn",
+        needs="embeddings",
+        headline=("top1_k20", "top1_k*"),
+        metrics=("top1_k*", "top5_k*"),
+    ),
+    "linear": Entry(
+        "timewalk.evaluation.linear",
+        needs="encoder",
+        headline=("top1_final",),
+        described=("best_epoch",),
+        metrics=("top1_final", "top5_final", "top1_best", "top5_best", "best_epoch"),
+    ),
     "linear_segmentation": Entry(
-        "timewalk.evaluation.linear_segmentation", needs="encoder", labels=MASKS
+        "timewalk.evaluation.linear_segmentation",
+        needs="encoder",
+        labels=MASKS,
+        headline=("miou",),
+        described=("best_epoch",),
+        metrics=(
+            "miou",
+            "miou_without_background",
+            "pixel_accuracy",
+            "miou_fixed",
+            "miou_best",
+            "best_epoch",
+        ),
     ),
     "object_discovery": Entry(
         "timewalk.evaluation.object_discovery",
@@ -113,21 +251,84 @@ _ENTRIES = {
         kinds=DAVIS,
         keys={"task": "unsupervised", "resolution": "480p"},
         falling=("*_decay",),
+        headline=("JF_mean",),
+        described=("candidates_*", "from_slots"),
+        metrics=(
+            *DAVIS_METRICS,
+            "frame_matched_*",
+            "candidates_mean",
+            "candidates_max",
+            "from_slots",
+        ),
     ),
-    "overclustering": Entry("timewalk.evaluation.overclustering", needs="encoder", labels=MASKS),
-    "pca": Entry("timewalk.evaluation.pca", needs="encoder"),
+    "overclustering": Entry(
+        "timewalk.evaluation.overclustering",
+        needs="encoder",
+        labels=MASKS,
+        headline=("miou",),
+        described=("clusters", "background_clusters"),
+        metrics=(
+            "miou",
+            "miou_without_background",
+            "pixel_accuracy",
+            "background_clusters",
+            "clusters",
+        ),
+    ),
+    "pca": Entry(
+        "timewalk.evaluation.pca",
+        needs="encoder",
+        described=("*",),
+        metrics=("explained_percent_*",),
+    ),
     "phase_classification": Entry(
-        "timewalk.evaluation.phase_classification", needs="embeddings", labels=PHASES
+        "timewalk.evaluation.phase_classification",
+        needs="embeddings",
+        labels=PHASES,
+        headline=("accuracy",),
+        metrics=("accuracy*", "train_accuracy_*"),
     ),
     "phase_progression": Entry(
         "timewalk.evaluation.phase_progression",
         needs="embeddings",
         labels=PHASES,
         falling=("transition_error",),
+        headline=("r2",),
+        metrics=("r2*", "train_r2_*", "transition_error"),
     ),
-    "propagation_iou": Entry("timewalk.evaluation.propagation_iou", needs="encoder", labels=VIDEOS),
-    "tsne": Entry("timewalk.evaluation.tsne", needs="embeddings", falling=("kl_divergence",)),
-    "vip": Entry("timewalk.evaluation.parts", needs="encoder", labels=VIDEOS, kinds=("vip",)),
+    "propagation_iou": Entry(
+        "timewalk.evaluation.propagation_iou",
+        needs="encoder",
+        labels=VIDEOS,
+        headline=("miou",),
+        described=("objects",),
+        metrics=("miou", "miou_objects", "objects"),
+    ),
+    "tsne": Entry(
+        "timewalk.evaluation.tsne",
+        needs="embeddings",
+        falling=("kl_divergence",),
+        headline=("top1_2d",),
+        metrics=("top1_2d", "trustworthiness", "kl_divergence"),
+    ),
+    "vip": Entry(
+        "timewalk.evaluation.parts",
+        needs="encoder",
+        labels=VIDEOS,
+        kinds=("vip",),
+        headline=("mIoU",),
+        described=("adapt_*",),
+        metrics=(
+            "mIoU",
+            "mean_accuracy",
+            "overall_accuracy",
+            "weighted_IoU",
+            "gain_mIoU",
+            "plain_*",
+            "adapt_seconds",
+            "adapt_updates",
+        ),
+    ),
 }
 
 
@@ -138,6 +339,11 @@ def get_evaluation(name: str) -> Entry:
 
     entry: Entry = lookup("evaluation", name, _ENTRIES)
     return entry
+
+
+def entry_of(kind: str) -> Entry:
+    """Return the evaluation of a result; one that does not exist any more says nothing of it."""
+    return _ENTRIES.get(kind, Entry("", needs="encoder"))
 
 
 def evaluation_names() -> list[str]:

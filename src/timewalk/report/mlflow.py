@@ -1,190 +1,261 @@
 """The one writer of MLflow: mirrors result files into the store, idempotently.
 
-Training and evaluation write files only. Here each run's files become one MLflow run, found again
-by a tag that hashes their content: the same files change nothing, changed files make a new run
-and mark the older one as superseded. Killed anywhere, it can run again: a run that is not
-FINISHED is deleted and written anew. Times come from the files, so that repeating adds nothing.
+Training and evaluation write files only. Here each run's files become one MLflow run with a child
+for each fine-tuning and each evaluation, found again by a tag that hashes their content: the same
+files change nothing, changed files make new runs and mark the older ones as superseded. Killed
+anywhere, it can run again: what is not FINISHED is deleted and written anew. Times come from the
+files, so that repeating adds nothing.
 """
 
 import json
 import logging
-import math
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelOutput,
+    Metric,
+    Param,
+    Run,
+    ViewType,
+)
 
-from timewalk.artefacts import atomic_path, read_json, sha256_file, sha256_json, write_json
+from timewalk.artefacts import alone, atomic_path, write_json
+from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
+from timewalk.report.mlflow_models import find_model, log_model, register
+from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
+from timewalk.report.mlflow_store import (
+    AT_FIRST,
+    LATER,
+    answering,
+    everywhere,
+    is_remote,
+    store_uri,
+)
+
+__all__ = ["flatten", "metric_name", "mirror", "store_uri", "suite_name"]
 
 log = logging.getLogger(__name__)
 
-KEY, RUN, SUPERSEDED = "timewalk.key", "timewalk.run", "timewalk.superseded"
-BATCH = 1000
-"""metrics in one call: MLflow's limit"""
+KEY, RUN, KIND, SUPERSEDED = (f"timewalk.{name}" for name in ("key", "run", "kind", "superseded"))
+BATCH, TAGS = 1000, 100
+"""metrics, and tags or parameters, in one call: MLflow's limits"""
 
 
-def store_uri(results: Path) -> str:
-    """Return the tracking address: ``MLFLOW_TRACKING_URI``, else ``results/mlflow.db``."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(results / 'mlflow.db').resolve()}"
-
-
-def mirror(inputs: Sequence[Path], results: Path, experiment: str, stamp: Path) -> None:
+def mirror(
+    inputs: Sequence[Path], results: Path, experiment: str | None = None, stamp: Path | None = None
+) -> None:
     """Mirror results into MLflow and write which MLflow run holds which of ours.
 
     Args:
-        inputs: result files ``<run>/<evaluation>.json``.
+        inputs: result files ``<run>/<evaluation>.json``, and ``<run>/card.md`` or
+            ``<run>/encoder.json`` of runs that may have none; empty: whatever the folder holds.
         results: folder that holds the store and its artefacts.
-        experiment: name of the MLflow experiment.
-        stamp: JSON to write: our runs, their MLflow run numbers and keys.
+        experiment: name of the MLflow experiment; by default :func:`suite_name`.
+        stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions.
+
+    Raises:
+        UserError: a file is missing or damaged, or the server does not answer.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    _create_store(results)
-    client = MlflowClient(store_uri(results))
-    experiment_id = _experiment(client, experiment, results)
-    folders: dict[Path, list[Path]] = defaultdict(list)
-    for path in inputs:
-        folders[path.parent].append(path)
-    written = {
-        folder.name: _mirror_run(client, experiment_id, folder, sorted(paths))
-        for folder, paths in folders.items()
-    }
-    write_json(stamp, {"experiment": experiment, "runs": written})
+    experiment = experiment or suite_name(results)
+    folders = _by_folder(inputs or _found(results))
+    trees = [read_tree(folder, paths) for folder, paths in sorted(folders.items())]
+    artefacts = results / "mlartifacts"
+    # A server keeps artefacts where it was told to; our own store has them beside it.
+    uri, location = store_uri(results), None if is_remote() else artefacts.resolve().as_uri()
+    with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
+        if location is not None:
+            _create_store(results / "mlflow.db")
+        with answering(uri, AT_FIRST):
+            client = MlflowClient(uri)
+            number = _experiment(client, experiment, location)
+        with answering(uri, LATER):
+            store = Store(client, experiment, number, artefacts)
+            written = {tree.folder.name: store.mirror(tree) for tree in trees}
+    if stamp is not None:
+        write_json(stamp, {"experiment": experiment, "runs": written})
 
 
-def _create_store(results: Path) -> None:
+def suite_name(results: Path) -> str:
+    """Return the name of a suite's experiment: ``MLFLOW_EXPERIMENT_NAME``, else `timewalk`, and
+    behind it the name of a folder of results that is not just `results`."""
+    own = [] if results.resolve().name == "results" else [results.resolve().name]
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "-".join(["timewalk", *own])
+
+
+def _found(results: Path) -> Iterator[Path]:
+    """Yield the encoders below a folder and the results of their evaluations."""
+    for about in sorted(results.glob(f"*/{ENCODER}")):
+        others = {"config.json", "validation.json"}
+        yield from (path for path in about.parent.glob("*.json") if path.name not in others)
+
+
+def _by_folder(paths: Sequence[Path] | Iterator[Path]) -> dict[Path, list[Path]]:
+    """Return the results of each run's folder; a card or an encoder stands for the run alone."""
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        found = folders.setdefault(path.parent, [])
+        if path.name not in (ENCODER, "card.md"):
+            found.append(path)
+    return folders
+
+
+def _create_store(store: Path) -> None:
     """Make our own store under a temporary name: one that a kill left half made stays broken."""
-    store = results / "mlflow.db"
-    if os.environ.get("MLFLOW_TRACKING_URI") or store.exists():
+    if store.exists():
         return
     with atomic_path(store) as temporary:
         MlflowClient(f"sqlite:///{temporary.resolve()}").search_experiments()
 
 
-def _experiment(client: MlflowClient, name: str, results: Path) -> str:
-    try:
-        found = client.get_experiment_by_name(name)
-    except mlflow.MlflowException as error:
-        reason = str(error).splitlines()[0]
+def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Else the dashboard opens on an empty page for language-model traces.
+        kind = {"mlflow.experimentKind": "custom_model_development"}
+        return str(client.create_experiment(name, artifact_location=location, tags=kind))
+    if found.lifecycle_stage == "deleted":
         raise UserError(
-            f"the MLflow store {store_uri(results)} does not answer ({reason}); every result file "
-            "is kept: start the server, or unset MLFLOW_TRACKING_URI, and run again."
-        ) from None
-    if found is not None:
-        return str(found.experiment_id)
-    # A server keeps artefacts where it was told to; our own file store keeps them beside it.
-    location = None
-    if "MLFLOW_TRACKING_URI" not in os.environ:
-        location = (results / "mlartifacts").resolve().as_uri()
-    # Else the dashboard opens on an empty page for language-model traces.
-    kind = {"mlflow.experimentKind": "custom_model_development"}
-    return str(client.create_experiment(name, artifact_location=location, tags=kind))
+            f"the MLflow experiment '{name}' is deleted: restore it (mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}), or name another with --experiment."
+        )
+    return str(found.experiment_id)
 
 
-def _mirror_run(
-    client: MlflowClient, experiment: str, folder: Path, results: Sequence[Path]
-) -> dict[str, str]:
-    files = [folder / "encoder.json", folder / "metrics.jsonl", *results]
-    key = sha256_json([sha256_file(path) for path in files])
-    existing = client.search_runs(
-        [experiment], f"tags.`{KEY}` = '{key}'", run_view_type=ViewType.ACTIVE_ONLY
-    )
-    done = [run for run in existing if run.info.status == "FINISHED"]
-    if done:
-        return {"mlflow_run": done[0].info.run_id, "key": key}
-    for half in existing:
-        client.delete_run(half.info.run_id)
-    run_id = _write_run(client, experiment, folder, results, key)
-    _supersede(client, experiment, folder.name, key)
-    log.info("%s: written as MLflow run %s", folder.name, run_id)
-    return {"mlflow_run": run_id, "key": key}
+class Store:
+    """An experiment in a store.
 
+    Args:
+        client: of the store.
+        name: of the experiment.
+        experiment: its number.
+        scratch: folder for what is about to be sent.
+    """
 
-def _supersede(client: MlflowClient, experiment: str, name: str, key: str) -> None:
-    older = client.search_runs([experiment], f"tags.`{RUN}` = '{name}' and tags.`{KEY}` != '{key}'")
-    for run in older:
-        client.set_tag(run.info.run_id, SUPERSEDED, "true")
+    def __init__(self, client: MlflowClient, name: str, experiment: str, scratch: Path) -> None:
+        self.client, self.name, self.experiment, self.scratch = client, name, experiment, scratch
 
-
-def _write_run(
-    client: MlflowClient, experiment: str, folder: Path, results: Sequence[Path], key: str
-) -> str:
-    origin = read_json(folder / "encoder.json")["provenance"]
-    curve = _read_curve(folder / "metrics.jsonl")
-    end_ms = int((folder / "encoder.json").stat().st_mtime * 1000)
-    start_ms = int(curve[0]["time"] * 1000) if curve else end_ms
-    tags = {
-        KEY: key,
-        RUN: folder.name,
-        "timewalk.method": origin["config"]["method"],
-        "timewalk.git_commit": str(origin["git_commit"]),
-        "timewalk.config_sha256": origin["config_sha256"],
-        "timewalk.device": origin["device"],
-        "mlflow.runName": folder.name,
-    }
-    run_id: str = client.create_run(experiment, start_time=start_ms, tags=tags).info.run_id
-    parameters = [Param(name, value) for name, value in flatten(origin["config"])]
-    for start in range(0, len(parameters), 100):
-        client.log_batch(run_id, params=parameters[start : start + 100])
-    metrics = [*_curve_metrics(curve), *_result_metrics(results, end_ms)]
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
-    protocols = [RunTag(f"timewalk.protocol.{p.stem}", read_json(p)["protocol"]) for p in results]
-    client.log_batch(run_id, tags=protocols)
-    _log_artefacts(client, run_id, folder, results)
-    client.set_terminated(run_id, status="FINISHED", end_time=end_ms)
-    return run_id
-
-
-def _log_artefacts(
-    client: MlflowClient, run_id: str, folder: Path, results: Sequence[Path]
-) -> None:
-    for name in ("config.json", "encoder.json", "metrics.jsonl", "encoder.safetensors"):
-        if (folder / name).exists():
-            client.log_artifact(run_id, str(folder / name))
-    if (folder / "figures").is_dir():
-        client.log_artifacts(run_id, str(folder / "figures"), "figures")
-    for path in results:
-        client.log_artifact(run_id, str(path), "results")
-        for artefact in read_json(path)["artefacts"]:
-            client.log_artifact(run_id, str(folder / artefact), f"results/{path.stem}")
-
-
-def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted names and texts of a nested mapping, as MLflow's parameters want them."""
-    for key, item in value.items():
-        if isinstance(item, Mapping):
-            yield from flatten(item, f"{prefix}{key}.")
+    def mirror(self, tree: Tree) -> dict[str, str]:
+        """Write a tree unless it is there; return its run's number, key and model version."""
+        name = tree.folder.name
+        existing = self.search(f"tags.`{KEY}` = '{tree.key}' and tags.`{RUN}` = '{name}'")
+        done = [run for run in existing if _is_whole(run)]
+        if done:
+            run_id = str(done[0].info.run_id)
         else:
-            yield f"{prefix}{key}", str(item)
+            for half in existing:
+                self.client.delete_run(half.info.run_id)
+            run_id = self.write(tree)
+            log.info("%s: written as MLflow run %s", name, run_id)
+        self.mark(tree)
+        model_id = self.model(tree, run_id)
+        version = register(self.client, self.name, name, model_id, run_id, tree.encoder)
+        return {"mlflow_run": run_id, "key": tree.key, "model_version": version}
+
+    def search(self, query: str) -> list[Run]:
+        """Return all runs that a query finds and that are not deleted."""
+        found: list[Run] = []
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs(
+                [self.experiment], query, ViewType.ACTIVE_ONLY, max_results=1000, page_token=token
+            )
+            found, token = [*found, *page], page.token or ""
+        return found
+
+    def mark(self, tree: Tree) -> None:
+        """Mark what is of other files of the run as superseded, and nothing else."""
+        for run in self.search(f"tags.`{RUN}` = '{tree.folder.name}'"):
+            superseded = str(run.data.tags.get(KEY) != tree.key).lower()
+            if run.data.tags.get(SUPERSEDED) != superseded:
+                self.client.set_tag(run.info.run_id, SUPERSEDED, superseded)
+
+    def model(self, tree: Tree, run_id: str) -> str:
+        """Return the number of the logged model of a run's encoder, logged now if it is not there:
+        once for all runs of MLflow's that are of this encoder."""
+        found = find_model(self.client, self.experiment, tree.folder.name, tree.encoder)
+        return found or log_model(self.client, self.experiment, run_id, tree, self.scratch)
+
+    def write(self, tree: Tree) -> str:
+        """Write a tree; the run on top is FINISHED last."""
+        run_id = self.create(tree.training, tree)
+        model_id = self.model(tree, run_id)
+        self.fill(run_id, tree.training)
+        self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
+        for child in tree.children:
+            child_id = self.create(child, tree, run_id)
+            self.fill(child_id, child, model_id)
+            self.client.set_terminated(child_id, status="FINISHED", end_time=child.end_ms)
+        self.client.set_terminated(run_id, status="FINISHED", end_time=tree.training.end_ms)
+        return run_id
+
+    def create(self, entry: Entry, tree: Tree, parent: str | None = None) -> str:
+        """Create the run of an entry, and return its number."""
+        tags = entry.tags | {
+            KEY: tree.key,
+            RUN: tree.folder.name,
+            KIND: entry.kind,
+            SUPERSEDED: "false",
+        }
+        if parent is not None:
+            tags["mlflow.parentRunId"] = parent
+        run = self.client.create_run(
+            self.experiment, start_time=entry.start_ms, tags=tags, run_name=entry.name
+        )
+        return str(run.info.run_id)
+
+    def fill(self, run_id: str, entry: Entry, model_id: str | None = None) -> None:
+        """Write what an entry holds into its run, in few calls.
+
+        Args:
+            run_id: of the run.
+            entry: what to write.
+            model_id: of the logged model that the entry's numbers are about; None: of none.
+        """
+        parameters = [Param(metric_name(key), value) for key, value in entry.parameters.items()]
+        for start in range(0, len(parameters), TAGS):
+            self.client.log_batch(run_id, params=parameters[start : start + TAGS])
+        about = model_id if entry.kind == "evaluation" else None
+        log_points(self.client, run_id, entry.points, about)
+        models = [LoggedModelInput(model_id)] if model_id is not None else None
+        self.client.log_inputs(run_id, datasets=_inputs(entry), models=models)
+        for file in entry.files:
+            self.client.log_artifact(run_id, str(file.path), file.folder)
 
 
-def metric_name(*parts: str) -> str:
-    """Return a name of the characters that MLflow accepts."""
-    allowed = "_-. /"
-    return "/".join("".join(c if c.isalnum() or c in allowed else "_" for c in p) for p in parts)
+def log_points(
+    client: MlflowClient, run_id: str, points: Sequence[Point], model_id: str | None = None
+) -> None:
+    """Write numbers into a run, a thousand in a call.
+
+    Args:
+        client: of the store.
+        run_id: of the run.
+        points: curves and single numbers.
+        model_id: of the logged model that they are about.
+    """
+    for start in range(0, len(points), BATCH):
+        metrics = [Metric(*point, model_id) for point in points[start : start + BATCH]]
+        client.log_batch(run_id, metrics=metrics)
 
 
-def _read_curve(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+def _is_whole(run: Run) -> bool:
+    return run.data.tags.get(KIND) == "training" and run.info.status == "FINISHED"
 
 
-def _curve_metrics(curve: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
-    for record in curve:
-        timestamp = int(record["time"] * 1000)
-        for name, value in record.items():
-            if name not in ("step", "time") and value is not None and math.isfinite(value):
-                yield Metric(metric_name("train", name), value, timestamp, record["step"])
-
-
-def _result_metrics(results: Sequence[Path], timestamp: int) -> Iterator[Metric]:
-    for path in results:
-        for name, value in read_json(path)["metrics"].items():
-            if value is not None:
-                yield Metric(metric_name(path.stem, name), value, timestamp, 0)
+def _inputs(entry: Entry) -> list[DatasetInput]:
+    context = "mlflow.data.context"
+    return [
+        DatasetInput(
+            Dataset(found.name, found.digest, "local", json.dumps(found.source, sort_keys=True)),
+            [InputTag(context, found.context)],
+        )
+        for found in entry.datasets
+    ]

@@ -1,21 +1,70 @@
-"""What a finished suite has to show, for a terminal."""
+"""What a finished suite or a run has to show, for a terminal."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from timewalk.artefacts import read_json
 from timewalk.errors import UserError
+from timewalk.report.runs import Run, age, read_curve, read_run, run_folders
+from timewalk.report.square import Column, Row, Square, result_files, square
+from timewalk.report.tables import DASH, Table, Text, cell_text, decimals_of, tables
+from timewalk.report.terminal import LEGEND, plain_table, wrapped
+
+SHOWN = {".png", ".gif", ".mp4"}
+"""suffixes of pictures"""
+GROUP = ("evaluation", "protocol", "dataset", "split")
+"""keys of a result that its columns share"""
 
 
-def show(results: Path) -> str:
-    """Return the table of results, the paths of the pictures and the way to the dashboard."""
-    table = results / "summary.md"
-    if not table.exists():
-        raise UserError(f"{table} is missing: run the suite whose results_dir is {results} first.")
-    parts = [table.read_text(encoding="utf-8").rstrip(), "", "Pictures:"]
-    parts += [f"  {path}" for path in pictures(results)] or ["  none"]
-    parts += ["", f"Tables: {results}/summary.csv, .md, .tex"]
-    parts += [f"MLflow store: {results}/mlflow.db"]
-    return "\n".join(parts)
+def show_suite(
+    results: Path, planned: Mapping[str, Sequence[str]] | None = None, width: int | None = None
+) -> str:
+    """Return the tables of results, the paths of the pictures and the way to the dashboard.
+
+    Args:
+        results: folder of the results.
+        planned: names of the evaluations asked of each run; None: not known.
+        width: columns; default: the terminal's.
+
+    Raises:
+        UserError: the folder is missing, or holds no result.
+    """
+    if not results.is_dir() or (not (results / "summary.md").exists() and not _results(results)):
+        raise UserError(
+            f"{results / 'summary.md'} is missing: run the suite whose results_dir is {results} "
+            "first."
+        )
+    made = square(_results(results), planned, results)
+    parts = [plain_table(table, width) for table in tables(made)]
+    notes = dict.fromkeys(cell.note for cell in made.cells.values() if cell.note)
+    parts += (
+        ["\n".join(["Failed:", *(wrapped(f"  {note}", width, "    ") for note in notes)])]
+        if notes
+        else []
+    )
+    ends = [LEGEND, "", "Pictures:", *([f"  {path}" for path in pictures(results)] or ["  none"])]
+    ends += ["", *_files(results)]
+    return "\n\n".join([*parts, "\n".join(ends)])
+
+
+def _results(results: Path) -> list[Path]:
+    return [path for folder in run_folders(results) for path in result_files(folder)]
+
+
+def _files(results: Path) -> list[str]:
+    """Return where tables, page and dashboard are, of those that are there."""
+    files = {
+        "Tables": ("summary.csv", "summary.md", "summary.tex"),
+        "Page": ("report.html",),
+        "MLflow store": ("mlflow.db",),
+    }
+    there = {what: [n for n in names if (results / n).exists()] for what, names in files.items()}
+    return [
+        f"{what}: {', '.join(f'{results / n}' for n in names)}"
+        for what, names in there.items()
+        if names
+    ]
 
 
 def pictures(results: Path) -> list[Path]:
@@ -25,6 +74,8 @@ def pictures(results: Path) -> list[Path]:
     for about in results.glob("*/encoder.json"):
         for manifest in read_json(about)["provenance"].get("inputs", {}):
             shards = Path(manifest)
+            if len(shards.parents) < 3:  # one's own, in no folder of data
+                continue
             data = shards.parents[2]
             sheets.update(data.glob(f"blurred/{shards.stem}.png"))
             sheets.update(data.glob(f"frames/{shards.parent.name}/{shards.stem}/*.png"))
@@ -35,3 +86,124 @@ def pictures(results: Path) -> list[Path]:
         pngs = [result.parent / name for name in artefacts if name.endswith(".png")]
         drawn.update(pngs[:1])
     return [*sorted(sheets), *sorted(drawn)]
+
+
+def show_run(folder: Path, width: int | None = None) -> str:
+    """Return facts, metrics by evaluation, differences to the rows to beat, and pictures of a run.
+
+    Args:
+        folder: of the run; others beside it are what it is compared with.
+        width: columns; default: the terminal's.
+    """
+    run = read_run(folder)
+    made = square(_results(folder.parent))
+    parts = ["\n".join(_facts(run, width))]
+    row = next((row for row in made.rows if run.name in row.runs), None)
+    groups: dict[tuple[str, str, str, str], list[Column]] = {}
+    for column in made.columns if row else ():
+        groups.setdefault(column.group, []).append(column)
+    done = {tuple(read_json(path)[key] for key in GROUP) for path in run.results}
+    for group, columns in groups.items():
+        if row is not None and group in done:
+            parts.append(plain_table(_evaluation(made, row, run.name, columns), width))
+    parts.append(LEGEND if done else "No evaluation is finished.")
+    drawn = _drawn(run)
+    parts.append(
+        "\n".join(["Pictures:", *(f"  {path}" for path in drawn)]) if drawn else "Pictures: none"
+    )
+    return "\n\n".join(parts)
+
+
+def _facts(run: Run, width: int | None) -> list[str]:
+    """Return lines of what a run is."""
+    about = read_json(run.folder / "encoder.json") if run.state == "finished" else {}
+    origin, encoder = about.get("provenance", {}), run.config.get("encoder", {})
+    curve = read_curve(run.folder)
+    facts: dict[str, Any] = {
+        "method": run.config.get("method"),
+        "data set": run.config.get("dataset"),
+        "state": run.state if run.note is None else f"{run.state}: {run.note}",
+        "steps": f"{run.step} of {run.steps or '?'}" if curve else None,
+        "loss": _range(curve),
+        "seed": run.config.get("seed"),
+        "encoder": _encoder(encoder, about.get("architecture", {})),
+        "started from": encoder.get("weights"),
+        "trained on": origin.get("device"),
+        "took": _took(curve),
+        "code": _code(origin),
+        "folder": run.folder,
+    }
+    card = run.folder / "card.md"
+    facts["card"] = card if card.is_file() else None
+    return [
+        run.name,
+        *(wrapped(f"  {k:<13} {v}", width, " " * 16) for k, v in facts.items() if v is not None),
+    ]
+
+
+def _range(curve: Sequence[Mapping[str, Any]]) -> str | None:
+    losses = [record["loss"] for record in curve if record.get("loss") is not None]
+    if not losses:
+        return None
+    return f"{losses[0]:.4g} at first, {losses[-1]:.4g} at last, {min(losses):.4g} at least"
+
+
+def _encoder(settings: Mapping[str, Any], architecture: Mapping[str, Any]) -> str | None:
+    name = settings.get("name")
+    keys = ("patch_size", "depth", "width", "heads", "image_size")
+    shape = [f"{key.replace('_', ' ')} {architecture[key]}" for key in keys if key in architecture]
+    return None if name is None else ", ".join([str(name), *shape])
+
+
+def _took(curve: Sequence[Mapping[str, Any]]) -> str | None:
+    times = [record["time"] for record in curve if "time" in record]
+    return age(times[-1] - times[0]) if len(times) > 1 else None
+
+
+def _code(origin: Mapping[str, Any]) -> str | None:
+    if "timewalk" not in origin:
+        return None
+    commit = origin.get("git_commit")
+    return f"timewalk {origin['timewalk']}" + (f", commit {commit[:12]}" if commit else "")
+
+
+def _evaluation(made: Square, row: Row, run: str, columns: Sequence[Column]) -> Table:
+    """Return the table of a run's metrics under one protocol: a metric a line."""
+    cells = [made.cell(row, column) for column in columns]
+    baselines = list(dict.fromkeys(name for cell in cells for name in cell.deltas))
+    several, figures = len(row.runs) > 1, any(cell.published for cell in cells)
+    header = ["metric", "value", *([f"{len(row.runs)} seeds"] if several else [])]
+    header += [*(f"to {name}" for name in baselines), *(["published"] if figures else [])]
+    rows = []
+    for column, cell in zip(columns, cells, strict=True):
+        decimals = decimals_of([made.cell(other, column).mean for other in made.rows])
+        own = cell.values.get(run)
+        texts = [_number(own, decimals), *([cell_text(cell, decimals).text] if several else [])]
+        for name in baselines:
+            other = made.cell(name, column).mean
+            delta = None if own is None or other is None else own - other
+            texts.append(_number(delta, decimals, "+"))
+        if figures:
+            texts.append(f"{cell.published.value:g}" if cell.published else DASH)
+        name = column.metric + ("↓" if column.lower_is_better and column.ranked else "")
+        rows.append([Text(name), Text(texts[0], cell.rank), *map(Text, texts[1:])])
+    first = columns[0]
+    title = (
+        f"{first.evaluation}: {first.protocol} on {first.dataset} ({first.split}, "
+        f"{cells[0].samples} samples)"
+    )
+    sources = dict.fromkeys(cell.published.source for cell in cells if cell.published)
+    return Table(title, header, rows, [f"published: {source}" for source in sources], names=1)
+
+
+def _number(value: float | None, decimals: int, sign: str = "") -> str:
+    return DASH if value is None else f"{value:{sign}.{decimals}f}"
+
+
+def _drawn(run: Run) -> list[Path]:
+    """Return the pictures of a run's training and evaluations."""
+    drawn = [p for p in sorted((run.folder / "figures").glob("*")) if p.suffix in SHOWN]
+    for result in run.results:
+        names = read_json(result).get("artefacts", [])
+        drawn += [run.folder / name for name in names if Path(name).suffix in SHOWN]
+    return drawn

@@ -10,6 +10,7 @@ from timewalk.finetuning import get_task
 from timewalk.finetuning.base import Finetuning, FinetuningConfig
 from timewalk.provenance import provenance
 from timewalk.training.loop import Machine, Trainer
+from timewalk.training.system import export as export_system
 
 
 def finetune(
@@ -57,6 +58,7 @@ def finetune(
         return
     with atomic_path(output / "metrics.jsonl") as temporary:
         shutil.copyfile(folder / "metrics.jsonl", temporary)
+    export_system(folder, output)
     about = {
         "name": name,
         "task": config.task,

@@ -52,6 +52,7 @@ from timewalk.training.job import Job
 from timewalk.training.joint import joined_rows, numbers, terms_of
 from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
+from timewalk.training.system import SystemLog, peak_memory_mb
 from timewalk.training.wrap import wrap
 
 log = logging.getLogger(__name__)
@@ -167,12 +168,15 @@ class Trainer:
             self.total,
         )
         progress = Progress(self.total, self.first, quiet=not self.group.main)
+        folder = self.folder if self.group.main else None
+        self.system = SystemLog(folder, self.first, self.total, self.machine.device)
         try:
             with _signals(self):
                 self._steps(metrics, progress)
         finally:
             self.worker_signals.close()
             metrics.close()
+            self.system.close()
             progress.close()
 
     def _resume(self) -> None:
@@ -248,6 +252,7 @@ class Trainer:
                 means = self.epoch_means.take()
                 metrics.write({"step": index, "epoch": step.epoch, "time": time.time()} | means)
             progress.update(index, text)
+            self.system.sample(index)
             minutes = (time.monotonic() - saved) / 60
             if (
                 stop
@@ -372,15 +377,6 @@ class Trainer:
             f"the loss of step {step.index} is {loss}: see {evidence} for its clips "
             "and terms; lower training.learning_rate or set training.precision to fp32, and go on."
         )
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the highest memory so far in MB: the GPU's, or on the CPU this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 @contextmanager

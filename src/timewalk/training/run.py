@@ -19,6 +19,7 @@ from timewalk.methods.base import Method, TrainedRunConfig
 from timewalk.provenance import provenance
 from timewalk.training.between import Evaluate, forget
 from timewalk.training.loop import Machine, Trainer
+from timewalk.training.system import export as export_system
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ def train(
         origin |= {"steps": trainer.total, "clips": len(source)}
         with atomic_path(output / "metrics.jsonl") as temporary:
             shutil.copyfile(folder / "metrics.jsonl", temporary)
+        export_system(folder, output)
         forget(output)
         if trainer.between is not None:
             trainer.between.export(output)

@@ -1,0 +1,68 @@
+"""What mkdocs.yml cannot say: folders in the navigation, pages that lie in the project's root."""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+"""pages that are files of the project's root"""
+MENTION = re.compile(r"(?<!\[)`docs/((?:\w+/)*\w+\.md)`")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put folders' pages into the navigation; leave out pages that are not there."""
+    folder = Path(config.docs_dir)
+    there = {file.relative_to(folder).as_posix(): _title(file) for file in folder.rglob("*.md")}
+    config.nav = _expand(config.nav, there | BESIDE)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie in the project's root."""
+    for name, source in BESIDE.items():
+        text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, files: Files, **others: Any) -> str:
+    """Link where a page is named as a file: `docs/weights.md`."""
+    folder = posixpath.dirname(page.file.src_uri)
+
+    def linked(found: re.Match[str]) -> str:
+        if files.get_file_from_path(found[1]) is None:
+            return found[0]
+        return f"[{found[0]}]({posixpath.relpath(found[1], folder or '.')})"
+
+    return MENTION.sub(linked, markdown)
+
+
+def _title(file: Path) -> str:
+    """Return a page's heading without what follows a colon or stands in brackets."""
+    heading = re.search(r"^# (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = heading[1] if heading else file.stem
+    short = re.split(r":| \(|, their", text)[0].replace("`", "")
+    # A method's or kind's own name keeps its form.
+    return short if re.search("[A-Z_-]", short) else short.capitalize()
+
+
+def _expand(entry: Any, there: dict[str, str]) -> Any:
+    if isinstance(entry, list):
+        return [found for item in entry if (found := _expand(item, there))]
+    if isinstance(entry, dict):
+        ((title, below),) = entry.items()
+        found = _expand(below, there)
+        return {title: found} if found else None
+    if not entry.endswith("/*"):
+        return entry if entry in there else None
+    pages = [name for name in there if posixpath.dirname(name) == entry.removesuffix("/*")]
+    # A folder's own page is its title in the navigation.
+    first = [name for name in pages if name.endswith("/index.md")]
+    rest = sorted(set(pages) - set(first), key=lambda name: there[name].lower())
+    return first + [{there[name]: name} for name in rest]

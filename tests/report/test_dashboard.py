@@ -1,0 +1,168 @@
+"""The dashboard as people see it: MLflow's own server on a mirrored suite, in a real browser."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from tests.browser import chromium  # noqa: F401
+from tests.report.mirrored import content, knn, make_run, write
+from timewalk.errors import UserError
+from timewalk.report.mlflow import mirror, store_uri
+
+CURRENT = quote("tags.timewalk.superseded = 'false'")
+RUNS = f"runs?workflowType=machine_learning&searchFilter={CURRENT}"
+PATIENCE_MS = 120_000
+"""of a machine with much else to do"""
+
+
+@dataclass
+class Dashboard:
+    """A server with everything, and which MLflow runs hold which of ours."""
+
+    address: str
+    results: Path
+    stamp: dict
+
+    def run(self, name: str) -> str:
+        return self.stamp["runs"][name]["mlflow_run"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def make_suite(folder: Path) -> Path:
+    make_run(folder / "dora", seed=0, steps=30)
+    make_run(folder / "variant", seed=1, steps=20)
+    write(folder / "variant" / "knn.json", knn("variant", 77.5))
+    return folder
+
+
+def start(folder: Path, port: int) -> subprocess.Popen:
+    """Start the server and wait for its answer."""
+    words = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    own = ["--backend-store-uri", "sqlite:///server.db", "--artifacts-destination", "kept"]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *words, *own],
+        cwd=folder,
+        env=os.environ
+        | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=open(folder / "server.log", "w"),  # noqa: SIM115 - the server's own
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    for _ in range(PATIENCE_MS // 500):
+        time.sleep(0.5)
+        assert server.poll() is None, (folder / "server.log").read_text()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return server
+        except OSError:  # not yet
+            continue
+    raise AssertionError((folder / "server.log").read_text())
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dashboard")
+    results = make_suite(folder / "results")
+    address = f"http://127.0.0.1:{port}" if (port := free_port()) else ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", address)
+        with pytest.raises(UserError, match="does not answer"):
+            mirror([], results, "suite", results / "mlflow.json")
+        assert not (results / "mlflow.json").exists()
+        server = start(folder, port)
+        try:
+            mirror([], results, "suite", results / "mlflow.json")
+            stamp = json.loads((results / "mlflow.json").read_text())
+            yield Dashboard(address, results, stamp)
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture
+def page(dashboard, chromium):  # noqa: F811
+    found = chromium.new_page(viewport={"width": 1400, "height": 1000})
+    found.set_default_timeout(PATIENCE_MS)
+    yield found
+    found.close()
+
+
+def visit(page, dashboard, path: str) -> None:
+    """Open a page; a panel about something else opens with the first one."""
+    page.goto(f"{dashboard.address}/#/{path}")
+    page.add_locator_handler(
+        page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]'),
+        lambda close: close.click(),
+    )
+
+
+def test_a_server_that_was_down_has_everything_a_file_has(dashboard, tmp_path, monkeypatch):
+    again = shutil.copytree(dashboard.results, tmp_path / "results")
+    kept = content(dashboard.address)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dashboard.address)
+    mirror([], again, "suite")
+    assert content(dashboard.address) == kept
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mirror([], again, "suite")
+    assert content(store_uri(again)) == kept
+    assert not (dashboard.results / "mlflow.db").exists()
+
+
+def test_the_runs_are_found(page, dashboard):
+    visit(page, dashboard, f"experiments/1/{RUNS}")
+    for name in ("dora", "variant"):
+        page.get_by_role("link", name=name, exact=True).first.wait_for()
+    page.get_by_text(re.compile(r"6\s*matching runs")).wait_for()
+    assert page.get_by_role("link", name="dora/knn").count() == 0  # below its training
+
+
+def test_the_curves_are_drawn(page, dashboard):
+    visit(page, dashboard, f"experiments/1/{RUNS}&compareRunsMode=CHART")
+    page.get_by_placeholder("Search metric charts").fill("train/loss")
+    page.get_by_text("train/loss", exact=True).first.wait_for()
+    lines = page.locator(".scatterlayer .js-line")
+    lines.first.wait_for(state="attached")
+    page.wait_for_function("document.querySelectorAll('.scatterlayer .js-line').length >= 2")
+    lengths = {line.get_attribute("d").count(",") for line in lines.all()}
+    assert {20, 30} <= lengths, lengths
+
+
+def test_one_run_says_what_it_is(page, dashboard):
+    visit(page, dashboard, f"experiments/1/runs/{dashboard.run('dora')}")
+    page.get_by_role("heading", name="dora", exact=True).first.wait_for()
+    for text in ("dora/knn", "dora/finetuned/segmented", "system/cpu_utilization_percentage"):
+        page.get_by_text(text, exact=True).first.wait_for()
+    page.get_by_text(re.compile(r"talk \(")).first.wait_for()
+    page.get_by_text("What it is.", exact=True).wait_for()
+
+
+def test_runs_are_compared(page, dashboard):
+    runs = [dashboard.run("dora"), dashboard.run("variant")]
+    query = f"runs={quote(json.dumps(runs))}&experiments={quote(json.dumps(['1']))}"
+    visit(page, dashboard, f"compare-runs?{query}")
+    page.get_by_text("Comparing 2 Runs from 1 Experiment").wait_for()
+    for value in ("knn/top1_k_10", "61.5", "77.5"):
+        page.get_by_text(value, exact=True).first.wait_for(state="attached")
+
+
+def test_encoders_are_in_the_registry(page, dashboard):
+    visit(page, dashboard, "models/variant")
+    page.get_by_text("Version 1").first.wait_for()
+    page.get_by_text(re.compile("current")).first.wait_for()

@@ -1,0 +1,125 @@
+import fcntl
+import json
+import os
+import time
+
+import pytest
+
+from tests.report.written import write_curve, write_result, write_run
+from timewalk.errors import UserError
+from timewalk.report.runs import age, asked_for, find_run, read_curve, read_run, show_runs
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    write_run(folder, "dora")
+    write_result(folder, "dora", top1_k20=50.0)
+    write_run(folder, "größe", method="crw")
+    write_result(folder, "größe", method="crw", top1_k20=60.0)
+    (tmp_path / "logs" / "results").mkdir(parents=True)
+    return folder
+
+
+def row(text, name):
+    """Return the cells of a run in all blocks of a table."""
+    lines = [line.split("  ") for line in text.splitlines() if line.startswith(f"{name} ")]
+    return [cell.strip() for line in lines for cell in line if cell.strip()]
+
+
+def begin(results, name, steps=3):
+    """Write what a training leaves that is not finished."""
+    write_curve(results / name / "checkpoints" / "metrics.jsonl", steps, 9.0)
+    settings = {"method": "dora", "training": {"max_steps": 10}}
+    (results / name / "config.json").write_text(json.dumps(settings))
+    return results / name
+
+
+def test_finished_runs_with_their_figures(results):
+    text = show_runs(results, {"dora": ["knn", "linear"], "größe": ["knn"]}, width=100)
+    assert row(text, "dora")[:4] == ["dora", "finished", "4/4", "2"]
+    assert {"1/2", "knn 50.00'", "walk"} <= set(row(text, "dora"))
+    assert {"1/1", "knn 60.00*", "crw"} <= set(row(text, "größe"))
+
+
+def test_training_is_who_holds_the_lock(results):
+    folder = begin(results, "mine")
+    lock = folder / "checkpoints" / "lock"
+    lock.touch()
+    assert read_run(folder).state == "stopped"
+    with open(lock, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        # A lock belongs to an open file, so that the same process sees it, too.
+        run = read_run(folder)
+    assert (run.state, run.step, run.steps, run.loss) == ("training", 3, 10, 7.0)
+    assert read_run(folder).state == "stopped"
+
+
+def test_the_log_knows_the_steps_and_why_it_failed(results):
+    begin(results, "mine")
+    log = results.parent / "logs" / "results" / "train-mine.log"
+    log.write_text("2026-01-01 00:00:00,000 INFO x: step 3 of 77: loss 1\n")
+    assert read_run(results / "mine").steps == 77
+    log.write_text(log.read_text() + "timewalk train: the loss is not finite; lower the rate.\n")
+    text = show_runs(results, width=80)
+    assert "failed" in row(text, "mine")
+    assert "mine: the loss is not finite; lower the rate." in text
+
+
+def test_an_evaluation_that_failed_and_a_run_that_has_not_begun(results):
+    log = results.parent / "logs" / "results" / "evaluate-dora-linear.log"
+    log.write_text("timewalk evaluate: no room.\n")
+    text = show_runs(results, {"dora": ["knn", "linear"], "later": ["knn"]}, width=80)
+    assert "dora, linear: no room." in text
+    assert row(text, "later")[:2] == ["later", "not started"]
+
+
+def test_nothing_is_wider_than_asked_for(results):
+    begin(results, "a_run_with_quite_a_long_name_that_somebody_gave_it")
+    for width in (60, 80, 120):
+        lines = show_runs(results, {"dora": ["knn"]}, width=width).splitlines()
+        assert max(map(len, lines)) <= width
+
+
+def test_a_line_that_is_half_written_is_left_out(tmp_path):
+    write_curve(tmp_path / "metrics.jsonl", 3, 5.0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    assert [record["step"] for record in read_curve(tmp_path)] == [0, 1, 2]
+    (tmp_path / "metrics.jsonl").write_text("{no\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged"):
+        read_curve(tmp_path)
+
+
+def test_runs_are_found_by_name_and_by_path(results):
+    assert find_run("dora", results) == results / "dora"
+    assert find_run(str(results / "dora"), results.parent) == results / "dora"
+    with pytest.raises(UserError, match=r"dorra is no run of .* did you mean 'dora'\?"):
+        find_run("dorra", results)
+    with pytest.raises(UserError, match="is no folder: run a suite"):
+        show_runs(results / "none")
+    (results / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no run"):
+        show_runs(results / "empty")
+
+
+def test_what_a_configuration_asks_for():
+    raw = {
+        "runs": {"a": {}, "b": {}},
+        "evaluations": {"knn": {"kind": "knn"}, "few": {"kind": "few_shot", "runs": ["b"]}},
+    }
+    assert asked_for(raw) == {"a": ["knn"], "b": ["knn", "few"]}
+    assert asked_for({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (7300, "2 h"), (200000, "2 d"), (-3, "0 s")],
+)
+def test_ages(seconds, text):
+    assert age(seconds) == text
+
+
+def test_the_age_is_that_of_the_newest_sign(results):
+    os.utime(results / "dora" / "encoder.json", (time.time() - 7300,) * 2)
+    assert "2 h" in row(show_runs(results, width=100), "dora")

@@ -1,0 +1,93 @@
+import json
+
+import pytest
+
+from tests.report.written import write_curve, write_result, write_run
+from timewalk.errors import UserError
+from timewalk.report.show import show_run, show_suite
+
+
+@pytest.fixture
+def results(tmp_path):
+    folder = tmp_path / "results"
+    for seed, value in enumerate((50.0, 54.0)):
+        write_run(folder, f"dora_s{seed}", seed=seed)
+        write_result(folder, f"dora_s{seed}", top1_k20=value)
+    write_run(folder, "random", method="random")
+    write_result(folder, "random", method="random", top1_k20=40.0)
+    figure = folder / "dora_s0" / "figures" / "Köpfe.png"
+    figure.parent.mkdir()
+    figure.touch()
+    return folder
+
+
+def test_a_run_its_facts_metrics_and_pictures(results):
+    text = show_run(results / "dora_s0", width=80)
+    facts = dict(line.strip().split(maxsplit=1) for line in text.splitlines()[1:4])
+    assert facts["method"] == "dora"
+    assert "5 at first, 2 at last, 2 at least" in text
+    assert "knn: knn-a on digits (test, 10 samples)" in text
+    line = next(line for line in text.splitlines() if line.startswith("top1_k20"))
+    assert line.split() == ["top1_k20", "50.00*", "52.00", "±", "2.83", "+10.00"]
+    assert f"  {results}/dora_s0/figures/Köpfe.png" in text
+
+
+def test_a_published_figure_has_its_source(results):
+    write_run(results, "crw", method="crw", encoder={"name": "resnet18_s8"})
+    protocol = "davis2017-val-crw-s8"
+    write_result(results, "crw", "davis", protocol, method="crw", JF_mean=60.0, J_mean=50.0)
+    text = show_run(results / "crw", width=80)
+    line = next(line for line in text.splitlines() if line.startswith("JF_mean"))
+    assert line.split() == ["JF_mean", "60.00", "67.6"]
+    assert "published: CRW (NeurIPS 2020)" in text
+
+
+def test_a_run_under_way(results):
+    write_curve(results / "young" / "checkpoints" / "metrics.jsonl", 2, 3.0)
+    text = show_run(results / "young", width=80)
+    assert "state         stopped" in text
+    assert "steps         2 of ?" in text
+    assert "No evaluation is finished." in text
+
+
+def test_a_suite_with_what_failed(results):
+    (results / "summary.md").write_text("")
+    logs = results.parent / "logs" / "results"
+    logs.mkdir(parents=True)
+    (logs / "evaluate-random-linear.log").write_text("timewalk evaluate: too little room.\n")
+    text = show_suite(results, {"random": ["knn", "linear"]}, width=80)
+    assert "dora (2 seeds)" in text
+    assert "52.00 ± 2.83*" in text
+    assert "linear: no result" in text
+    assert "too little room." in text
+    assert f"Tables: {results}/summary.md" in text
+    assert max(map(len, text.splitlines())) <= max(
+        80, len(f"  {results}/dora_s0/figures/Köpfe.png")
+    )
+
+
+def test_a_folder_without_results(tmp_path):
+    with pytest.raises(UserError, match=r"summary\.md is missing: run the suite"):
+        show_suite(tmp_path)
+    with pytest.raises(UserError, match=r"summary\.md is missing: run the suite"):
+        show_suite(tmp_path / "none")
+
+
+def test_pictures_of_evaluations_and_contact_sheets(results, tmp_path):
+    from timewalk.report.show import pictures
+
+    path = results / "random" / "knn.json"
+    content = json.loads(path.read_text()) | {"artefacts": ["knn/a.png", "knn/b.png", "c.csv"]}
+    path.write_text(json.dumps(content))
+    card = results / "random" / "encoder.json"
+    about = json.loads(card.read_text())
+    about["provenance"]["inputs"] = {str(tmp_path / "data" / "shards" / "walk" / "v.json"): "x"}
+    card.write_text(json.dumps(about))
+    sheet = tmp_path / "data" / "frames" / "walk" / "v" / "faces.png"
+    sheet.parent.mkdir(parents=True)
+    sheet.touch()
+    assert pictures(results) == [
+        sheet,
+        results / "dora_s0" / "figures" / "Köpfe.png",
+        results / "random" / "knn" / "a.png",
+    ]

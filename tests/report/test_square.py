@@ -1,0 +1,278 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.report.written import write_result, write_run
+from timewalk.errors import UserError
+from timewalk.report.square import BASELINES, kind_of, result_files, square
+
+METHODS = ("dora", "crw", "random", "pretrained")
+
+
+def column(made, metric, **keys):
+    return next(
+        c
+        for c in made.columns
+        if c.metric == metric and all(getattr(c, k) == v for k, v in keys.items())
+    )
+
+
+def test_runs_that_differ_by_their_seed_are_one_row(tmp_path):
+    for seed, value in enumerate((10.0, 12.0, 14.0)):
+        write_run(tmp_path, f"dora_seed{seed}", seed=seed)
+        write_result(tmp_path, f"dora_seed{seed}", top1_k20=value)
+    write_run(tmp_path, "dora_long", steps=8)
+    write_result(tmp_path, "dora_long", top1_k20=20.0)
+    made = square(sorted(tmp_path.glob("*/knn.json")))
+    assert [(row.name, row.seeds) for row in made.rows] == [
+        ("dora_long", [0]),
+        ("dora", [0, 1, 2]),
+    ]
+    cell = made.cell("dora", made.columns[0])
+    assert (cell.mean, cell.std) == (12.0, 2.0)
+    assert cell.values == {"dora_seed0": 10.0, "dora_seed1": 12.0, "dora_seed2": 14.0}
+    assert made.cell("dora_long", made.columns[0]).std is None
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("dora", "dora_s1"), "dora"),
+        (("dora_300ep_s1", "dora_300ep_s2"), "dora_300ep"),
+        (("dora_300", "dora_300_s1"), "dora_300"),
+        (("dora-seed10", "dora-seed11"), "dora"),
+        (("alpha", "beta"), "alpha"),
+    ],
+)
+def test_the_name_of_a_row_of_seeds(tmp_path, names, expected):
+    for seed, name in enumerate(names):
+        write_run(tmp_path, name, seed=seed)
+        write_result(tmp_path, name, top1_k20=1.0)
+    made = square([tmp_path / name / "knn.json" for name in names])
+    assert [row.name for row in made.rows] == [expected]
+
+
+def test_the_same_seed_twice_is_no_sample_of_seeds(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 0), ("d", 1)):
+        write_run(tmp_path, name, seed=seed)
+        write_result(tmp_path, name, top1_k20=1.0)
+    made = square([tmp_path / name / "knn.json" for name in "abcd"])
+    assert [row.runs for row in made.rows] == [["a", "d"], ["b"], ["c"]]
+
+
+def test_a_row_of_seeds_does_not_take_the_name_of_another_run(tmp_path):
+    for name, seed, steps in (("dora_s1", 1, 4), ("dora_s2", 2, 4), ("dora", 0, 8)):
+        write_run(tmp_path, name, seed=seed, steps=steps)
+        write_result(tmp_path, name, top1_k20=1.0)
+    made = square([tmp_path / name / "knn.json" for name in ("dora_s1", "dora_s2", "dora")])
+    assert [row.name for row in made.rows] == ["dora_s1", "dora"]
+
+
+def test_other_data_is_another_row(tmp_path):
+    for name in ("a_s1", "a_s2"):
+        run = write_run(tmp_path, name, seed=int(name[-1]))
+        write_result(tmp_path, name, top1_k20=1.0)
+    card = json.loads((run / "encoder.json").read_text())
+    card["provenance"]["inputs"] = {"walk.json": "other"}
+    (run / "encoder.json").write_text(json.dumps(card))
+    assert len(square(sorted(tmp_path.glob("*/knn.json"))).rows) == 2
+
+
+def test_a_headline_a_direction_and_what_is_no_score(tmp_path):
+    paths = [
+        write_result(tmp_path, "a", "mine", kind="kendalls_tau", tau=0.5, pairs=3),
+        write_result(tmp_path, "a", "loss", kind="algorithm_loss", loss_test=2.0, accuracy_test=1),
+        write_result(tmp_path, "a", "old", kind="gone", score=1.0),
+    ]
+    made = square(paths)
+    assert [(c.evaluation, c.metric) for c in made.headlines()] == [
+        ("mine", "tau"),
+        ("loss", "loss_test"),
+    ]
+    assert column(made, "loss_test").lower_is_better
+    assert not column(made, "accuracy_test").lower_is_better
+    assert not column(made, "pairs").ranked
+
+
+def test_ranks_share_ties_and_follow_the_direction(tmp_path):
+    values = {"a": 3.0, "b": 1.0, "c": 1.0, "d": 2.0, "e": None}
+    paths = [
+        write_result(tmp_path, run, "loss", kind="algorithm_loss", loss_test=value, pairs=value)
+        for run, value in values.items()
+    ]
+    made = square(paths)
+    ranks = {run: made.cell(run, column(made, "loss_test")).rank for run in values}
+    assert ranks == {"a": None, "b": 1, "c": 1, "d": 2, "e": None}
+    assert made.cell("e", column(made, "loss_test")).state == "no meaning"
+
+
+def test_one_row_has_no_rank_and_baselines_are_subtracted(tmp_path):
+    alone = square([write_result(tmp_path / "x", "a", top1_k20=1.0)])
+    assert alone.cell("a", alone.columns[0]).rank is None
+    paths = [
+        write_result(tmp_path, "dora", top1_k20=5.0),
+        write_result(tmp_path, "fresh", method="random", top1_k20=2.0),
+        write_result(tmp_path, "given", method="pretrained", top1_k20=6.0),
+        write_result(tmp_path, "other", protocol="knn-b", method="random", top1_k20=0.0),
+    ]
+    made = square(paths)
+    assert made.cell("dora", made.columns[0]).deltas == {"fresh": 3.0, "given": -1.0}
+    assert made.cell("fresh", made.columns[0]).deltas == {"given": -4.0}
+
+
+def test_what_was_asked_for_and_is_not_there(tmp_path):
+    results, logs = tmp_path / "results", tmp_path / "logs" / "results"
+    logs.mkdir(parents=True)
+    paths = [write_result(results, "dora", top1_k20=5.0)]
+    (logs / "evaluate-crw-knn.log").write_text(
+        "2026-01-01 00:00:00,000 INFO x: running\ntimewalk evaluate: Größe 3 fehlt; add\nit.\n"
+    )
+    (logs / "train-broken.log").write_text(
+        "Traceback (most recent call last):\n  File 'x', line 1\nValueError: two\n"
+    )
+    (logs / "train-going.log").write_text(
+        "timewalk train: an old sentence.\n2026-01-01 00:00:00,000 INFO x: step 3 of 9\n"
+    )
+    asked = {run: ["knn"] for run in ("dora", "crw", "broken", "going")} | {"no": []}
+    made = square(paths, asked | {"dora": ["knn", "linear"]}, results)
+    knn, linear = made.columns
+    assert {run: made.cell(run, knn).state for run in asked} == {
+        "dora": "value",
+        "crw": "failed",
+        "broken": "failed",
+        "going": "missing",
+        "no": "not asked for",
+    }
+    assert made.cell("crw", knn).note == "Größe 3 fehlt; add it."
+    assert made.cell("broken", knn).note == "ValueError: two"
+    assert (linear.evaluation, linear.protocol, linear.metric) == ("linear", "", "")
+    assert made.cell("dora", linear).state == "missing"
+    assert made.cell("crw", linear).state == "not asked for"
+
+
+def test_published_figures_stand_beside_their_own_protocol(tmp_path):
+    encoder = {"name": "resnet18_s8"}
+    for run, method in (("crw", "crw"), ("mine", "dora")):
+        write_run(tmp_path, run, method=method, encoder=encoder)
+    paths = [
+        write_result(tmp_path, run, "davis", f"davis2017-val-crw-{size}", JF_mean=1.0, method=run)
+        for run, size in (("crw", "s8"), ("mine", "s8"))
+    ]
+    made = square(paths)
+    figure = made.cell("crw", made.columns[0]).published
+    assert figure is not None
+    assert figure.value == 67.6
+    assert "CRW (NeurIPS 2020)" in figure.source
+    assert made.cell("mine", made.columns[0]).published is None
+    changed = write_result(tmp_path, "crw", "davis", "davis2017-val-crw-s8-k5", JF_mean=1.0)
+    again = square([changed])
+    assert again.cell("crw", again.columns[0]).published is None
+
+
+def test_every_published_figure_can_be_read():
+    from timewalk.evaluation import evaluation_names, get_evaluation
+    from timewalk.methods import method_names
+    from timewalk.report.published import load_published
+
+    headlines = {p for n in evaluation_names() for p in get_evaluation(n).headline}
+    rows = load_published()
+    assert len(rows) > 20
+    for row in rows:
+        assert row["method"] in method_names()
+        assert float(row["value"]) > 0
+        assert row["source"]
+    assert {"JF_mean", "mIoU", "PCK_0.1", "miou"} <= headlines & {row["metric"] for row in rows}
+
+
+def test_a_file_that_is_no_result(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text('{"kind": "encoder"}')
+    with pytest.raises(UserError, match=r"x\.json is no result of an evaluation"):
+        square([path])
+    write_result(tmp_path, "a", top1_k20=1.0)
+    write_run(tmp_path, "a")
+    assert [p.name for p in result_files(tmp_path / "a")] == ["knn.json"]
+
+
+def test_nothing_at_all():
+    made = square([])
+    assert (made.rows, made.columns, made.cells) == ([], [], {})
+
+
+RESULT = st.fixed_dictionaries(
+    {
+        "method": st.sampled_from(METHODS),
+        "protocol": st.sampled_from(["p1", "p2"]),
+        "evaluation": st.sampled_from(["knn", "algorithm_loss"]),
+        "value": st.one_of(st.none(), st.integers(-3, 3).map(float)),
+        "seed": st.integers(0, 2),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(drawn=st.lists(RESULT, min_size=1, max_size=8), order=st.randoms(use_true_random=False))
+def test_whatever_the_results(tmp_path_factory, drawn, order: random.Random):
+    folder = tmp_path_factory.mktemp("suite")
+    paths = []
+    for number, item in enumerate(drawn):
+        run = f"run{number}"
+        write_run(folder, run, method=item["method"], seed=item["seed"])
+        metric = "loss_test" if item["evaluation"] == "algorithm_loss" else "top1_k20"
+        keys = {"method": item["method"], "metrics": {metric: item["value"]}}
+        paths.append(write_result(folder, run, item["evaluation"], item["protocol"], **keys))
+    made = square(paths)
+    _check(made)
+    shuffled = list(paths)
+    order.shuffle(shuffled)
+    again = square(shuffled)
+    assert _content(again) == _content(made)
+
+
+def _content(made):
+    """Return all cells, by the runs of their rows: names of rows of seeds follow the order."""
+    rows = {row.name: frozenset(row.runs) for row in made.rows}
+    return {
+        (rows[name], c): (cell.mean, cell.rank, cell.state, sorted(cell.values.items()))
+        for (name, c), cell in made.cells.items()
+    }
+
+
+def _check(made):
+    runs = [run for row in made.rows for run in row.runs]
+    assert len(runs) == len(set(runs))
+    assert len({row.name for row in made.rows}) == len(made.rows)
+    assert set(made.cells) == {(row.name, c) for row in made.rows for c in made.columns}
+    for c in made.columns:
+        cells = {row.name: made.cell(row, c) for row in made.rows}
+        found = sorted({x.mean for x in cells.values() if x.mean is not None})
+        best = found if c.lower_is_better else found[::-1]
+        several = sum(x.mean is not None for x in cells.values()) > 1
+        for row in made.rows:
+            cell = cells[row.name]
+            assert (cell.mean is None) == (cell.state != "value")
+            assert (cell.rank == 1) == (several and cell.mean == best[0] if best else False)
+            second = several and len(best) > 1 and cell.mean == best[1]
+            assert (cell.rank == 2) == second
+            assert all(
+                next(r for r in made.rows if r.name == n).method in BASELINES for n in cell.deltas
+            )
+
+
+def test_the_kind_of_an_old_result():
+    assert kind_of({"evaluation": "knn"}) == "knn"
+    assert kind_of({"evaluation": "x", "provenance": {"settings": {"kind": "knn"}}}) == "knn"
+
+
+def test_logs_are_found_below_any_parent(tmp_path, monkeypatch):
+    from timewalk.report.failures import logs_of
+
+    (tmp_path / "logs" / "out" / "demo").mkdir(parents=True)
+    (tmp_path / "out" / "demo").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert logs_of(Path("out/demo")) == tmp_path / "logs" / "out" / "demo"
+    assert logs_of(tmp_path / "elsewhere") is None
