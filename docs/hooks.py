@@ -1,4 +1,4 @@
-"""What mkdocs.yml cannot say: folders in the navigation, pages that lie in the project's root."""
+"""What mkdocs.yml cannot say: folders in the navigation, pages that lie outside of docs/."""
 
 import posixpath
 import re
@@ -10,8 +10,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-BESIDE = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-"""pages that are files of the project's root"""
+BESIDE = {
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "envs.md": "envs/README.md",
+    "results.md": "results/README.md",
+}
+"""pages that are files outside of the folder of pages, from the project's root"""
 MENTION = re.compile(r"(?<!\[)`docs/((?:\w+/)*\w+\.md)`")
 
 
@@ -24,7 +29,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie in the project's root."""
+    """Add the pages that lie outside of docs/."""
     for name, source in BESIDE.items():
         text = (ROOT / source).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, name, content=text))
@@ -32,8 +37,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, files: Files, **others: Any) -> str:
-    """Link where a page is named as a file: `docs/weights.md`."""
+    """Link where a page is named as a file, `docs/weights.md`, and to pages outside of docs/."""
     folder = posixpath.dirname(page.file.src_uri)
+    for name, source in BESIDE.items():
+        as_file = posixpath.relpath(source, posixpath.join("docs", folder))
+        as_page = posixpath.relpath(name, folder or ".")
+        markdown = markdown.replace(f"]({as_file})", f"]({as_page})")
 
     def linked(found: re.Match[str]) -> str:
         if files.get_file_from_path(found[1]) is None:

@@ -136,6 +136,34 @@ def test_the_new_evaluation_scores(copy, said):
     assert result["metrics"]["top1"] > 20  # of ten classes
 
 
+COLUMNS = """
+import json
+from pathlib import Path
+from timewalk.evaluation import get_evaluation
+from timewalk.report.square import square
+result = Path("results/random/nearest_mean.json")
+metrics = list(json.loads(result.read_text())["metrics"])
+columns = square([result]).columns
+print(json.dumps({
+    "headline": get_evaluation("nearest_mean").headline_of(metrics),
+    "columns": [column.metric for column in columns if column.headline],
+}))
+"""
+
+
+def test_the_new_evaluation_has_a_column(copy, said):
+    path = {"PYTHONPATH": f"{copy}/src"}
+    done = subprocess.run(
+        [sys.executable, "-c", COLUMNS],
+        cwd=copy,
+        env=os.environ | path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"headline": "top1", "columns": ["top1"]}
+
+
 def test_the_new_set_is_read_by_an_evaluation_of_videos(copy, said):
     result = json.loads((copy / "results" / "random" / "carried.json").read_text())
     assert result["dataset"] == "walks"

@@ -31,7 +31,7 @@ def test_the_citation_has_what_its_format_requires(project):
     for reference in about["references"]:
         assert {"type", "title", "authors"} <= set(reference)
         assert all("family-names" in author for author in reference["authors"])
-    assert len(about["references"]) == 6
+    assert len(about["references"]) == 8
 
 
 def test_the_changelog_knows_the_version(project):

@@ -47,6 +47,15 @@ def test_every_page_is_in_the_site(site):
         assert (site / place).is_file(), place
 
 
+def test_pages_that_lie_elsewhere_are_in_the_site(site):
+    for page, heading in (("results", "results"), ("envs", "Software of the steps")):
+        text = (site / f"{page}.html").read_text()
+        assert f">{heading}<a class" in text
+        assert f'href="{page}.html"' in (site / "report.html").read_text()
+    cluster = (site / "cluster.html").read_text()
+    assert '<a href="envs.html">envs/README.md</a>' in cluster
+
+
 def test_every_method_and_evaluation_has_a_page():
     methods = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
     evaluations = {page.stem for page in (ROOT / "docs" / "evaluations").glob("*.md")}
