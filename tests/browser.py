@@ -45,8 +45,9 @@ class NoBrowser(Exception):
 
 def executable() -> str:
     """Return the path of Chromium, installed first where root, apt-get and a source allow it."""
-    # Several test processes may look for it at once.
-    with open(Path(tempfile.gettempdir()) / f"timewalk-chromium.{os.getuid()}.lock", "w") as lock:
+    # Several test processes may look for it at once; apt-get's lists know no waiting. Slurm's
+    # start.sh takes the same lock.
+    with open(Path(tempfile.gettempdir()) / f"timewalk-apt.{os.getuid()}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         return _found() or _installed()
 

@@ -51,7 +51,8 @@ if ((${#missing[@]})); then
   restore_policy() { [[ $made_policy == no ]] || rm -f "$policy"; }
   trap restore_policy EXIT
   export DEBIAN_FRONTEND=noninteractive
-  apt=(apt-get -o DPkg::Lock::Timeout=120) # another apt-get may be at work
+  # Another apt-get may be at work; of its lists it knows no waiting. tests/browser.py takes the same lock.
+  apt=(flock "${TMPDIR:-/tmp}/timewalk-apt.$(id -u).lock" apt-get -o DPkg::Lock::Timeout=120)
   install=("${apt[@]}" install -y --no-install-recommends "${missing[@]}")
   "${install[@]}" >/dev/null || { "${apt[@]}" update >/dev/null && "${install[@]}" >/dev/null; } ||
     impossible "could not install ${missing[*]} with apt-get: no network, or not in the sources"
