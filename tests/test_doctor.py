@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -203,6 +204,9 @@ def test_partitions_of_a_cluster(tmp_path):
     findings = list(doctor_machine.slurm())
     assert found(findings, "Slurm", "gpu*").text == "4 nodes, gpu:8, at most 2-00:00:00"
     assert "no GPUs" in found(findings, "Slurm", "cpu").text
+    assert found(findings, "Slurm", "accounting").state == "absent"
+    program(tmp_path, "sacct", "exit 0")
+    assert not [f for f in doctor_machine.slurm() if f.name == "accounting"]
     program(tmp_path, "sinfo", "exit 1")
     assert "no cluster answers" in found(doctor_machine.slurm(), "Slurm", "partitions").text
 
@@ -270,3 +274,80 @@ def test_findings_as_text_and_json():
     assert "           put it there" in text
     assert max(map(len, text.splitlines())) <= 80
     assert as_json(findings)["findings"][1]["state"] == "missing"
+
+
+def test_an_mlflow_server_with_a_password(tmp_path, monkeypatch):
+    asked = []
+
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers["Authorization"])
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:pw@127.0.0.1:{server.server_port}")
+    (finding,) = doctor_machine.mlflow(tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert finding.state == "ok"
+    assert asked == ["Basic bWU6cHc="]
+
+
+def test_a_server_that_does_not_speak_http(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            client, _ = server.accept()
+            client.sendall(b"SSH-2.0-OpenSSH\r\n")
+            client.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = server.getsockname()[1]
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter2@127.0.0.1:{port}")
+        (finding,) = doctor_machine.mlflow(tmp_path)
+    assert finding.state == "missing"
+    assert "hunter2" not in finding.text
+
+
+def test_an_mlflow_store_elsewhere(tmp_path, monkeypatch):
+    store = tmp_path / "mein #1.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{store}")
+    (finding,) = doctor_machine.mlflow(tmp_path)
+    assert (finding.state, str(store) in finding.text) == ("to come", True)
+    with sqlite3.connect(store) as base:
+        base.execute("create table runs (name text)")
+    base.close()
+    (finding,) = doctor_machine.mlflow(tmp_path)
+    assert (finding.state, finding.text) == ("ok", f"{store}, 0 runs")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:hunter2@host/base")
+    (finding,) = doctor_machine.mlflow(tmp_path)
+    assert finding.text == "MLFLOW_TRACKING_URI names a postgresql store, not looked at"
+
+
+def test_a_module_of_another_distribution_will_do(tmp_path, monkeypatch):
+    def version(name):
+        raise doctor_machine.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor_machine.metadata, "version", version)
+    monkeypatch.setitem(doctor_machine.MODULES, "faiss-cpu", "json")
+    monkeypatch.setitem(doctor_machine.MODULES, "onnxruntime", "no_such_module")
+    findings = list(doctor_machine.software({"faiss-cpu": "x", "onnxruntime": "y"}))
+    assert found(findings, "software", "faiss-cpu").state == "ok"
+    assert found(findings, "software", "onnxruntime").state == "missing"
+
+
+def test_weights_that_are_no_text(tmp_path):
+    runs = {
+        "a": {"method": "pretrained", "encoder": {"weights": 5}},
+        "b": {"method": "pretrained", "encoder": {"weights": ["x.pth"]}},
+        "c": {"method": "pretrained", "encoder": {"weights": "run:a"}},
+    }
+    findings = examine(suite(tmp_path, runs=runs))
+    states = {f.name: f.state for f in findings if f.area == "weights"}
+    assert states == {"a": "missing", "b": "missing", "c": "to come"}
+    assert "runs.a.encoder.weights is 5" in found(findings, "weights", "a").text

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -57,12 +57,24 @@ def identity(source: str) -> str:
 
 def public(source: str) -> str:
     """Return a source without what may be secret: user, password, any query but a video's id."""
-    parts = urlsplit(source)
-    if parts.scheme not in ("http", "https"):
+    if not source.lower().startswith(("http://", "https://")):
         return source
+    try:
+        parts = urlsplit(source)
+    except ValueError:  # no host that can be told from what stands before it
+        return f"{source.partition('://')[0]}://…"
     host = parts.netloc.rpartition("@")[2]
     query = parts.query if parts.query.startswith("v=") and "&" not in parts.query else ""
     return urlunsplit((parts.scheme, host, parts.path, query, ""))
+
+
+def public_settings(settings: Any) -> Any:
+    """Return settings to show: every address in them, at any depth, as :func:`public` gives it."""
+    if isinstance(settings, Mapping):
+        return {key: public_settings(value) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [public_settings(value) for value in settings]
+    return public(settings) if isinstance(settings, str) else settings
 
 
 def sidecar(part: Path) -> Path:
@@ -129,11 +141,11 @@ def _is_all(part: Path, content_range: str) -> bool:
     return part.exists() and total.isdigit() and int(total) == part.stat().st_size
 
 
-def _request(address: str, headers: dict[str, str]) -> Request:
+def make_request(address: str, headers: Mapping[str, str] | None = None) -> Request:
     """Return a request; user and password of the address go into a header."""
     parts = urlsplit(address)
     login, _, host = parts.netloc.rpartition("@")
-    request = Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    request = Request(urlunsplit(parts._replace(netloc=host)), headers=dict(headers or {}))
     if login:
         code = base64.b64encode(unquote(login).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {code}")
@@ -149,7 +161,7 @@ def _fetch_rest(address: str, part: Path, timeout_s: float) -> bool:
         tag = read_json(sidecar(part)).get("tag")
         if tag:
             headers["If-Range"] = tag
-    with urlopen(_request(address, headers), timeout=timeout_s) as answer:
+    with urlopen(make_request(address, headers), timeout=timeout_s) as answer:
         resumed = answer.status == 206 and _range_start(answer) == have
         start = have if resumed else 0
         length = answer.headers.get("Content-Length")

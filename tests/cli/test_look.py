@@ -20,10 +20,10 @@ def suite(tmp_path, monkeypatch):
         write_run(tmp_path / "results", run, method=method)
         write_result(tmp_path / "results", run, method=method, top1_k20=50.0 + len(run))
     raw = {
-        "runs": {"dora": {}, "random": {}, "später": {}},
+        "runs": {"dora": {}, "random": {}, "later": {}},
         "evaluations": {"knn": {"kind": "knn"}, "linear": {"kind": "linear", "runs": ["dora"]}},
     }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw, allow_unicode=True))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(raw))
     return tmp_path
 
 
@@ -39,12 +39,12 @@ def said(words, capsys):
 def test_runs_of_the_configuration_at_hand(suite, capsys):
     text = said(["runs"], capsys)
     assert "1/2" in text
-    assert "später" in text
+    assert "later" in text
     assert "not started" in text
     (suite / "config.yaml").write_text("results_dir: elsewhere\n")
     text = said(["runs"], capsys)
     assert "1/2" not in text
-    assert "später" not in text
+    assert "later" not in text
 
 
 def test_runs_of_other_configurations_laid_over_each_other(suite, capsys):
@@ -76,9 +76,49 @@ def test_compare_and_its_picture(suite, capsys):
 def test_looking_does_not_wait_for_torch(suite, words):
     code = (
         "import sys, json; from timewalk import cli\n"
-        "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        "try:\n    code = cli.main(sys.argv[1:])\nexcept SystemExit as end:\n    code = end.code\n"
         "slow = {'torch', 'mlflow', 'pandas', 'matplotlib', 'snakemake'} & set(sys.modules)\n"
-        "print(json.dumps(sorted(slow)), file=sys.stderr)"
+        "print(json.dumps([code or 0, sorted(slow)]), file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
-    assert json.loads(done.stderr.splitlines()[-1]) == []
+    code, slow = json.loads(done.stderr.splitlines()[-1])
+    assert slow == []
+    # The doctor says with 1 what this machine lacks, and lists it.
+    assert code == 0 or (words == ["doctor"] and "MISSING" in done.stdout), done.stderr
+
+
+def test_a_run_or_a_suite_from_within(suite, capsys, monkeypatch):
+    monkeypatch.chdir(suite / "results" / "dora")
+    # Paths are as long as they are, so that the lines may be, too.
+    assert cli.main(["show", "."]) == 0
+    assert capsys.readouterr().out.startswith("dora\n")
+    assert "+2.00" in said(["compare", ".", "../random"], capsys)
+    (suite / "results" / "dora" / "figures").mkdir()
+    monkeypatch.chdir("figures")
+    assert cli.main(["show", ".."]) == 0
+    assert capsys.readouterr().out.startswith("dora\n")
+    monkeypatch.chdir(suite / "results")
+    assert said(["show", "."], capsys).startswith("The headline metric")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"runs: [a]", "runs is ['a']: Input should be a valid dictionary."),
+        (b"evaluations: {knn: null}", "evaluations.knn is None"),
+        (b"runs: {1: {method: random}}", "runs.1."),
+        (b"evaluations: {knn: {kind: knn, runs: a}}", "evaluations.knn.runs: 'a' is no list"),
+        ("a: \u00e4".encode("latin-1"), "wrong.yaml is no text in UTF-8"),
+        (None, "wrong.yaml cannot be read (Is a directory)"),
+    ],
+)
+def test_a_configuration_that_cannot_be_read(suite, capsys, content, sentence):
+    path = suite / "wrong.yaml"
+    if content is None:
+        path.mkdir()
+    else:
+        path.write_bytes(content)
+    assert cli.main(["runs", "--config", "wrong.yaml"]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1

@@ -55,6 +55,7 @@ def test_a_result(run_of, set_of, tmp_path, encoder, name):
     assert all((output.parent / path).is_file() for path in record["artefacts"])
     origin = record["provenance"]
     assert origin["dataset_sha256"] == sha256_file(dataset)
+    assert origin["dataset_kind"] == read_json(dataset)["parameters"]["kind"]
     assert origin["encoder_sha256"] == sha256_file(run / "encoder.safetensors")
     assert origin["frames_sha256"] == {}
     assert len(origin["embeddings"]) == (2 if name == "knn" else 0)

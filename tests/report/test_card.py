@@ -416,3 +416,15 @@ def test_an_embedder_and_how_to_use_it(trained, monkeypatch):
         last = embedder.eval()(torch.stack([maps[1], maps[4]])[None, None])
     assert names["embeddings"].shape == (5, 8)
     torch.testing.assert_close(names["embeddings"][4], last[0, 0])
+
+
+def test_secrets_of_addresses_are_not_on_it(trained):
+    path = trained / "encoder.json"
+    about = json.loads(path.read_text())
+    weights = "https://me:hunter2@host/x.pth?token=abcdef"
+    about["provenance"]["config"]["encoder"]["weights"] = weights
+    path.write_text(json.dumps(about))
+    card = write_card(trained, []).read_text()
+    assert "https://host/x.pth" in card
+    assert "hunter2" not in card
+    assert "abcdef" not in card

@@ -82,3 +82,29 @@ def test_curves_are_drawn(folders, tmp_path):
         (folder / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match="none of these runs has a curve"):
         draw_curves(folders, target)
+
+
+def test_an_older_result_without_digests_is_subtracted_and_said_to_be_unknown(folders):
+    write_result(folders[1].parent, "b", top1_k20=52.5, digest=None)
+    text = compare_runs(folders, width=80)
+    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "+2.50"]]
+    assert "not known: the content of the labelled set of b" in text
+    assert "other content" not in text
+
+
+def test_numbers_that_are_not_finite(folders):
+    write_result(folders[1].parent, "b", top1_k20=float("nan"), top1_k5=float("inf"))
+    text = compare_runs(folders, width=80)
+    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "–", "–"]]
+    assert lines(text, "top1_k5") == [["top1_k5", "40.00", "–", "–"]]
+
+
+def test_secrets_of_addresses_are_not_compared(folders, tmp_path):
+    for name, secret in (("c", "hunter2"), ("d", "hunter3")):
+        address = f"https://me:{secret}@host/{name}.pth?token=abc"
+        write_run(tmp_path, name, encoder={"name": "vit_small", "weights": address})
+    text = compare_runs([tmp_path / "c", tmp_path / "d"], width=80)
+    assert lines(text, "encoder.weights") == [
+        ["encoder.weights", "https://host/c.pth", "https://host/d.pth"]
+    ]
+    assert "hunter" not in text

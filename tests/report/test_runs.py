@@ -123,3 +123,31 @@ def test_ages(seconds, text):
 def test_the_age_is_that_of_the_newest_sign(results):
     os.utime(results / "dora" / "encoder.json", (time.time() - 7300,) * 2)
     assert "2 h" in row(show_runs(results, width=100), "dora")
+
+
+def test_the_mark_of_a_mean_stands_beside_no_single_run(results):
+    write_run(results, "dora_s1", seed=1)
+    write_result(results, "dora_s1", top1_k20=90.0)
+    text = show_runs(results, width=100)
+    assert "knn 50.00" in row(text, "dora")
+    assert "knn 90.00" in row(text, "dora_s1")
+    assert "knn 60.00'" in row(text, "größe")
+
+
+def test_only_what_is_asked_for_is_counted(results):
+    write_result(results, "dora", "old", top1_k20=1.0)
+    assert "1/2" in row(show_runs(results, {"dora": ["knn", "tau"]}, width=100), "dora")
+
+
+def test_features_that_failed_do_not_fail_every_evaluation(results):
+    logs = results.parent / "logs" / "results"
+    (logs / "embed-dora-pouring-test.log").write_text("timewalk embed: pouring is damaged.\n")
+    text = show_runs(results, {"dora": ["knn", "davis", "tau"]}, width=80)
+    assert text.count("pouring is damaged.") == 1
+    assert "dora: pouring is damaged." in text
+
+
+def test_a_path_that_does_not_end_in_a_name(results, monkeypatch):
+    monkeypatch.chdir(results / "dora")
+    assert find_run(".", results).name == "dora"
+    assert find_run("../größe", results).name == "größe"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -28,14 +29,15 @@ def test_a_run_its_facts_metrics_and_pictures(results):
     assert "5 at first, 2 at last, 2 at least" in text
     assert "knn: knn-a on digits (test, 10 samples)" in text
     line = next(line for line in text.splitlines() if line.startswith("top1_k20"))
-    assert line.split() == ["top1_k20", "50.00*", "52.00", "±", "2.83", "+10.00"]
+    assert line.split() == ["top1_k20", "50.00", "52.00", "±", "2.83*", "+10.00"]
     assert f"  {results}/dora_s0/figures/Köpfe.png" in text
 
 
 def test_a_published_figure_has_its_source(results):
     write_run(results, "crw", method="crw", encoder={"name": "resnet18_s8"})
     protocol = "davis2017-val-crw-s8"
-    write_result(results, "crw", "davis", protocol, method="crw", JF_mean=60.0, J_mean=50.0)
+    davis = {"method": "crw", "dataset_kind": "davis2017"}
+    write_result(results, "crw", "davis", protocol, **davis, JF_mean=60.0, J_mean=50.0)
     text = show_run(results / "crw", width=80)
     line = next(line for line in text.splitlines() if line.startswith("JF_mean"))
     assert line.split() == ["JF_mean", "60.00", "67.6"]
@@ -91,3 +93,39 @@ def test_pictures_of_evaluations_and_contact_sheets(results, tmp_path):
         results / "dora_s0" / "figures" / "Köpfe.png",
         results / "random" / "knn" / "a.png",
     ]
+
+
+def test_secrets_of_addresses_are_not_shown(results):
+    address = "https://me:hunter2@host/x.pth?token=abc"
+    write_run(results, "secret", encoder={"name": "vit_small", "weights": address})
+    text = show_run(results / "secret", width=80)
+    assert "https://host/x.pth" in text
+    assert "hunter2" not in text
+    assert "abc" not in text
+
+
+def test_a_copy_of_a_run_is_a_run_of_its_own(results):
+    shutil.copytree(results / "random", results / "copy")
+    write_result(results, "copy", method="random", top1_k20=77.0)
+    path = results / "copy" / "knn.json"
+    path.write_text(path.read_text().replace('"run": "copy"', '"run": "random"'))
+    text = show_run(results / "copy", width=80)
+    assert "77.00*" in text
+    assert "40.00" in show_run(results / "random", width=80)
+
+
+def test_a_difference_to_other_data_is_not_shown(results):
+    write_result(results, "random", method="random", top1_k20=40.0, digest="d2")
+    text = show_run(results / "dora_s0", width=80)
+    assert "+10.00" not in text
+    assert "not ranked, for the results on digits are of data of other content" in " ".join(
+        text.split()
+    )
+
+
+def test_a_job_that_failed_for_an_unknown_evaluation_is_listed_once(results):
+    logs = results.parent / "logs" / "results"
+    logs.mkdir(parents=True)
+    (logs / "embed-random-pouring-test.log").write_text("timewalk embed: pouring is damaged.\n")
+    text = show_suite(results, {"random": ["knn", "tau", "phases"]}, width=80)
+    assert text.count("random: pouring is damaged.") == 1

@@ -1,5 +1,7 @@
 import json
+import math
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +10,15 @@ from hypothesis import strategies as st
 
 from tests.report.written import write_result, write_run
 from timewalk.errors import UserError
-from timewalk.report.square import BASELINES, kind_of, result_files, square
+from timewalk.report.published import load_published, published
+from timewalk.report.square import BASELINES, decimals_of, kind_of, result_files, square
 
 METHODS = ("dora", "crw", "random", "pretrained")
+
+
+def get_kind(model):
+    """Return the kind of a labelled set in a configuration."""
+    return model.model_fields["kind"].annotation.__args__[0]
 
 
 def column(made, metric, **keys):
@@ -158,9 +166,10 @@ def test_published_figures_stand_beside_their_own_protocol(tmp_path):
     encoder = {"name": "resnet18_s8"}
     for run, method in (("crw", "crw"), ("mine", "dora")):
         write_run(tmp_path, run, method=method, encoder=encoder)
+    davis = {"JF_mean": 1.0, "dataset_kind": "davis2017"}
     paths = [
-        write_result(tmp_path, run, "davis", f"davis2017-val-crw-{size}", JF_mean=1.0, method=run)
-        for run, size in (("crw", "s8"), ("mine", "s8"))
+        write_result(tmp_path, run, "davis", "davis2017-val-crw-s8", method=run, **davis)
+        for run in ("crw", "mine")
     ]
     made = square(paths)
     figure = made.cell("crw", made.columns[0]).published
@@ -168,24 +177,69 @@ def test_published_figures_stand_beside_their_own_protocol(tmp_path):
     assert figure.value == 67.6
     assert "CRW (NeurIPS 2020)" in figure.source
     assert made.cell("mine", made.columns[0]).published is None
-    changed = write_result(tmp_path, "crw", "davis", "davis2017-val-crw-s8-k5", JF_mean=1.0)
+    changed = write_result(tmp_path, "crw", "davis", "davis2017-val-crw-s8-k5", **davis)
     again = square([changed])
     assert again.cell("crw", again.columns[0]).published is None
 
 
+@pytest.mark.parametrize("kind", ["moving_shapes", None])
+def test_a_published_figure_is_not_of_generated_shapes(tmp_path, kind):
+    write_run(tmp_path, "crw", method="crw", encoder={"name": "resnet18_s8"})
+    keys = {"method": "crw", "dataset_kind": kind}
+    path = write_result(tmp_path, "crw", "davis", "davis2017-val-crw-s8", JF_mean=1.0, **keys)
+    made = square([path])
+    assert made.cell("crw", made.columns[0]).published is None
+
+
+def test_a_published_figure_stands_only_beside_a_result(tmp_path):
+    davis = {"JF_mean": 1.0, "dataset_kind": "davis2017"}
+    for run, rate in (("crw", 1), ("fast", 2)):
+        write_run(tmp_path, run, method="crw", encoder={"name": "resnet18_s8"}, rate=rate)
+    paths = [
+        write_result(tmp_path, "crw", "davis", "davis2017-val-crw-s8", method="crw", **davis),
+        write_result(tmp_path, "fast", method="crw", top1_k20=1.0),
+    ]
+    made = square(paths)
+    assert made.cell("crw", column(made, "JF_mean")).published is not None
+    assert made.cell("fast", column(made, "JF_mean")).published is None
+
+
+@pytest.mark.parametrize(
+    ("method", "protocol", "kind", "dataset", "metric", "value"),
+    [
+        ("pretrained", "linear-n4-aug", "folder", "imagenet", "top1_best", 77.0),
+        ("pretrained", "linear-n4-aug", "folder", "photos", "top1_best", None),
+        ("pretrained", "linear-n4-aug-1ep", "folder", "imagenet", "top1_best", None),
+        ("pretrained", "linear-n1-aug", "folder", "imagenet", "top1_best", None),
+        ("pretrained", "knn-cls-t0.07", "folder", "imagenet", "top1_k20", None),
+        ("smtc", "davis2017-val-unsupervised", "davis2017", "d", "frame_matched_JF_mean", 44.8),
+        ("smtc", "davis2017-val-unsupervised-n3", "davis2017", "d", "frame_matched_JF_mean", None),
+    ],
+)
+def test_a_published_figure_is_of_its_exact_protocol(
+    method, protocol, kind, dataset, metric, value
+):
+    encoder = {"name": "vit_small", "weights": "https://x/dino_deitsmall16_pretrain.pth"}
+    place = {"protocol": protocol, "kind": kind, "dataset": dataset, "metric": metric}
+    figure = published(method, encoder, **place)
+    assert (figure and figure.value) == value
+
+
 def test_every_published_figure_can_be_read():
+    from timewalk.config.labelled import Davis2017, FolderLabels
     from timewalk.evaluation import evaluation_names, get_evaluation
     from timewalk.methods import method_names
-    from timewalk.report.published import load_published
 
     headlines = {p for n in evaluation_names() for p in get_evaluation(n).headline}
     rows = load_published()
-    assert len(rows) > 20
+    assert len(rows) > 15
+    of_kind = {get_kind(Davis2017), get_kind(FolderLabels), "ade20k"}
+    assert {row["kind"] for row in rows} <= of_kind
     for row in rows:
         assert row["method"] in method_names()
         assert float(row["value"]) > 0
         assert row["source"]
-    assert {"JF_mean", "mIoU", "PCK_0.1", "miou"} <= headlines & {row["metric"] for row in rows}
+    assert {"JF_mean", "miou"} <= headlines & {row["metric"] for row in rows}
 
 
 def test_a_file_that_is_no_result(tmp_path):
@@ -208,8 +262,14 @@ RESULT = st.fixed_dictionaries(
         "method": st.sampled_from(METHODS),
         "protocol": st.sampled_from(["p1", "p2"]),
         "evaluation": st.sampled_from(["knn", "algorithm_loss"]),
-        "value": st.one_of(st.none(), st.integers(-3, 3).map(float)),
+        "value": st.one_of(
+            st.none(),
+            st.integers(-3, 3).map(float),
+            st.floats(-1, 60).map(lambda x: round(x, 3)),
+            st.sampled_from([math.nan, math.inf, -math.inf]),
+        ),
         "seed": st.integers(0, 2),
+        "digest": st.sampled_from([None, "d1", "d1", "d2"]),
     }
 )
 
@@ -224,6 +284,7 @@ def test_whatever_the_results(tmp_path_factory, drawn, order: random.Random):
         write_run(folder, run, method=item["method"], seed=item["seed"])
         metric = "loss_test" if item["evaluation"] == "algorithm_loss" else "top1_k20"
         keys = {"method": item["method"], "metrics": {metric: item["value"]}}
+        keys["digest"] = item["digest"]
         paths.append(write_result(folder, run, item["evaluation"], item["protocol"], **keys))
     made = square(paths)
     _check(made)
@@ -249,15 +310,19 @@ def _check(made):
     assert set(made.cells) == {(row.name, c) for row in made.rows for c in made.columns}
     for c in made.columns:
         cells = {row.name: made.cell(row, c) for row in made.rows}
-        found = sorted({x.mean for x in cells.values() if x.mean is not None})
-        best = found if c.lower_is_better else found[::-1]
-        several = sum(x.mean is not None for x in cells.values()) > 1
+        valued = {name: x for name, x in cells.items() if x.mean is not None}
+        decimals = decimals_of(x.mean for x in valued.values())
+        shown = {name: round(x.mean, decimals) for name, x in valued.items()}
+        best = sorted(set(shown.values()), reverse=not c.lower_is_better)
+        known = {d["dataset_sha256"] for x in valued.values() for d in x.digests if d}
+        ranked = len(valued) > 1 and len(known) < 2
         for row in made.rows:
-            cell = cells[row.name]
+            cell, text = cells[row.name], shown.get(row.name)
             assert (cell.mean is None) == (cell.state != "value")
-            assert (cell.rank == 1) == (several and cell.mean == best[0] if best else False)
-            second = several and len(best) > 1 and cell.mean == best[1]
-            assert (cell.rank == 2) == second
+            numbers = [cell.mean, cell.std, *cell.values.values(), *cell.deltas.values()]
+            assert all(math.isfinite(n) for n in numbers if n is not None)
+            assert cell.rank == (best.index(text) + 1 if ranked and text in best[:2] else None)
+            assert cell.comparable or cell.note
             assert all(
                 next(r for r in made.rows if r.name == n).method in BASELINES for n in cell.deltas
             )
@@ -276,3 +341,102 @@ def test_logs_are_found_below_any_parent(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert logs_of(Path("out/demo")) == tmp_path / "logs" / "out" / "demo"
     assert logs_of(tmp_path / "elsewhere") is None
+
+
+def test_results_on_other_data_are_not_ranked_subtracted_or_averaged(tmp_path):
+    for run, method, seed in (("dora_s0", "dora", 0), ("dora_s1", "dora", 1), ("x", "random", 0)):
+        write_run(tmp_path, run, method=method, seed=seed)
+    paths = [
+        write_result(tmp_path, "dora_s0", top1_k20=10.0),
+        write_result(tmp_path, "dora_s1", top1_k20=20.0, digest=None),
+        write_result(tmp_path, "x", method="random", top1_k20=5.0),
+    ]
+    made = square(paths)
+    knn = made.columns[0]
+    assert (made.cell("dora", knn).mean, made.cell("dora", knn).rank) == (15.0, 1)
+    assert made.cell("dora", knn).deltas == {"x": 10.0}
+    assert made.cell("dora", knn).note is None
+
+    write_result(tmp_path, "x", method="random", top1_k20=5.0, digest="d2")
+    made = square(paths)
+    cells = [made.cell(name, knn) for name in ("dora", "x")]
+    assert [(cell.mean, cell.rank, cell.deltas) for cell in cells] == [
+        (15.0, None, {}),
+        (5.0, None, {}),
+    ]
+    assert all("not ranked" in cell.note and not cell.comparable for cell in cells)
+
+    write_result(tmp_path, "dora_s1", top1_k20=20.0, digest="d2")
+    cell = square(paths).cell("dora", knn)
+    assert (cell.mean, cell.std, cell.state) == (None, None, "no meaning")
+    assert cell.values == {"dora_s0": 10.0, "dora_s1": 20.0}
+    assert "the runs of dora have no mean" in cell.note
+
+
+def test_training_sets_of_other_content_are_not_compared(tmp_path):
+    paths = [write_result(tmp_path, run, top1_k20=1.0) for run in "ab"]
+    for path in paths:
+        content = json.loads(path.read_text())
+        content["provenance"]["train_dataset_sha256"] = path.parent.name
+        path.write_text(json.dumps(content))
+    made = square(paths)
+    assert made.cell("a", made.columns[0]).rank is None
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_has_no_meaning(tmp_path, value):
+    for seed, number in ((0, value), (1, 2.0)):
+        write_run(tmp_path, f"dora_s{seed}", seed=seed)
+        write_result(tmp_path, f"dora_s{seed}", top1_k20=number)
+    write_run(tmp_path, "x", method="random")
+    write_result(tmp_path, "x", method="random", top1_k20=1.0)
+    made = square(sorted(tmp_path.glob("*/knn.json")))
+    cell = made.cell("dora", made.columns[0])
+    assert (cell.state, cell.mean, cell.std, cell.rank) == ("no meaning", None, None, None)
+    assert (cell.deltas, cell.values) == ({}, {"dora_s1": 2.0})
+    assert made.cell("x", made.columns[0]).rank is None
+
+
+def test_what_reads_the_same_shares_a_rank(tmp_path):
+    values = {"a": 50.001, "b": 50.004, "c": 49.99}
+    made = square([write_result(tmp_path, run, top1_k20=x) for run, x in values.items()])
+    assert [made.cell(run, made.columns[0]).rank for run in "abc"] == [1, 1, 2]
+
+
+def test_a_copied_run_has_the_name_of_its_folder(tmp_path):
+    write_run(tmp_path, "a")
+    write_result(tmp_path, "a", top1_k20=1.0)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    made = square(sorted(tmp_path.glob("*/knn.json")))
+    assert [row.name for row in made.rows] == ["a", "b"]
+    assert made.cell("b", made.columns[0]).values == {"b": 1.0}
+
+
+def test_the_settings_of_a_row_hold_no_secret(tmp_path):
+    weights = "https://me:hunter2@host/x.pth?token=abc"
+    write_run(tmp_path, "a", encoder={"name": "vit_small", "weights": weights})
+    (row,) = square([write_result(tmp_path, "a", top1_k20=1.0)]).rows
+    assert row.encoder["weights"] == "https://host/x.pth"
+
+
+def test_features_that_failed_fail_the_evaluations_that_read_them(tmp_path):
+    results, logs = tmp_path / "results", tmp_path / "logs" / "results"
+    logs.mkdir(parents=True)
+    ade = {"kind": "ade20k", "dataset": "ade", "settings": {"network": "upernet"}, "miou": 3.0}
+    paths = [
+        write_result(results, "done", dataset="pouring", top1_k20=1.0),
+        write_result(results, "done", "davis", dataset="pouring", JF_mean=1.0),
+        write_result(results, "done", "scenes", **ade),
+    ]
+    for run in ("a", "done"):
+        write_run(results, run, lr=len(run))
+    (logs / "embed-a-pouring-test.log").write_text("timewalk embed: pouring is damaged.\n")
+    (logs / "finetune-a-upernet.log").write_text("timewalk finetune: no room.\n")
+    (logs / "embed-a-x-digits-test.log").write_text("timewalk embed: of a-x.\n")
+    names = ["knn", "davis", "scenes", "tau"]
+    made = square(paths, {"a": names, "done": [], "a-x": []}, results)
+    states = {c.evaluation: made.cell("a", c).state for c in made.columns}
+    assert states == {"knn": "failed", "davis": "missing", "scenes": "failed", "tau": "missing"}
+    assert made.problems == {("a", "knn"): "pouring is damaged.", ("a", "scenes"): "no room."}
+    # Of `tau` there is no result that would tell what it reads.
+    assert made.unclear == {"a": ["pouring is damaged.", "no room."]}

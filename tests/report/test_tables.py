@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 import subprocess
@@ -176,3 +177,31 @@ def test_what_is_missing_and_what_failed_is_said(tmp_path):
     text = (results / "summary.md").read_text()
     assert re.search(r"\| b +\| +\| +failed \|", text)
     assert re.search(r"\| c +\| +\| +missing \|", text)
+
+
+def test_a_result_without_provenance(tmp_path):
+    path = write_result(tmp_path, "a", top1_k20=1.0)
+    content = json.loads(path.read_text())
+    del content["provenance"]
+    path.write_text(json.dumps(content))
+    write_tables([path], tmp_path)
+    assert ",,".join(["1.0,10", str(path)]) in (tmp_path / "summary.csv").read_text()
+
+
+def test_notes_are_said_once(tmp_path):
+    davis = {"method": "crw", "dataset_kind": "davis2017", "kind": "davis"}
+    for name, rate in (("a", 1), ("b", 2)):
+        write_run(tmp_path, name, method="crw", encoder={"name": "resnet18_s8"}, rate=rate)
+        write_result(tmp_path, name, "davis", "davis2017-val-crw-s8", JF_mean=1.0, **davis)
+    made = square(sorted(tmp_path.glob("*/davis.json")))
+    assert sum("67.6" in note for note in tables(made)[0].notes) == 1
+
+
+def test_why_nothing_is_ranked_stands_below_both_tables(tmp_path):
+    paths = [
+        write_result(tmp_path, name, top1_k20=value, digest=name)
+        for name, value in (("a", 1.0), ("b", 2.0))
+    ]
+    for table in tables(square(paths)):
+        assert sum("of other content" in note for note in table.notes) == 1
+        assert all(cell.rank is None for row in table.rows for cell in row)

@@ -36,6 +36,9 @@ def write_result(
     path = folder / run / f"{evaluation}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     kind, digest = more.pop("kind", evaluation), more.pop("digest", "d1")
+    of = more.pop("dataset_kind", None)
+    origin = {"dataset_kind": of} if of else {}
+    settings = {"kind": kind, **more.pop("settings", {})}
     record = {
         "run": run,
         "method": method,
@@ -48,8 +51,9 @@ def write_result(
         "artefacts": [],
         "provenance": {
             "training": {"seed": 3},
-            "settings": {"kind": kind},
-            "dataset_sha256": digest,
+            "settings": settings,
+            **({"dataset_sha256": digest} if digest else {}),
+            **origin,
         },
     }
     path.write_text(json.dumps(record))

@@ -351,3 +351,17 @@ def test_a_full_disk_is_said_at_once(tmp_path, server, monkeypatch):
     monkeypatch.setattr(transfer, "_fetch_rest", full)
     with pytest.raises(UserError, match=r"clip\.part cannot be written: no room is left"):
         get(tmp_path, server.address, mirror=server.address)
+
+
+def test_settings_without_secrets():
+    from timewalk.transfer import public_settings
+
+    secret = "https://me:pw@a.b/c?token=1"
+    settings = {"encoder": {"weights": secret, "depth": 2}, "list": [secret, None], "x": "run:a"}
+    assert public_settings(settings) == {
+        "encoder": {"weights": "https://a.b/c", "depth": 2},
+        "list": ["https://a.b/c", None],
+        "x": "run:a",
+    }
+    assert public_settings("HTTPS://me:pw@[a/b") == "HTTPS://…"
+    assert public_settings("[a//") == "[a//"

@@ -99,4 +99,4 @@ def planned(files: Sequence[Path] | None, results: Path) -> dict[str, list[str]]
         return None
     raw = read_configs([CONFIG])
     own = Path(str(raw.get("results_dir", RESULTS)))
-    return asked_for(raw) if own.absolute() == results.absolute() else None
+    return asked_for(raw) if own.resolve() == results.resolve() else None

@@ -15,6 +15,12 @@ def read_config(path: Path) -> dict[str, Any]:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: name an existing configuration file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8; save it as such.") from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): name an existing configuration file."
+        ) from None
     except yaml.YAMLError as error:
         where = " ".join(str(error).split())
         raise UserError(f"{path} is not valid YAML: {where}") from None

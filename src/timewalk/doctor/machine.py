@@ -11,18 +11,24 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from http.client import HTTPException
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from timewalk.artefacts import version
 from timewalk.doctor.finding import Finding, State
 from timewalk.errors import UserError, reason
+from timewalk.transfer import make_request
 
 BASE = ("torch", "torchvision", "timm", "numpy")
+MODULES = {"faiss-cpu": "faiss", "onnxruntime": "onnxruntime"}
+"""modules that more than one distribution brings: for GPUs, from conda"""
 GIB = 2**30
 TIGHT_GIB = 20
 """room below which a suite of videos soon stops"""
+SQLITE = "sqlite:///"
 TIMEOUT_S = 5.0
 IMPORT_S = 120.0
 """how long importing torch may take on a slow network disk"""
@@ -58,6 +64,9 @@ def _package(name: str, what: str) -> Finding:
     try:
         return Finding("software", name, "ok", metadata.version(name))
     except metadata.PackageNotFoundError:
+        module = MODULES.get(name)
+        if module is not None and find_spec(module) is not None:
+            return Finding("software", name, "ok", f"the module {module}, of another package")
         return Finding("software", name, "missing", f"needed for {what}", f"pip install {name}")
 
 
@@ -119,13 +128,18 @@ def ffmpeg(*, needed: bool) -> Iterator[Finding]:
 
 def _output(*command: str) -> str:
     """Return what a command prints; empty if it does not start, fails or hangs."""
+    return _answer(*command) or ""
+
+
+def _answer(*command: str) -> str | None:
+    """Return what a command prints; None if it does not start, fails or hangs."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, errors="replace"
         )
     except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        return None
+    return done.stdout if done.returncode == 0 else None
 
 
 def disk(*folders: str) -> Iterator[Finding]:
@@ -163,10 +177,9 @@ def slurm() -> Iterator[Finding]:
         name, nodes, gres, limit = line.split("|")
         text = f"{nodes} nodes, {gres.replace('(null)', 'no GPUs')}, at most {limit}"
         yield Finding("Slurm", name, "ok", text)
-    accounting = bool(_output("sacct", "--noheader", "--format=JobID"))
-    if not accounting:
+    if _answer("sacct", "--noheader", "--format=JobID") is None:
         remedy = "slurm-status-command: squeue in slurm/config.yaml"
-        yield Finding("Slurm", "accounting", "absent", "sacct gives nothing", remedy)
+        yield Finding("Slurm", "accounting", "absent", "sacct does not answer", remedy)
     try:
         found = metadata.version("snakemake-executor-plugin-slurm")
         yield Finding("Slurm", "plugin", "ok", f"snakemake-executor-plugin-slurm {found}")
@@ -181,27 +194,35 @@ def mlflow(results: Path) -> Iterator[Finding]:
     if address.startswith(("http://", "https://")):
         yield _server(address)
         return
-    store = results / "mlflow.db"
-    if not store.is_file():
-        text = f"{store} is made with the first result"
-        yield Finding("MLflow", "store", "to come", text)
+    if address and not address.startswith(SQLITE):
+        text = f"MLFLOW_TRACKING_URI names a {address.partition(':')[0]} store, not looked at"
+        yield Finding("MLflow", "store", "ok", text)
         return
+    store = Path(address.removeprefix(SQLITE)) if address else results / "mlflow.db"
+    yield _store(store, results)
+
+
+def _store(store: Path, results: Path) -> Finding:
+    if not store.is_file():
+        return Finding("MLflow", "store", "to come", f"{store} is made with the first result")
     try:
-        with closing(sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=TIMEOUT_S)) as base:
+        address = f"{store.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(address, uri=True, timeout=TIMEOUT_S)) as base:
             runs = base.execute("select count(*) from runs").fetchone()[0]
     except sqlite3.Error as error:
         remedy = f"delete it; `timewalk mlflow {results}` makes it again"
-        yield Finding("MLflow", "store", "missing", f"{store} does not answer: {error}", remedy)
-        return
+        text = f"{store} does not answer: {error}"
+        return Finding("MLflow", "store", "missing", text, remedy)
     remedy = f"open it: mlflow ui --backend-store-uri sqlite:///{store}"
-    yield Finding("MLflow", "store", "ok", f"{store}, {runs} runs", remedy)
+    return Finding("MLflow", "store", "ok", f"{store}, {runs} runs", remedy)
 
 
 def _server(address: str) -> Finding:
     shown = "the server of MLFLOW_TRACKING_URI"
     try:
-        with urllib.request.urlopen(f"{address.rstrip('/')}/health", timeout=TIMEOUT_S):
+        question = make_request(f"{address.rstrip('/')}/health")
+        with urllib.request.urlopen(question, timeout=TIMEOUT_S):
             return Finding("MLflow", "server", "ok", f"{shown} answers")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
         remedy = "start it, or unset the variable; results are kept and sent with the next run"
         return Finding("MLflow", "server", "missing", f"{shown}: {reason(error)}", remedy)

@@ -120,6 +120,10 @@ def weights(config: Config) -> Iterator[Finding]:
     for name, run in config.runs.items():
         encoder = run.get("encoder")
         source = encoder.get("weights") if isinstance(encoder, dict) else None
+        if source is not None and not isinstance(source, str):
+            text = f"runs.{name}.encoder.weights is {source!r}, which is no text"
+            yield Finding("weights", name, "missing", text, "name a file, an address or a run")
+            continue
         if not source or source in seen:
             continue
         seen[source] = name

@@ -73,6 +73,7 @@ def run_evaluation(
             settings_sha256=sha256_json(settings),
             encoder_sha256=sha256_file(run / "encoder.safetensors"),
             head_sha256=sha256_file(run / HEAD) if (run / HEAD).exists() else None,
+            dataset_kind=read_json(inputs.dataset).get("parameters", {}).get("kind"),
             dataset_sha256=sha256_file(inputs.dataset),
             train_dataset_sha256=inputs.train_dataset and sha256_file(inputs.train_dataset),
             frames_sha256={path.parent.name: sha256_file(path) for path in inputs.frames},

@@ -29,6 +29,7 @@ from timewalk.report.loading import loading, loading_head
 from timewalk.report.page import code, number, table
 from timewalk.report.sources import Source, data_counts, read_source
 from timewalk.report.tables import long_table
+from timewalk.transfer import public_settings
 from timewalk.video.sources import load_sources
 
 PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')
@@ -77,8 +78,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The run's configuration with every default."""
-        return dict(self.origin["config"])
+        """The run's configuration with every default, addresses without secrets."""
+        return dict(public_settings(self.origin["config"]))
 
     @property
     def name(self) -> str:

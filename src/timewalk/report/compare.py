@@ -111,6 +111,7 @@ def _evaluation(found: Sequence[Result | None], names: Sequence[str], width: int
         if against is not None and result is not None
         for note in _other(against, result, names[0], name)
     ]
+    notes += _not_known(found, names)
     notes += [f"{n}: no result" for n, r in zip(names, found, strict=True) if r is None]
     title = f"{first['evaluation']}: {_where(first)}"
     return plain_table(Table(title, ["metric", *names, *deltas], rows, notes, names=1), width)
@@ -119,9 +120,9 @@ def _evaluation(found: Sequence[Result | None], names: Sequence[str], width: int
 def _figures(values: Sequence[float | None], same: Sequence[bool]) -> list[str]:
     """Return the texts of values and of the differences of the comparable ones to the first."""
     decimals, (first, *others) = decimals_of(values), values
-    texts = [DASH if value is None else f"{value:.{decimals}f}" for value in values]
+    texts = [f"{value:.{decimals}f}" if _finite(value) else DASH for value in values]
     for value, comparable in zip(others, same[1:], strict=True):
-        if comparable and value is not None and first is not None:
+        if comparable and value is not None and first is not None and _finite(value - first):
             texts.append(f"{value - first:+.{decimals}f}")
         else:
             texts.append(DASH)
@@ -144,9 +145,24 @@ def _other(a: Result, b: Result, name_a: str = "", name_b: str = "") -> list[str
     ]
     before, after = a.get("provenance", {}), b.get("provenance", {})
     for key, what in DIGESTS.items():
-        if before.get(key) != after.get(key):
+        if before.get(key) and after.get(key) and before[key] != after[key]:
             found.append(f"the {what} of {name_a} and {name_b} are of other content")
     return found
+
+
+def _not_known(found: Sequence[Result | None], names: Sequence[str]) -> list[str]:
+    """Return sentences on the data of which some results say nothing, while others do."""
+    notes = []
+    for key, what in DIGESTS.items():
+        said = {
+            name: bool(result.get("provenance", {}).get(key))
+            for name, result in zip(names, found, strict=True)
+            if result is not None
+        }
+        silent = [name for name, known in said.items() if not known]
+        if silent and len(silent) < len(said):
+            notes.append(f"not known: the content of the {what} of {', '.join(silent)}")
+    return notes
 
 
 def _curves(

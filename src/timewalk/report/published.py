@@ -1,8 +1,9 @@
 """Figures that papers report, to stand beside ours: the table ``published.csv``.
 
 A row says which runs a figure is for (method, architecture and weights of the encoder) and in which
-column it belongs; all of these but the method are patterns as of a shell. A figure stands beside
-ours whatever a run was trained on: `setting` says what the paper's was.
+column it belongs; all of these but the method are patterns as of a shell. The data set is that of
+the paper by its kind: what timewalk draws in the layout of a published set has a kind of its own.
+A figure stands beside ours whatever a run was trained on: `setting` says what the paper's was.
 """
 
 import csv
@@ -40,7 +41,7 @@ def published(method: str, encoder: Mapping[str, Any], **column: str) -> Publish
     Args:
         method: of the run.
         encoder: its settings: `name` of the architecture, and `weights`.
-        column: protocol, dataset and metric.
+        column: protocol, dataset and metric, and the kind of the data set in `labelled`.
     """
     for row in load_published():
         place = {"encoder": str(encoder.get("name", "")), **column}

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from timewalk.artefacts import read_json
+from timewalk.check import check
+from timewalk.config import Config
 from timewalk.errors import UserError, nearest
-from timewalk.report.failures import ended_by, failure, logs_of
+from timewalk.report.failures import ended_by, logs_of
 from timewalk.report.square import Square, result_files, square
 from timewalk.report.tables import DASH, Table, Text, decimals_of
-from timewalk.report.terminal import LEGEND, plain_table, wrapped
+from timewalk.report.terminal import LEGEND, MARKS, plain_table, wrapped
+from timewalk.transfer import public_settings
 
 State = Literal["finished", "training", "failed", "stopped", "not started"]
 STEP = re.compile(r"step (\d+) of (\d+)")
@@ -29,7 +32,7 @@ class Run:
     Attributes:
         name: of the run and its folder.
         folder: of its files.
-        config: its settings; empty before its training begins.
+        config: its settings, addresses without secrets; empty before its training begins.
         state: how far it is.
         step: steps done.
         steps: steps asked for; None where they are not known.
@@ -77,7 +80,8 @@ def find_run(word: str, results: Path) -> Path:
     """
     for folder in (results / word, Path(word)):
         if is_run(folder):
-            return folder
+            # A run has the name of its folder, which `.` and `..` do not tell.
+            return folder if folder.name not in ("", "..") else folder.resolve()
     known = [folder.name for folder in run_folders(results)] if results.is_dir() else []
     raise UserError(f"{word} is no run of {results} and no folder of one{nearest(word, known)}")
 
@@ -89,7 +93,7 @@ def read_run(folder: Path) -> Run:
     origin = read_json(about).get("provenance", {}) if about.is_file() else {}
     places = (folder / "config.json", folder / "checkpoints" / "config.json")
     saved: dict[str, Any] = next((read_json(path) for path in places if path.is_file()), {})
-    run.config = origin.get("config") or saved
+    run.config = public_settings(origin.get("config") or saved)
     curve = read_curve(folder)
     last = curve[-1] if curve else {}
     run.loss = next((r["loss"] for r in reversed(curve) if r.get("loss") is not None), None)
@@ -168,12 +172,17 @@ def age(seconds: float) -> str:
 
 
 def asked_for(raw: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the names of the evaluations that a configuration asks of each run."""
-    evaluations = raw.get("evaluations") or {}
-    return {
-        run: [n for n, x in evaluations.items() if x.get("runs") is None or run in x["runs"]]
-        for run in raw.get("runs") or {}
-    }
+    """Return the names of the evaluations that a configuration asks of each run.
+
+    Raises:
+        UserError: a run or an evaluation has no keys, or a name is no text.
+    """
+    config = check(Config, {k: raw[k] for k in ("runs", "evaluations") if raw.get(k) is not None})
+    only = {name: item.get("runs") for name, item in config.evaluations.items()}
+    for name, runs in only.items():
+        if runs is not None and not isinstance(runs, list):
+            raise UserError(f"evaluations.{name}.runs: {runs!r} is no list; write [{runs}].")
+    return {run: [n for n, x in only.items() if x is None or run in x] for run in config.runs}
 
 
 def show_runs(
@@ -200,13 +209,11 @@ def show_runs(
     header = ["run", "state", "steps", "loss", "age", "evals", "best", "method", "data"]
     rows = [[Text(text) for text in _row(run, made, planned)] for run in found]
     text = plain_table(Table("", header, rows, names=1, left=(1, 6, 7, 8)), width)
-    logs = logs_of(results)
     said = [f"{run.name}: {run.note}" for run in found if run.note]
-    for run in found:
-        done = {path.stem for path in run.results}
-        for name in (planned or {}).get(run.name, ()) if not run.note and logs else ():
-            if name not in done and logs and (sentence := failure(logs, run.name, name)):
-                said.append(f"{run.name}, {name}: {sentence}")
+    trained = {run.name for run in found if not run.note}
+    problems = {pair: sentence for pair, sentence in made.problems.items() if pair[0] in trained}
+    said += [f"{run}, {name}: {sentence}" for (run, name), sentence in problems.items()]
+    said += [f"{run}: {s}" for run, sentences in made.unclear.items() for s in sentences]
     failed = (
         ["", "Failed:", *(wrapped(f"  {line}", width, "    ") for line in said)] if said else []
     )
@@ -217,8 +224,10 @@ def show_runs(
 def _row(run: Run, made: Square, planned: Mapping[str, Sequence[str]] | None) -> list[str]:
     trained = bool(run.config.get("training"))
     steps = f"{run.step}/{run.steps}" if run.steps else str(run.step)
-    asked = len(planned[run.name]) if planned and run.name in planned else None
-    evaluations = str(len(run.results)) if asked is None else f"{len(run.results)}/{asked}"
+    done, asked = [path.stem for path in run.results], (planned or {}).get(run.name)
+    evaluations = str(len(done))
+    if asked is not None:
+        evaluations = f"{sum(name in asked for name in done)}/{len(asked)}"
     return [
         run.name,
         run.state,
@@ -245,5 +254,6 @@ def _best(run: Run, made: Square) -> str:
         return DASH
     rank, column, cell = min(figures, key=lambda figure: figure[0])
     decimals = decimals_of(made.cell(other, column).mean for other in made.rows)
-    mark = {1: "*", 2: "'"}.get(rank, "")
+    # The rank is that of the mean over seeds, which stands in no single run's line.
+    mark = MARKS.get(rank, "") if len(row.runs) == 1 else ""
     return f"{column.evaluation} {cell.values[run.name]:.{decimals}f}{mark}"

@@ -37,12 +37,10 @@ def show_suite(
         )
     made = square(_results(results), planned, results)
     parts = [plain_table(table, width) for table in tables(made)]
-    notes = dict.fromkeys(cell.note for cell in made.cells.values() if cell.note)
-    parts += (
-        ["\n".join(["Failed:", *(wrapped(f"  {note}", width, "    ") for note in notes)])]
-        if notes
-        else []
-    )
+    jobs = [f"{run}: {sentence}" for run, said in made.unclear.items() for sentence in said]
+    failed = dict.fromkeys([*made.problems.values(), *jobs])
+    if failed:
+        parts.append("\n".join(["Failed:", *(wrapped(f"  {x}", width, "    ") for x in failed)]))
     ends = [LEGEND, "", "Pictures:", *([f"  {path}" for path in pictures(results)] or ["  none"])]
     ends += ["", *_files(results)]
     return "\n\n".join([*parts, "\n".join(ends)])
@@ -178,22 +176,25 @@ def _evaluation(made: Square, row: Row, run: str, columns: Sequence[Column]) -> 
     for column, cell in zip(columns, cells, strict=True):
         decimals = decimals_of([made.cell(other, column).mean for other in made.rows])
         own = cell.values.get(run)
-        texts = [_number(own, decimals), *([cell_text(cell, decimals).text] if several else [])]
-        for name in baselines:
-            other = made.cell(name, column).mean
-            delta = None if own is None or other is None else own - other
-            texts.append(_number(delta, decimals, "+"))
-        if figures:
-            texts.append(f"{cell.published.value:g}" if cell.published else DASH)
         name = column.metric + ("↓" if column.lower_is_better and column.ranked else "")
-        rows.append([Text(name), Text(texts[0], cell.rank), *map(Text, texts[1:])])
+        # The rank is that of the mean over seeds.
+        texts = [Text(name), Text(_number(own, decimals), None if several else cell.rank)]
+        texts += [cell_text(cell, decimals)] if several else []
+        for other in baselines:
+            mean = made.cell(other, column).mean if other in cell.deltas else None
+            delta = None if own is None or mean is None else own - mean
+            texts.append(Text(_number(delta, decimals, "+")))
+        if figures:
+            texts.append(Text(f"{cell.published.value:g}" if cell.published else DASH))
+        rows.append(texts)
     first = columns[0]
     title = (
         f"{first.evaluation}: {first.protocol} on {first.dataset} ({first.split}, "
         f"{cells[0].samples} samples)"
     )
     sources = dict.fromkeys(cell.published.source for cell in cells if cell.published)
-    return Table(title, header, rows, [f"published: {source}" for source in sources], names=1)
+    notes = dict.fromkeys(cell.note for cell in cells if cell.note and not cell.comparable)
+    return Table(title, header, rows, [*(f"published: {s}" for s in sources), *notes], names=1)
 
 
 def _number(value: float | None, decimals: int, sign: str = "") -> str:

@@ -5,24 +5,28 @@ evaluation under one protocol on one split of one data set: two protocols never 
 a column are comparable, so that the best of them are ranked and the rows to beat subtracted.
 """
 
+import math
 import re
 import statistics
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
-from timewalk.artefacts import read_json, sha256_json
-from timewalk.config.changes import decisive
+from timewalk.artefacts import read_json
 from timewalk.errors import UserError
 from timewalk.evaluation import entry_of
-from timewalk.report.failures import failure, logs_of
+from timewalk.report.failures import failure, failures_before, logs_of
 from timewalk.report.published import Published, published
+from timewalk.report.rows import Row as Row
+from timewalk.report.rows import make_rows
 
 State = Literal["value", "no meaning", "missing", "failed", "not asked for"]
 BASELINES = ("random", "pretrained")
 """methods whose rows are those to beat"""
+DIGESTS = ("dataset_sha256", "train_dataset_sha256")
+"""what of a result's provenance tells the content of its data"""
 KEYS = ("run", "method", "evaluation", "protocol", "dataset", "split", "metrics", "samples")
 
 
@@ -64,15 +68,18 @@ class Cell:
     """What a row has in a column.
 
     Attributes:
-        mean: over the row's runs that have a value; None without any.
+        mean: over the row's runs that have a value; None without any, where one is not finite, or
+            where they were measured on data of other content.
         std: sample standard deviation; None of fewer than two values.
-        values: of each run.
+        values: of each run, where it is finite.
         samples: how many images, objects or videos were scored.
         rank: 1 for the best of a column, 2 for the second best; ties share a rank.
         deltas: the mean less that of each row to beat, by that row's name.
         published: what the method's paper reports for this column.
         state: whether there is a value, and if not, why.
-        note: the sentence with which a job failed.
+        note: the sentence with which a job failed, or why the value is compared with no other.
+        digests: of the data that each run was measured on, as far as they are known.
+        comparable: whether all of the column was measured on data of the same content.
     """
 
     mean: float | None = None
@@ -84,34 +91,28 @@ class Cell:
     published: Published | None = None
     state: State = "not asked for"
     note: str | None = None
-
-
-@dataclass
-class Row:
-    """A run, or runs that differ only by their seed.
-
-    Attributes:
-        name: the run's, or what the names of its runs have in common.
-        method: what they were trained with.
-        runs: their names.
-        seeds: of each of them, where known.
-        encoder: settings of their encoder: `name` of the architecture, `weights` and the rest.
-    """
-
-    name: str
-    method: str
-    runs: list[str]
-    seeds: list[int]
-    encoder: dict[str, Any] = field(default_factory=dict)
+    digests: list[dict[str, str]] = field(default_factory=list, repr=False)
+    comparable: bool = True
 
 
 @dataclass
 class Square:
-    """Rows, columns and the cell of each pair of the two."""
+    """Rows, columns and the cell of each pair of the two.
+
+    Attributes:
+        rows: of runs.
+        columns: of metrics.
+        cells: by the row's name and the column.
+        problems: by run and evaluation, the sentence with which what is missing has failed.
+        unclear: by run, the sentences of jobs that have failed while something is missing of which
+            nothing tells whether it needs them.
+    """
 
     rows: list[Row]
     columns: list[Column]
     cells: dict[tuple[str, Column], Cell]
+    problems: dict[tuple[str, str], str] = field(default_factory=dict)
+    unclear: dict[str, list[str]] = field(default_factory=dict)
 
     def cell(self, row: Row | str, column: Column) -> Cell:
         """Return a row's cell in a column."""
@@ -143,15 +144,10 @@ def square(
     asked = {run: list(names) for run, names in (planned or {}).items()}
     places = {run: root / run for run in asked} if root else {}
     places |= {item["run"]: item["folder"] for item in found.results}
-    rows = _rows(found, places, asked)
+    rows = make_rows(found.results, places, asked)
     columns = [*_columns(found), *_never_done(found, asked)]
-    failures = _Failures(root and logs_of(root))
-    cells = {}
-    for row in rows:
-        for column in columns:
-            cell = cells[row.name, column] = _cell(row, column, found)
-            _explain(cell, row, column, found.done, None if planned is None else asked, failures)
-    made = Square(rows, columns, cells)
+    made = Square(rows, columns, {(r.name, c): _cell(r, c, found) for r in rows for c in columns})
+    _explain(made, found, None if planned is None else asked, root and logs_of(root))
     for column in columns:
         _compare(made, column)
     return made
@@ -164,21 +160,20 @@ class _Found:
         self.results = results
         self.by_group = {(item["run"], _group(item)): item for item in results}
         self.done = {(item["run"], item["evaluation"]) for item in results}
+        self.examples = {item["evaluation"]: item for item in results}
 
-
-class _Failures:
-    """Sentences of failed jobs, each log read once."""
-
-    def __init__(self, logs: Path | None) -> None:
-        self.logs = logs
-        self.known: dict[tuple[str, str], str | None] = {}
-
-    def of(self, run: str, evaluation: str) -> str | None:
-        if self.logs is None:
+    def before(self, run: str, evaluation: str) -> list[str] | None:
+        """Return the jobs between training and evaluation; None where no result of another run
+        tells them."""
+        if (example := self.examples.get(evaluation)) is None:
             return None
-        if (run, evaluation) not in self.known:
-            self.known[run, evaluation] = failure(self.logs, run, evaluation)
-        return self.known[run, evaluation]
+        needs = entry_of(kind_of(example)).needs
+        if needs == "embeddings":
+            return [f"embed-{run}-{example['dataset']}-{split}" for split in ("train", "test")]
+        network = example.get("provenance", {}).get("settings", {}).get("network")
+        if needs == "network":
+            return [f"finetune-{run}-{network}"] if network else None
+        return []
 
 
 def _group(item: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -188,13 +183,15 @@ def _group(item: Mapping[str, Any]) -> tuple[str, str, str, str]:
 def read_result(path: Path) -> dict[str, Any]:
     """Read the JSON of a result, with the folder of its run beside its keys.
 
+    The run has the name of its folder, which may have been copied or renamed.
+
     Raises:
         UserError: it is none.
     """
     result = read_json(path)
     if not isinstance(result, dict) or not result.keys() >= set(KEYS):
         raise UserError(f"{path} is no result of an evaluation; leave it out, or make it again.")
-    return {**result, "folder": path.parent}
+    return {**result, "run": path.absolute().parent.name, "folder": path.parent}
 
 
 def result_files(folder: Path) -> list[Path]:
@@ -219,60 +216,11 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def _rows(
-    found: _Found, places: Mapping[str, Path], asked: Mapping[str, Sequence[str]]
-) -> list[Row]:
-    """Return the rows in the order of the plan, then of the results."""
-    about = {item["run"]: item for item in reversed(found.results)}
-    runs = list(dict.fromkeys([*asked, *(item["run"] for item in found.results)]))
-    groups: dict[tuple[str, int], list[Row]] = {}
-    # By name, so that the order of the results does not matter.
-    for run in sorted(runs):
-        key, row = _row(run, places.get(run), about.get(run, {}))
-        number = 0
-        # Two runs of one seed are no sample of seeds.
-        while any(row.seeds == other.seeds for other in groups.get((key, number), [])):
-            number += 1
-        groups.setdefault((key, number), []).append(row)
-    rows: list[Row] = []
-    for members in sorted(groups.values(), key=lambda rows: min(runs.index(r.name) for r in rows)):
-        names = [member.name for member in members]
-        seeds = [seed for member in members for seed in member.seeds]
-        name = _common_name(names, {*runs, *(row.name for row in rows)} - {*names})
-        rows.append(Row(name, members[0].method, names, seeds, members[0].encoder))
-    return rows
-
-
-def _row(run: str, folder: Path | None, result: Mapping[str, Any]) -> tuple[str, Row]:
-    """Return a digest of all that a run has in common with those of other seeds, and its row."""
-    config, inputs = _configuration(folder)
-    seed = config.get("seed", result.get("provenance", {}).get("training", {}).get("seed"))
-    method = str(config.get("method") or result.get("method") or "")
-    same = {k: v for k, v in decisive(config).items() if k != "seed"} if config else run
-    row = Row(run, method, [run], [] if seed is None else [seed], dict(config.get("encoder", {})))
-    return sha256_json([same, inputs]), row
-
-
-def _configuration(folder: Path | None) -> tuple[dict[str, Any], Any]:
-    """Return a run's configuration and the digests of its data; empty where they are not known."""
-    if folder is not None and (folder / "encoder.json").is_file():
-        origin = read_json(folder / "encoder.json").get("provenance", {})
-        if isinstance(origin.get("config"), dict):
-            return origin["config"], sorted(origin.get("inputs", {}).items())
-    if folder is not None and (folder / "config.json").is_file():
-        return read_json(folder / "config.json"), [str(folder)]
-    return {}, []
-
-
-def _common_name(runs: Sequence[str], taken: Container[str]) -> str:
-    """Return what the names of runs begin with, without `seed` and separators at its end."""
-    if len(runs) == 1:
-        return runs[0]
-    letters = takewhile(lambda same: len(set(same)) == 1, zip(*runs, strict=False))
-    name = "".join(same[0] for same in letters)
-    if name not in runs:
-        name = re.sub(r"[_-]+(seed|s)?[_-]*\d*[_-]*$", "", name)
-    return runs[0] if not name or name in taken else name
+def decimals_of(values: Iterable[float | None]) -> int:
+    """Return four decimals for a column of which no number is above 1 (tau, R2, losses), else two,
+    as the field reports them."""
+    found = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    return 4 if found and max(found) <= 1 and any(value % 1 for value in found) else 2
 
 
 def _columns(found: _Found) -> list[Column]:
@@ -309,53 +257,113 @@ def _cell(row: Row, column: Column, found: _Found) -> Cell:
     """Return what the runs of a row have in a column."""
     items = [found.by_group.get((run, column.group)) for run in row.runs]
     held = [item for item in items if item is not None and column.metric in item["metrics"]]
-    numbers = {item["run"]: item["metrics"][column.metric] for item in held}
-    values = {run: float(value) for run, value in numbers.items() if value is not None}
-    place = {"protocol": column.protocol, "dataset": column.dataset, "metric": column.metric}
-    return Cell(
-        mean=statistics.fmean(values.values()) if values else None,
-        std=statistics.stdev(values.values()) if len(values) > 1 else None,
+    given = {item["run"]: item["metrics"][column.metric] for item in held}
+    numbers = {run: float(value) for run, value in given.items() if value is not None}
+    values = {run: value for run, value in numbers.items() if math.isfinite(value)}
+    cell = Cell(
         values=values,
         samples=max((item["samples"] for item in held), default=0),
-        published=published(row.method, row.encoder, **place),
-        state="value" if values else "no meaning" if held else "not asked for",
+        published=_published(row, column, held),
+        state="no meaning" if held else "not asked for",
+        digests=[_digests(item) for item in held],
     )
+    if _differ(cell.digests):
+        cell.comparable = False
+        cell.note = (
+            f"{column.evaluation}: the runs of {row.name} have no mean, for their results on "
+            f"{column.dataset} are of data of other content; make the older ones again."
+        )
+    # A mean that leaves out a run that has diverged would be too good.
+    elif values and len(values) == len(numbers):
+        cell.mean, cell.state = statistics.fmean(values.values()), "value"
+        cell.std = statistics.stdev(values.values()) if len(values) > 1 else None
+    return cell
+
+
+def _published(row: Row, column: Column, held: Sequence[Mapping[str, Any]]) -> Published | None:
+    """Return the published figure beside a result; a result says of what kind its set is."""
+    kinds = {item.get("provenance", {}).get("dataset_kind") for item in held}
+    if len(kinds) != 1 or None in kinds:
+        return None
+    place = {"protocol": column.protocol, "dataset": column.dataset, "metric": column.metric}
+    return published(row.method, row.encoder, kind=str(*kinds), **place)
+
+
+def _digests(item: Mapping[str, Any]) -> dict[str, str]:
+    origin = item.get("provenance", {})
+    return {key: origin[key] for key in DIGESTS if origin.get(key)}
+
+
+def _differ(digests: Iterable[Mapping[str, str]]) -> bool:
+    """Return whether any two differ in what is known of both."""
+    known = {tuple(sorted(one.items())): one for one in digests}.values()
+    return any(_other(a, b) for a, b in combinations(known, 2))
+
+
+def _other(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+    return any(a[key] != b[key] for key in a.keys() & b.keys())
 
 
 def _explain(
-    cell: Cell,
-    row: Row,
-    column: Column,
-    done: set[tuple[str, str]],
-    asked: Mapping[str, Sequence[str]] | None,
-    failures: _Failures,
+    made: Square, found: _Found, asked: Mapping[str, Sequence[str]] | None, logs: Path | None
 ) -> None:
-    """Say why there is nothing of some of a row's runs."""
-    name = column.evaluation
-    missing = [
-        run
-        for run in row.runs
-        if (run, name) not in done and (asked is None or name in asked.get(run, ()))
-    ]
-    sentences = [sentence for run in missing if (sentence := failures.of(run, name))]
-    cell.note = sentences[0] if sentences else None
-    if cell.state == "not asked for" and sentences:
-        cell.state = "failed"
-    elif cell.state == "not asked for" and missing and asked is not None:
-        cell.state = "missing"
+    """Say why there is nothing of some runs."""
+    names = dict.fromkeys(column.evaluation for column in made.columns)
+    for run in [run for row in made.rows for run in row.runs] if logs else ():
+        for name in names if asked is None else asked.get(run, ()):
+            if logs and (run, name) not in found.done:
+                _look_up(made, found, logs, run, name)
+    runs = {row.name: row.runs for row in made.rows}
+    for (row, column), cell in made.cells.items():
+        pairs = [(run, column.evaluation) for run in runs[row]]
+        said = [made.problems[pair] for pair in pairs if pair in made.problems]
+        missing = any(
+            pair not in found.done and pair[1] in (asked or {}).get(pair[0], ()) for pair in pairs
+        )
+        cell.note = said[0] if said else cell.note
+        if cell.state == "not asked for" and (said or missing):
+            cell.state = "failed" if said else "missing"
+
+
+def _look_up(made: Square, found: _Found, logs: Path, run: str, name: str) -> None:
+    """Find the log of the job for which a result is missing."""
+    before = found.before(run, name)
+    if sentence := failure(logs, run, name, before or ()):
+        made.problems[run, name] = sentence
+    elif before is None and run not in made.unclear:
+        others = [other for row in made.rows for other in row.runs if other != run]
+        if sentences := failures_before(logs, run, others):
+            made.unclear[run] = sentences
 
 
 def _compare(made: Square, column: Column) -> None:
     """Rank the cells of a column and subtract the rows to beat."""
     filled = {row.name: made.cell(row, column) for row in made.rows}
     means = {name: cell.mean for name, cell in filled.items() if cell.mean is not None}
+    content = {name: filled[name].digests for name in means}
+    mixed = _differ(digests for known in content.values() for digests in known)
     baselines = [row.name for row in made.rows if row.method in BASELINES and row.name in means]
     for name, mean in means.items():
-        others = [other for other in baselines if other != name]
-        filled[name].deltas = {other: mean - means[other] for other in others}
-    if len(means) < 2 or not column.ranked:
-        return
+        filled[name].deltas = {
+            other: mean - means[other]
+            for other in baselines
+            if other != name and not (mixed and _differ(content[name] + content[other]))
+        }
+    if not mixed and len(means) > 1 and column.ranked:
+        _rank(column, {name: filled[name] for name in means})
+    for name in means if mixed else ():
+        filled[name].comparable = False
+        filled[name].note = filled[name].note or (
+            f"{column.evaluation}: not ranked, for the results on {column.dataset} are of data of "
+            "other content; make the older ones again."
+        )
+
+
+def _rank(column: Column, cells: Mapping[str, Cell]) -> None:
+    """Rank cells by their means as they are printed: what reads the same shares a rank."""
+    decimals = decimals_of(cell.mean for cell in cells.values())
+    means = {n: round(cell.mean, decimals) for n, cell in cells.items() if cell.mean is not None}
     best = sorted(set(means.values()), reverse=not column.lower_is_better)[:2]
     for name, mean in means.items():
         if mean in best:
-            filled[name].rank = 1 if mean == best[0] else 2
+            cells[name].rank = 1 if mean == best[0] else 2

@@ -6,13 +6,14 @@ column is bold and the second best underlined; runs of several seeds are mean ±
 deviation.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from timewalk.artefacts import read_json, write_text
-from timewalk.report.square import Cell, Column, Row, Square, natural, square
+from timewalk.artefacts import write_text
+from timewalk.report.square import Cell, Column, Row, Square, natural, read_result, square
+from timewalk.report.square import decimals_of as decimals_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,7 +74,7 @@ def long_table(results: Sequence[Path]) -> "pd.DataFrame":
     samples, seed, source."""
     import pandas as pd
 
-    rows = [row for path in results for row in _rows(path, read_json(path))]
+    rows = [row for path in results for row in _rows(path, read_result(path))]
     columns = ["run", "method", "evaluation", "protocol", "dataset", "split", "metric", "value"]
     return pd.DataFrame(rows, columns=[*columns, "samples", "seed", "source"])
 
@@ -83,7 +84,7 @@ def _rows(path: Path, result: dict[str, Any]) -> list[dict[str, Any]]:
         key: result[key]
         for key in ("run", "method", "evaluation", "protocol", "dataset", "split", "samples")
     }
-    shared["seed"] = result["provenance"]["training"].get("seed")
+    shared["seed"] = result.get("provenance", {}).get("training", {}).get("seed")
     shared["source"] = str(path)
     metrics = sorted(result["metrics"].items(), key=lambda item: natural(item[0]))
     return [{**shared, "metric": metric, "value": value} for metric, value in metrics]
@@ -135,6 +136,7 @@ def headline_table(made: Square) -> Table:
         for number, column in enumerate(columns, start=1)
     ]
     rows = _texts(made, made.rows, columns)
+    notes = [*dict.fromkeys(notes), *_not_compared(made, columns)]
     return Table("The headline metric of each evaluation", ["run", "method", *header], rows, notes)
 
 
@@ -147,7 +149,14 @@ def _protocol_table(made: Square, columns: Sequence[Column]) -> Table:
     ]
     header = [f"{c.metric}{'↓' if c.lower_is_better and c.ranked else ''}" for c in columns]
     title = f"{columns[0].evaluation}: {_place(made, columns[0])}"
-    return Table(title, ["run", "method", *header], _texts(made, rows, columns))
+    notes = _not_compared(made, columns)
+    return Table(title, ["run", "method", *header], _texts(made, rows, columns), notes)
+
+
+def _not_compared(made: Square, columns: Sequence[Column]) -> list[str]:
+    """Return why cells of some columns are not ranked or have no mean."""
+    cells = [made.cell(row, column) for column in columns for row in made.rows]
+    return list(dict.fromkeys(cell.note for cell in cells if cell.note and not cell.comparable))
 
 
 def _place(made: Square, column: Column) -> str:
@@ -176,13 +185,6 @@ def _texts(made: Square, rows: Sequence[Row], columns: Sequence[Column]) -> list
 def row_title(row: Row) -> str:
     """Return a row's name, with the number of its seeds where there are several."""
     return row.name if len(row.runs) == 1 else f"{row.name} ({len(row.runs)} seeds)"
-
-
-def decimals_of(values: Iterable[float | None]) -> int:
-    """Return four decimals for a column of which no number is above 1 (tau, R2, losses), else two,
-    as the field reports them."""
-    found = [abs(value) for value in values if value is not None]
-    return 4 if found and max(found) <= 1 and any(value % 1 for value in found) else 2
 
 
 def cell_text(cell: Cell, decimals: int) -> Text:
