@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 
 from timewalk.config import EncoderConfig
 from timewalk.encoders import build_encoder, encoder_digest, save_encoder
+from timewalk.report.mlflow import mirror, store_uri
 
 TINY = {"name": "vit_tiny", "patch_size": 8, "image_size": 32, "depth": 1, "width": 24, "heads": 2}
 CARD = """---
@@ -27,6 +28,8 @@ A table.
 [knn](knn.json): 61.5
 """
 START = 1_700_000_000.0
+KINDS = {"dora": None, "dora/finetuned/segmented": "dora", "dora/knn": "dora"}
+"""runs of MLflow's for one of ours, and what they hang on"""
 
 
 def origin(run: str, **more) -> dict:
@@ -73,9 +76,11 @@ def curve(steps: int) -> list[dict]:
     ]
 
 
-def knn(run: str, top1: float = 61.5) -> dict:
+def knn(folder: Path, top1: float = 61.5) -> dict:
+    """Return the result of an evaluation of the encoder that a run's folder holds."""
+    encoder = json.loads((folder / "encoder.json").read_text())
     return {
-        "run": run,
+        "run": folder.name,
         "method": "dora",
         "evaluation": "knn",
         "protocol": "knn-x",
@@ -86,6 +91,7 @@ def knn(run: str, top1: float = 61.5) -> dict:
         "metrics": {"top1@k=10": top1, "top1_k20": 50.0, "top5@k=10": None},
         "artefacts": ["knn/confusion.csv", "knn/deep/masks.npz"],
         "provenance": {
+            "encoder_sha256": encoder["sha256"],
             "dataset_sha256": "d" * 64,
             "train_dataset_sha256": None,
             "frames_sha256": {},
@@ -114,7 +120,7 @@ def make_run(folder: Path, seed: int = 0, steps: int = 3) -> Path:
     (folder / "knn" / "deep").mkdir(parents=True)
     (folder / "knn" / "confusion.csv").write_text("a,b\n")
     (folder / "knn" / "deep" / "masks.npz").write_bytes(b"large")
-    write(folder / "knn.json", knn(name))
+    write(folder / "knn.json", knn(folder))
     tuned = folder / "finetuned" / "segmented"
     config = {"task": "semantic_segmentation", "dataset": "scenes", "seed": 3}
     about = origin(name, config=config, inputs={"data/datasets/scenes/manifest.json": "e" * 64})
@@ -172,3 +178,17 @@ def files(client: MlflowClient, run_id: str, below: str | None = None) -> list[s
     for item in client.list_artifacts(run_id, below):
         found += files(client, run_id, item.path) if item.is_dir else [item.path]
     return found
+
+
+def call(results: Path) -> str:
+    """Mirror the run; return the number of its run in MLflow."""
+    mirror([results / "dora" / "knn.json"], results, "test", results / "mlflow.json")
+    stamp = json.loads((results / "mlflow.json").read_text())["runs"]
+    return stamp["dora"]["mlflow_run"]
+
+
+def runs(results: Path, query: str = "") -> dict:
+    """Return the runs in MLflow that a query finds, by name."""
+    client = MlflowClient(store_uri(results))
+    experiment = client.get_experiment_by_name("test").experiment_id
+    return {run.info.run_name: run for run in client.search_runs([experiment], query)}

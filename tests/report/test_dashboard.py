@@ -48,7 +48,7 @@ def free_port() -> int:
 def make_suite(folder: Path) -> Path:
     make_run(folder / "dora", seed=0, steps=30)
     make_run(folder / "variant", seed=1, steps=20)
-    write(folder / "variant" / "knn.json", knn("variant", 77.5))
+    write(folder / "variant" / "knn.json", knn(folder / "variant", 77.5))
     return folder
 
 

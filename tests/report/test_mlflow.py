@@ -1,66 +1,30 @@
 """The MLflow mirror against a real store."""
 
-import json
 import os
 import re
 import shutil
 import socket
 from pathlib import Path
 
-import mlflow.pytorch
 import pytest
-import torch
 from mlflow import MlflowClient
 
-from tests.report.mirrored import content, files, knn, loss, make_run, write
-from timewalk import load_encoder
+from tests.report.mirrored import (
+    KINDS,
+    call,
+    content,
+    files,
+    knn,
+    loss,
+    make_run,
+    runs,
+    write,
+)
 from timewalk.errors import UserError
 from timewalk.report import mlflow as mirror_module
-from timewalk.report import mlflow_models
 from timewalk.report.mlflow import mirror, store_uri, suite_name
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"dora": None, "dora/finetuned/segmented": "dora", "dora/knn": "dora"}
-"""runs of MLflow's for one of ours, and what they hang on"""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("made") / "results" / "dora").parent
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
-    """A store with its tables, which take a second to make."""
-    folder = tmp_path_factory.mktemp("store")
-    mirror_module._create_store(folder / "mlflow.db")
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def bare(made, tmp_path, monkeypatch):
-    """Results without a store."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
-    return shutil.copytree(made, tmp_path / "results")
-
-
-@pytest.fixture
-def results(bare, empty_store):
-    shutil.copy(empty_store, bare / "mlflow.db")
-    return bare
-
-
-def call(results):
-    mirror([results / "dora" / "knn.json"], results, "test", results / "mlflow.json")
-    stamp = json.loads((results / "mlflow.json").read_text())["runs"]
-    return stamp["dora"]["mlflow_run"]
-
-
-def runs(results, query=""):
-    client = MlflowClient(store_uri(results))
-    experiment = client.get_experiment_by_name("test").experiment_id
-    return {run.info.run_name: run for run in client.search_runs([experiment], query)}
 
 
 def test_a_store_is_whole_or_absent(bare, monkeypatch):
@@ -134,46 +98,6 @@ def test_curves_keep_their_steps_and_times(results):
     assert not {"train/odd", "validation/r2", "train/epoch"} & metrics.keys()
 
 
-def test_data_sets_with_their_digests(results):
-    call(results)
-    found = {
-        name: [
-            (x.dataset.name, x.dataset.digest, x.tags[0].value, json.loads(x.dataset.source))
-            for x in run.inputs.dataset_inputs
-        ]
-        for name, run in runs(results).items()
-    }
-    [(name, _, context, source)] = found["dora"]
-    assert (name, context) == ("talk", "training")
-    assert source["manifests"]["data/shards/talk/b.json"] == "b" * 64
-    evaluated = ("digits", "d" * 32, "evaluation (test)", {"manifest_sha256": "d" * 64})
-    assert found["dora/knn"] == [evaluated]
-    assert found["dora/finetuned/segmented"][0][:3] == ("scenes", "e" * 32, "training")
-
-
-def test_the_encoder_is_a_model_that_mlflow_loads(results, monkeypatch):
-    top = call(results)
-    client = MlflowClient(store_uri(results))
-    version = client.get_model_version_by_alias("dora", "current")
-    assert str(version.version) == "1"
-    assert version.run_id == top
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(results))
-    loaded = mlflow.pytorch.load_model("models:/dora/1")
-    images = torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        found, wanted = loaded(images), load_encoder(results / "dora")(images)
-    assert torch.equal(found.summary, wanted.summary)
-    assert torch.equal(found.patches, wanted.patches)
-    assert loaded.spec == load_encoder(results / "dora").spec
-    evaluated = client.get_run(runs(results)["dora/knn"].info.run_id).inputs.model_inputs
-    trained = client.get_run(top).outputs.model_outputs
-    assert [model.model_id for model in evaluated] == [model.model_id for model in trained]
-    model = client.get_logged_model(evaluated[0].model_id)
-    assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "dora", "version": "1"}]
-    assert (model.params["width"], model.params["depth"]) == ("24", "1")
-    assert {metric.key: metric.value for metric in model.metrics}["knn/top1_k_10"] == 61.5
-
-
 def test_twice_changes_nothing(results):
     first = call(results)
     before, stamp = content(store_uri(results)), (results / "mlflow.json").read_text()
@@ -186,7 +110,7 @@ def test_twice_changes_nothing(results):
 
 def test_a_changed_result_supersedes_without_another_copy_of_the_weights(results):
     first = call(results)
-    write(results / "dora" / "knn.json", knn("dora", 70.0))
+    write(results / "dora" / "knn.json", knn(results / "dora", 70.0))
     second = call(results)
     assert second != first
     old = runs(results, "tags.`timewalk.superseded` = 'true'")
@@ -195,60 +119,11 @@ def test_a_changed_result_supersedes_without_another_copy_of_the_weights(results
     assert (old["dora"].info.run_id, new["dora"].info.run_id) == (first, second)
     assert new["dora/knn"].data.metrics["knn/top1_k_10"] == 70.0
     assert len(list((results / "mlartifacts").rglob("model.pth"))) == 1
-    write(results / "dora" / "knn.json", knn("dora"))
+    write(results / "dora" / "knn.json", knn(results / "dora"))
     assert runs(results, "tags.`timewalk.superseded` = 'false'")["dora"].info.run_id == second
     call(results)
     again = runs(results, "tags.`timewalk.superseded` = 'false'")
     assert again["dora/knn"].data.metrics["knn/top1_k_10"] == 61.5
-
-
-def test_a_run_trained_anew_is_another_version(results):
-    call(results)
-    shutil.rmtree(results / "dora")
-    make_run(results / "dora", seed=1)
-    second = call(results)
-    client = MlflowClient(store_uri(results))
-    versions = {str(x.version): x for x in client.search_model_versions("name = 'dora'")}
-    states = {number: x.tags["timewalk.superseded"] for number, x in versions.items()}
-    assert states == {"1": "true", "2": "false"}
-    current = client.get_model_version_by_alias("dora", "current")
-    assert (str(current.version), current.run_id) == ("2", second)
-
-
-class Killed(BaseException):
-    """As a kill: nothing handles it."""
-
-
-@pytest.mark.parametrize(
-    "place",
-    [
-        (MlflowClient, "log_outputs"),
-        (MlflowClient, "log_artifact"),
-        (MlflowClient, "finalize_logged_model"),
-        (MlflowClient, "set_terminated"),
-        (MlflowClient, "set_registered_model_alias"),
-        (mirror_module, "write_json"),
-    ],
-    ids=lambda place: place[1],
-)
-def test_killed_anywhere_it_ends_as_undisturbed(results, monkeypatch, place):
-    def killed(*_, **__):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*place, killed)
-        with pytest.raises(Killed):
-            call(results)
-    done = call(results)
-    assert runs(results).keys() == KINDS.keys()
-    assert runs(results)["dora"].info.run_id == done
-    client = MlflowClient(store_uri(results))
-    assert len(client.search_model_versions("name = 'dora'")) == 1
-    assert client.get_model_version_by_alias("dora", "current").run_id == done
-    experiment = client.get_experiment_by_name("test").experiment_id
-    models = client.search_logged_models([experiment])
-    assert [model.source_run_id for model in models] == [done]
-    assert not list((results / "mlartifacts").glob(f"{mlflow_models.HALF}*"))
 
 
 def test_a_deleted_store_is_rebuilt_to_the_same_content(results, empty_store):
@@ -314,8 +189,36 @@ def test_experiments_are_named_after_their_suites(tmp_path, monkeypatch):
     assert suite_name(tmp_path / "results") == "mine"
 
 
-def test_a_damaged_encoder_is_refused(results):
-    with open(results / "dora" / "encoder.safetensors", "ab") as tensors:
-        tensors.write(b"x")
-    with pytest.raises(UserError, match=r"encoder\.json says"):
-        call(results)
+def states(results):
+    """Return which runs and versions are marked as superseded."""
+    found = {name: run.data.tags["timewalk.superseded"] for name, run in runs(results).items()}
+    versions = MlflowClient(store_uri(results)).search_model_versions()
+    return found | {version.name: version.tags["timewalk.superseded"] for version in versions}
+
+
+def test_what_is_of_a_removed_run_is_superseded(results):
+    make_run(results / "other", seed=2)
+    mirror([], results, "test")
+    others = {"other", "other/finetuned/segmented", "other/knn"}
+    assert states(results) == dict.fromkeys(KINDS.keys() | others, "false")
+    (results / "other").rename(results / "renamed")
+    mirror([], results, "test")
+    marked = {name for name, state in states(results).items() if state == "true"}
+    assert marked == others
+    renamed = {name.replace("other", "renamed") for name in others}
+    assert states(results).keys() == KINDS.keys() | others | renamed
+    (results / "renamed").rename(results / "other")
+    mirror([], results, "test")
+    assert {name for name, state in states(results).items() if state == "true"} == renamed
+
+
+def test_on_a_server_one_run_says_nothing_about_others(results, monkeypatch):
+    make_run(results / "other", seed=2)
+    make_run(results / "third", seed=3)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(results))
+    mirror([], results, "test")
+    shutil.rmtree(results / "other")
+    call(results)
+    assert states(results)["other"] == "false"
+    mirror([], results, "test")
+    assert states(results)["other"] == "true"

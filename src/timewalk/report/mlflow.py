@@ -10,7 +10,7 @@ files, so that repeating adds nothing.
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -29,7 +29,7 @@ from mlflow.entities import (
 from timewalk.artefacts import alone, atomic_path, write_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
-from timewalk.report.mlflow_models import find_model, log_model, register
+from timewalk.report.mlflow_models import find_model, log_model, register, retire_versions
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
@@ -37,6 +37,7 @@ from timewalk.report.mlflow_store import (
     answering,
     everywhere,
     is_remote,
+    remove_files,
     store_uri,
 )
 
@@ -54,12 +55,17 @@ def mirror(
 ) -> None:
     """Mirror results into MLflow and write which MLflow run holds which of ours.
 
+    Results of another encoder than their run's are left out, and so are files that are gone; what
+    MLflow has of runs whose folders are gone is marked as superseded: on a server only by a call
+    for all runs of the folder, since it may have more than one folder's.
+
     Args:
         inputs: result files ``<run>/<evaluation>.json``, and ``<run>/card.md`` or
             ``<run>/encoder.json`` of runs that may have none; empty: whatever the folder holds.
         results: folder that holds the store and its artefacts.
         experiment: name of the MLflow experiment; by default :func:`suite_name`.
-        stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions.
+        stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions, and how
+            many results and files were left out.
 
     Raises:
         UserError: a file is missing or damaged, or the server does not answer.
@@ -67,6 +73,8 @@ def mirror(
     experiment = experiment or suite_name(results)
     folders = _by_folder(inputs or _found(results))
     trees = [read_tree(folder, paths) for folder, paths in sorted(folders.items())]
+    names = {tree.folder.name for tree in trees}
+    there = {path.parent.name for path in results.glob(f"*/{ENCODER}")}
     artefacts = results / "mlartifacts"
     # A server keeps artefacts where it was told to; our own store has them beside it.
     uri, location = store_uri(results), None if is_remote() else artefacts.resolve().as_uri()
@@ -79,8 +87,16 @@ def mirror(
         with answering(uri, LATER):
             store = Store(client, experiment, number, artefacts)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
+            if location is not None or there <= names:
+                store.retire(there | names)
+    counts = {
+        "results_left_out": sum(len(tree.left_out) for tree in trees),
+        "files_gone": sum(len(tree.gone) for tree in trees),
+    }
+    if any(counts.values()):
+        log.warning("left out: %(results_left_out)d results, %(files_gone)d files", counts)
     if stamp is not None:
-        write_json(stamp, {"experiment": experiment, "runs": written})
+        write_json(stamp, {"experiment": experiment, "runs": written, **counts})
 
 
 def suite_name(results: Path) -> str:
@@ -151,7 +167,7 @@ class Store:
             run_id = str(done[0].info.run_id)
         else:
             for half in existing:
-                self.client.delete_run(half.info.run_id)
+                self.drop(half)
             run_id = self.write(tree)
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
@@ -170,6 +186,11 @@ class Store:
             found, token = [*found, *page], page.token or ""
         return found
 
+    def drop(self, run: Run) -> None:
+        """Delete a run; its files first, so that a kill in between leaves it to be found."""
+        remove_files(run.info.artifact_uri, run.info.run_id, self.scratch)
+        self.client.delete_run(run.info.run_id)
+
     def mark(self, tree: Tree) -> None:
         """Mark what is of other files of the run as superseded, and nothing else."""
         for run in self.search(f"tags.`{RUN}` = '{tree.folder.name}'"):
@@ -177,21 +198,39 @@ class Store:
             if run.data.tags.get(SUPERSEDED) != superseded:
                 self.client.set_tag(run.info.run_id, SUPERSEDED, superseded)
 
+    def retire(self, present: Collection[str]) -> None:
+        """Mark what is of runs that are not there any more as superseded.
+
+        Args:
+            present: names of the runs that are there.
+        """
+        retire_versions(self.client, self.name, present)
+        for run in self.search(f"tags.`{SUPERSEDED}` = 'false'"):
+            if run.data.tags.get(RUN) not in present:
+                self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
+                log.info("%s: its folder is gone, marked as superseded", run.info.run_name)
+
     def model(self, tree: Tree, run_id: str) -> str:
         """Return the number of the logged model of a run's encoder, logged now if it is not there:
         once for all runs of MLflow's that are of this encoder."""
-        found = find_model(self.client, self.experiment, tree.folder.name, tree.encoder)
+        name = tree.folder.name
+        found = find_model(self.client, self.experiment, name, tree.encoder, self.scratch)
         return found or log_model(self.client, self.experiment, run_id, tree, self.scratch)
 
     def write(self, tree: Tree) -> str:
-        """Write a tree; the run on top is FINISHED last."""
+        """Write a tree: the weights after all else that may fail, FINISHED on top last."""
         run_id = self.create(tree.training, tree)
-        model_id = self.model(tree, run_id)
         self.fill(run_id, tree.training)
+        log_points(self.client, run_id, tree.training.points)
+        children = {self.create(child, tree, run_id): child for child in tree.children}
+        for child_id, child in children.items():
+            self.fill(child_id, child)
+        model_id = self.model(tree, run_id)
         self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
-        for child in tree.children:
-            child_id = self.create(child, tree, run_id)
-            self.fill(child_id, child, model_id)
+        for child_id, child in children.items():
+            self.client.log_inputs(child_id, models=[LoggedModelInput(model_id)])
+            about = model_id if child.kind == "evaluation" else None
+            log_points(self.client, child_id, child.points, about)
             self.client.set_terminated(child_id, status="FINISHED", end_time=child.end_ms)
         self.client.set_terminated(run_id, status="FINISHED", end_time=tree.training.end_ms)
         return run_id
@@ -211,23 +250,20 @@ class Store:
         )
         return str(run.info.run_id)
 
-    def fill(self, run_id: str, entry: Entry, model_id: str | None = None) -> None:
-        """Write what an entry holds into its run, in few calls.
-
-        Args:
-            run_id: of the run.
-            entry: what to write.
-            model_id: of the logged model that the entry's numbers are about; None: of none.
-        """
+    def fill(self, run_id: str, entry: Entry) -> None:
+        """Write what an entry holds into its run, but its numbers, in few calls."""
         parameters = [Param(metric_name(key), value) for key, value in entry.parameters.items()]
         for start in range(0, len(parameters), TAGS):
             self.client.log_batch(run_id, params=parameters[start : start + TAGS])
-        about = model_id if entry.kind == "evaluation" else None
-        log_points(self.client, run_id, entry.points, about)
-        models = [LoggedModelInput(model_id)] if model_id is not None else None
-        self.client.log_inputs(run_id, datasets=_inputs(entry), models=models)
+        self.client.log_inputs(run_id, datasets=_inputs(entry))
         for file in entry.files:
-            self.client.log_artifact(run_id, str(file.path), file.folder)
+            if file.text is not None:
+                shown = Path(file.folder or "") / file.path.name
+                self.client.log_text(run_id, file.text, shown.as_posix())
+            elif file.path.is_file():
+                self.client.log_artifact(run_id, str(file.path), file.folder)
+            else:
+                log.warning("%s has gone meanwhile: left out", file.path)
 
 
 def log_points(

@@ -9,18 +9,20 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow.pytorch
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 
 from timewalk.artefacts import sha256_file
 from timewalk.encoders import load_encoder
 from timewalk.encoders.files import TENSORS
 from timewalk.errors import UserError
 from timewalk.report.mlflow_records import Tree, flatten
+from timewalk.report.mlflow_store import remove_files
 
 ENCODER, EXPERIMENT, RUN, SUPERSEDED = (
     f"timewalk.{name}" for name in ("encoder_sha256", "experiment", "run", "superseded")
@@ -29,29 +31,42 @@ CURRENT = "current"
 """alias of the version that a run's files are of"""
 VERSIONS = "mlflow.modelVersions"
 HALF = ".model."
+WEIGHTS = "data/model.pth"
+"""where a logged model has what it cannot be without"""
 
 
 def find_model(
-    client: MlflowClient, experiment: str, run: str, about: Mapping[str, Any]
+    client: MlflowClient, experiment: str, run: str, about: Mapping[str, Any], scratch: Path
 ) -> str | None:
     """Return the number of the logged model of an encoder, None where there is no whole one.
+
+    Which MLflow run it came from does not matter, nor whether somebody has deleted that one. What
+    killed processes have left of models of the run is dropped.
 
     Args:
         client: of the store.
         experiment: number of the experiment.
         run: our run's name.
         about: content of ``encoder.json``.
+        scratch: folder of our own file store.
     """
-    query = f"name = '{run}' and tags.`{ENCODER}` = '{about['sha256']}'"
+    named = f"name = '{run}'"
+    for model in client.search_logged_models([experiment], named):
+        if model.status != "READY":
+            _drop(client, model, scratch)
+    query = f"{named} and tags.`{ENCODER}` = '{about['sha256']}'"
     for model in client.search_logged_models([experiment], query):
-        if model.status == "READY" and _is_active(client, model.source_run_id):
+        files = client.list_logged_model_artifacts(model.model_id, str(Path(WEIGHTS).parent))
+        if WEIGHTS in [file.path for file in files]:
             return str(model.model_id)
-        client.delete_logged_model(model.model_id)
+        _drop(client, model, scratch)
     return None
 
 
-def _is_active(client: MlflowClient, run_id: str | None) -> bool:
-    return run_id is not None and client.get_run(run_id).info.lifecycle_stage == "active"
+def _drop(client: MlflowClient, model: LoggedModel, scratch: Path) -> None:
+    """Delete a logged model; its files first, so that a kill in between leaves it to be found."""
+    remove_files(model.artifact_location, model.model_id, scratch)
+    client.delete_logged_model(model.model_id)
 
 
 def log_model(client: MlflowClient, experiment: str, run_id: str, tree: Tree, scratch: Path) -> str:
@@ -159,6 +174,20 @@ def register(
     if client.get_logged_model(model_id).tags.get(VERSIONS) != versions_tag:
         client.set_logged_model_tags(model_id, {VERSIONS: versions_tag})
     return number
+
+
+def retire_versions(client: MlflowClient, experiment: str, present: Collection[str]) -> None:
+    """Mark the versions of runs whose folders are gone as superseded.
+
+    Args:
+        client: of the store.
+        experiment: name of the experiment.
+        present: names of the runs that are there.
+    """
+    query = f"tags.`{EXPERIMENT}` = '{experiment}' and tags.`{SUPERSEDED}` = 'false'"
+    for version in client.search_model_versions(query):
+        if version.name not in present:
+            client.set_model_version_tag(version.name, version.version, SUPERSEDED, "true")
 
 
 def _create(client: MlflowClient, run: str, about: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ evaluation. Times come from the files, so that reading again gives the same entr
 """
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +16,13 @@ from typing import Any, NamedTuple
 from timewalk.artefacts import read_json, sha256_file, sha256_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
+from timewalk.report.mlflow_data_sets import DataSet, evaluation_data, training_data
+from timewalk.report.mlflow_secrets import clean_copy, secrets, without
 
-LAYOUT = 2
+log = logging.getLogger(__name__)
+
+LAYOUT = 3
 """of what is written: a store of another one is written anew"""
-DIGEST = 32
-"""characters of a digest that MLflow keeps of a data set: it takes 36"""
 SHOWN = frozenset(
     f".{kind}"
     for kind in "png jpg jpeg gif svg mp4 webm html csv json md tex txt pdf".split()  # noqa: SIM905
@@ -45,20 +48,12 @@ class Point(NamedTuple):
     step: int
 
 
-class DataSet(NamedTuple):
-    """A data set that something was made from: digest and where it lies."""
-
-    name: str
-    digest: str
-    source: Mapping[str, Any]
-    context: str
-
-
 class File(NamedTuple):
-    """A file, and the folder that it is shown in."""
+    """A file, the folder that it is shown in, and its text without secrets if it holds some."""
 
     path: Path
     folder: str | None
+    text: str | None = None
 
 
 @dataclass
@@ -98,6 +93,8 @@ class Tree:
         encoder: content of ``encoder.json``.
         training: the entry on top.
         children: fine-tunings, then evaluations.
+        left_out: results that were measured with another encoder.
+        gone: files that results name and that are not there.
     """
 
     folder: Path
@@ -105,38 +102,85 @@ class Tree:
     encoder: dict[str, Any]
     training: Entry
     children: list[Entry] = field(default_factory=list)
+    left_out: list[Path] = field(default_factory=list)
+    gone: list[Path] = field(default_factory=list)
 
 
 def read_tree(folder: Path, results: Sequence[Path]) -> Tree:
-    """Read a run's folder.
+    """Read a run's folder: its files as they are, but for addresses with secrets in them.
 
     Args:
         folder: of the run.
-        results: result files of its evaluations.
+        results: result files of its evaluations; those of another encoder are left out.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     networks = sorted(folder.glob(f"finetuned/*/{NETWORK}"))
     about = read_json(folder / ENCODER)
-    found = {path: _read_result(path) for path in sorted(results)}
+    found, left_out = _of_encoder({path: _read_result(path) for path in sorted(results)}, about)
     training = _training(folder, about)
     evaluations = [_evaluation(path, result) for path, result in found.items()]
     for path, result in found.items():
         training.points += _result_points(path, result)
         training.tags[f"timewalk.protocol.{path.stem}"] = result["protocol"]
     children = [*(_finetuning(path) for path in networks), *evaluations]
-    return Tree(folder, _key(folder, results), about, training, children)
+    entries = [training, *children]
+    gone = _leave_gone(entries)
+    own = [read_json(path) for path in (folder / "config.json", *networks) if path.is_file()]
+    hidden = secrets([about, *own, *found.values()])
+    for entry in entries:
+        _hide(entry, hidden)
+    return Tree(folder, _key(folder, list(found), gone), about, training, children, left_out, gone)
 
 
-def _key(folder: Path, results: Sequence[Path]) -> str:
+def _of_encoder(
+    results: Mapping[Path, dict[str, Any]], about: Mapping[str, Any]
+) -> tuple[dict[Path, dict[str, Any]], list[Path]]:
+    """Return the results of an encoder, and where others are: of one that was trained before."""
+    found = {
+        path: result
+        for path, result in results.items()
+        if result["provenance"].get("encoder_sha256") == about["sha256"]
+    }
+    left_out = [path for path in results if path not in found]
+    for path in left_out:
+        log.warning(
+            "%s was measured with another encoder than %s is now: left out; evaluate again",
+            path,
+            path.parent,
+        )
+    return found, left_out
+
+
+def _leave_gone(entries: Sequence[Entry]) -> list[Path]:
+    """Take the files that are not there out of entries, and return them."""
+    gone = []
+    for entry in entries:
+        missing = [file.path for file in entry.files if not file.path.is_file()]
+        entry.files = [file for file in entry.files if file.path not in missing]
+        gone += missing
+    for path in gone:
+        log.warning("%s is gone: left out", path)
+    return gone
+
+
+def _hide(entry: Entry, hidden: Mapping[str, str]) -> None:
+    """Replace secrets in all that an entry says and sends."""
+    entry.tags = {key: without(value, hidden) for key, value in entry.tags.items()}
+    entry.parameters = {key: without(value, hidden) for key, value in entry.parameters.items()}
+    entry.files = [file._replace(text=clean_copy(file.path, hidden)) for file in entry.files]
+
+
+def _key(folder: Path, results: Sequence[Path], gone: Sequence[Path]) -> str:
     """Return the digest of everything that decides on the entries but pictures and tables: of
-    those, the results that list them speak."""
+    those, the results that list them speak, and which are gone."""
     tuned = sorted(folder.glob("finetuned/*/*.json*"))
     paths = [path for path in (folder / name for name in OWN) if path.is_file()]
     paths += [*tuned, *sorted(results)]
     names = [(path.relative_to(folder).as_posix(), sha256_file(path)) for path in paths]
-    return sha256_json([LAYOUT, names])
+    missing = sorted(path.relative_to(folder).as_posix() for path in gone)
+    return sha256_json([LAYOUT, names, missing])
 
 
 def _read_result(path: Path) -> dict[str, Any]:
@@ -186,7 +230,7 @@ def _learned(kind: str, name: str, folder: Path, about: str, origin: Mapping[str
         tags=_origin_tags(origin),
         parameters=dict(flatten(config)),
         points=[*_curves(curve, folder), *_system(folder / "system.jsonl")],
-        datasets=_training_data(config, origin),
+        datasets=training_data(config, origin),
         files=[],
         start_ms=int(curve[0]["time"] * 1000) if curve else end_ms,
         end_ms=end_ms,
@@ -207,16 +251,6 @@ def _origin_tags(origin: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.git.commit": origin.get("git_commit"),
     }
     return {key: str(value) for key, value in found.items() if value is not None}
-
-
-def _training_data(config: Mapping[str, Any], origin: Mapping[str, Any]) -> list[DataSet]:
-    inputs = origin.get("inputs")
-    if not inputs:
-        return []
-    # One manifest stands for itself; several are one data set.
-    digests = sorted(inputs.values())
-    digest = digests[0] if len(digests) == 1 else sha256_json(digests)
-    return [DataSet(config["dataset"], digest[:DIGEST], {"manifests": inputs}, "training")]
 
 
 def _evaluation(path: Path, result: Mapping[str, Any]) -> Entry:
@@ -247,28 +281,11 @@ def _evaluation(path: Path, result: Mapping[str, Any]) -> Entry:
             Point(metric_name(path.stem, "samples"), result["samples"], end_ms, 0),
             Point(metric_name(path.stem, "seconds"), result["seconds"], end_ms, 0),
         ],
-        datasets=list(_evaluation_data(result)),
+        datasets=list(evaluation_data(result)),
         files=[File(path, None), *shown],
         start_ms=end_ms - int(result["seconds"] * 1000),
         end_ms=end_ms,
     )
-
-
-def _evaluation_data(result: Mapping[str, Any]) -> Iterator[DataSet]:
-    origin = result["provenance"]
-    settings = origin.get("settings", {})
-    named = (
-        (result["dataset"], "dataset_sha256", f"evaluation ({result['split']})"),
-        (settings.get("train_dataset"), "train_dataset_sha256", "evaluation (training split)"),
-    )
-    for name, key, context in named:
-        if name and (digest := origin.get(key)):
-            yield DataSet(name, digest[:DIGEST], {"manifest_sha256": digest}, context)
-    frames = origin.get("frames_sha256")
-    if frames:
-        digest = sha256_json(frames)[:DIGEST]
-        name = settings.get("frames") or "frames"
-        yield DataSet(name, digest, {"manifests": frames}, "evaluation (frames)")
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """Where MLflow's store is, and what to say when it does not answer."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowException
@@ -33,6 +34,22 @@ def without_password(uri: str) -> str:
     """Return an address without a name and password that may stand in it."""
     host = urlsplit(uri).netloc
     return uri.replace(host, host.rsplit("@", 1)[1]) if "@" in host else uri
+
+
+def remove_files(location: str, number: str, ours: Path) -> None:
+    """Remove what a run or a model has written, if it lies in our own file store: MLflow itself
+    marks what is deleted, and keeps its files.
+
+    Args:
+        location: address of its artefacts, ``…/<number>/artifacts``.
+        number: its number.
+        ours: folder of our own file store.
+    """
+    parts = urlsplit(location)
+    folder = Path(unquote(parts.path)).parent
+    known = parts.scheme == "file" and folder.name == number
+    if known and folder.is_relative_to(ours.resolve()) and folder.is_dir():
+        shutil.rmtree(folder)
 
 
 @contextmanager
