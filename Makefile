@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 RESULTS ?= results/demo
-SUITE ?= workflow/demo.yaml
+SUITE ?= $(if $(filter results/demo,$(RESULTS:/=)),workflow/demo.yaml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup demo test soak lint format schema bench report mlflow docs clean
@@ -55,7 +55,7 @@ bench: setup
 	@for script in benchmarks/*.py; do python $$script || exit 1; done
 
 report: setup
-	timewalk page $(RESULTS) --config $(SUITE)
+	timewalk page $(RESULTS)$(if $(SUITE), --config $(SUITE))
 
 mlflow: setup
 	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"

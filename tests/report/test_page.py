@@ -3,23 +3,23 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.report import results
 from tests.report.results import NASTY
-from timewalk.cli import main
 from timewalk.errors import UserError
+from timewalk.report import failures
 from timewalk.report.page_html import write_page
-from timewalk.report.page_html.content import gather
-from timewalk.report.page_html.curves import POINTS, read_curves
+from timewalk.report.page_html.content import NOT_DONE, gather
 from timewalk.report.page_html.data import page_data
 from timewalk.report.page_html.html import anchor, script_json, tag
 from timewalk.report.page_html.media import BUDGET, EACH, Gallery
+
+ROOT = Path(__file__).parents[2]
 
 
 class Elements(HTMLParser):
@@ -113,6 +113,62 @@ def test_a_result_of_some_seeds_says_so(tmp_path):
     assert "the disk is full." in page
 
 
+def test_each_seed_has_a_sentence_of_its_own(tmp_path, monkeypatch):
+    folder, read = tmp_path / "results", []
+    for seed in range(3):
+        results.run(folder, f"dora_seed{seed}", "dora", seed=seed)
+    results.failed(tmp_path, "dora_seed0", "knn", "the disk is full.")
+    results.failed(tmp_path, "dora_seed2", "knn", "no memory.")
+    ended_by = failures.ended_by
+    monkeypatch.setattr(failures, "ended_by", lambda log: read.append(log.name) or ended_by(log))
+    content = gather(folder, {f"dora_seed{seed}": ["knn"] for seed in range(3)})
+    assert [row.runs for row in content.square.rows] == [[f"dora_seed{n}" for n in range(3)]]
+    assert {(x.run, x.state, x.why) for x in content.problems} == {
+        ("dora_seed0", "failed", "the disk is full."),
+        ("dora_seed1", "missing", NOT_DONE),
+        ("dora_seed2", "failed", "no memory."),
+    }
+    assert sorted(read) == ["evaluate-dora_seed0-knn.log", "evaluate-dora_seed2-knn.log"]
+
+
+def measured(path, digest):
+    """Have a result say which encoder it is of."""
+    content = json.loads(path.read_text())
+    content["provenance"]["encoder_sha256"] = digest
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("planned", [{"dora": ["knn"], "random": ["knn"]}, None])
+def test_a_result_of_an_older_encoder_is_not_done(tmp_path, planned):
+    picture = tmp_path / "dora" / "knn" / "crows.png"
+    for name, score in (("random", 20.0), ("dora", 60.0)):
+        place = results.run(tmp_path, name, name)
+        artefacts = (f"knn/{picture.name}",) if name == "dora" else ()
+        path = results.result(place, "knn", {"top1_k20": score}, artefacts=artefacts)
+        measured(path, json.loads((place / "encoder.json").read_text())["sha256"])
+    results.picture(picture)
+    page = write_page(tmp_path, planned).read_text()
+    assert "60.00" in cells(page, "dora")[0]
+    assert picture.name in page
+    measured(tmp_path / "dora" / "knn.json", "0" * 64)
+    page = write_page(tmp_path, planned).read_text()
+    assert "60.00" not in page
+    assert "of an older encoder" in cells(page, "dora")[0]
+    assert 'class="missing"' in cells(page, "dora")[0]
+    assert "Not done: what lies there is of an older encoder." in " ".join(Elements(page).text)
+    assert picture.name not in page
+    assert "20.00" in cells(page, "random")[0]
+    assert "<b>" not in cells(page, "random")[0]
+
+
+def test_what_was_measured_before_a_new_training_is_not_done(tmp_path):
+    place = results.run(tmp_path, "dora", "dora")
+    results.result(place, "knn", {"top1_k20": 60.0})
+    (place / "encoder.json").unlink()
+    results.log(place, [{"step": 0, "loss": 1.0}], "checkpoints/metrics.jsonl")
+    assert [x.older for x in gather(tmp_path, {"dora": ["knn"]}).problems] == [True]
+
+
 def test_names_are_never_taken_for_html(page, elements):
     name = NASTY.replace("/", "|")
     assert {
@@ -175,7 +231,7 @@ def test_without_a_plan_there_is_what_there_is(suite, tmp_path):
 
 def test_an_empty_suite_has_a_page(tmp_path):
     page = write_page(tmp_path, {"dora": ["knn"]}).read_text()
-    assert "Not done yet" in page
+    assert "Not done: its job has not run, still runs or was killed." in page
     assert 'class="missing"' in cells(page, "dora")[0]
 
 
@@ -191,43 +247,30 @@ def test_damaged_files_are_named(tmp_path):
         write_page(tmp_path, {"dora": ["knn"]})
 
 
-def test_curves_of_an_interrupted_training(tmp_path):
-    place = results.run(tmp_path, "dora", "dora")
-    records = [{"step": 0, "time": 1.0, "loss": 3.0}, {"step": 1, "loss": 9.0}]
-    records += [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None, "epoch_loss": 5.0}]
-    results.log(place, [*records, {"step": 2, "validation_miou": 40.0}])
-    with (place / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "los')
-    curves = read_curves(tmp_path, ["dora"])
-    assert curves[0].parts == [
-        ([0, 1, 2], {"loss": [3.0, 2.0, None]}),
-        ([2], {"validation_miou": [40.0]}),
-    ]
-
-
-def test_a_damaged_line_within_curves_is_named(tmp_path):
-    place = results.run(tmp_path, "dora", "dora")
-    (place / "metrics.jsonl").write_text('{"step": 0, "loss": 1}\nx\n{"step": 1, "loss": 1}\n')
-    with pytest.raises(UserError, match="damaged in line 2"):
-        read_curves(tmp_path, ["dora"])
-
-
-def test_long_curves_are_means(tmp_path):
-    place = results.run(tmp_path, "dora", "dora")
-    results.log(place, [{"step": n, "loss": float(n % 2)} for n in range(10 * POINTS)])
-    results.log(place, [{"step": 0, "loss": 1.5}], "finetuned/parsing/metrics.jsonl")
-    curves, tuned = read_curves(tmp_path, ["dora"])
-    steps, values = curves.parts[0]
-    assert len(steps) == POINTS
-    assert set(values["loss"]) == {0.5}
-    assert (steps[0], steps[-1], curves.mean_of) == (9, 10 * POINTS - 1, 10)
-    assert (tuned.name, tuned.run) == ("dora: parsing", "dora")
-
-
 def test_a_running_training_has_curves(tmp_path):
     place = results.run(tmp_path, "dora", "dora")
     results.log(place, [{"step": 0, "loss": 1.0}], "checkpoints/metrics.jsonl")
-    assert [curves.name for curves in read_curves(tmp_path, ["dora"])] == ["dora"]
+    (place / "encoder.json").unlink()
+    results.result(results.run(tmp_path, "random", "random"), "knn", {"top1_k20": 20.0})
+    results.run(tmp_path, "timet", "timet")
+    (tmp_path / "other").mkdir()
+    content = gather(tmp_path)
+    assert [curves.name for curves in content.curves] == ["dora"]
+    assert [row.name for row in content.square.rows] == ["dora", "random", "timet"]
+    assert content.problems == []
+    page = write_page(tmp_path).read_text()
+    assert rows_of(page, "models") == ["dora", "random", "timet"]
+    assert "no encoder yet" in page
+    assert "not asked for" in cells(page, "dora")[0]
+    (tmp_path / "random" / "knn.json").unlink()
+    page = write_page(tmp_path).read_text()
+    assert rows_of(page, "results") == ["dora", "random", "timet"]
+
+
+def rows_of(page, section):
+    """Return the names of the rows in a section."""
+    found = re.search(rf'<section id="{section}">.*?</table>', page, re.DOTALL)
+    return re.findall(r'<tr data-row="([^"]+)"', found[0])
 
 
 def test_pictures_are_embedded_until_the_page_is_full(tmp_path):
@@ -254,6 +297,43 @@ def test_a_damaged_picture_keeps_its_link(tmp_path):
     assert '<a href="dora/knn/a.png">a.png cannot be read</a>' in page
 
 
+@pytest.mark.parametrize("limit", [4000, 1000])  # PIL warns above it, and raises above twice that
+def test_a_picture_too_large_to_open_keeps_its_link(tmp_path, monkeypatch, limit):
+    place = results.run(tmp_path, "dora", "dora")
+    results.result(place, "knn", {"top1_k20": 1.0}, artefacts=("knn/a.png", "knn/b.png"))
+    results.picture(place / "knn" / "a.png", 96, 64)
+    results.picture(place / "knn" / "b.png", 9, 6)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    page = write_page(tmp_path, {"dora": ["knn"]}).read_text()
+    assert '<a href="dora/knn/a.png">a.png is too large to be shown here</a>' in page
+    assert '<a href="dora/knn/b.png"><img src="data:image/png' in page
+
+
+def test_a_result_without_artefacts_or_numbers_is_shown(tmp_path):
+    for seed, score in enumerate((1.0, float("nan"))):
+        place = results.run(tmp_path, f"dora_seed{seed}", "dora", seed=seed)
+        path = results.result(place, "knn", {"top1_k20": score, "top5_k20": 2.0})
+        content = json.loads(path.read_text())
+        del content["artefacts"]
+        path.write_text(json.dumps(content))
+    data = page_data(gather(tmp_path))
+    write_page(tmp_path)
+    assert data["results"]["dora_seed0/knn"]["files"] == []
+    assert data["results"]["dora_seed1/knn"]["metrics"] == {"top1_k20": None, "top5_k20": 2.0}
+
+
+def test_what_cannot_be_compared_says_so(tmp_path):
+    for name, digest in (("random", "a"), ("dora", "b")):
+        path = results.result(results.run(tmp_path, name, name), "knn", {"top1_k20": 1.0})
+        content = json.loads(path.read_text())
+        content["provenance"]["dataset_sha256"] = digest * 64
+        path.write_text(json.dumps(content))
+    page = write_page(tmp_path).read_text()
+    assert "data of other content" in cells(page, "dora")[0]
+    assert "not all seeds" not in page
+    assert page.count("not ranked, for the results on digits are of data of other content") == 1
+
+
 def test_what_results_share_is_kept_once(suite):
     data = page_data(gather(*suite))
     assert len(data["results"]) == 8
@@ -271,21 +351,3 @@ def test_elements_are_escaped():
     )
     assert script_json({"a": "</script>\u2028"}) == '{"a":"\\u003c/script\\u003e\\u2028"}'
     assert anchor("a-b", "c") != anchor("a", "b-c")
-
-
-def test_the_verb_takes_a_plan(suite, capsys):
-    folder, plan = suite
-    (folder / "report.html").unlink()
-    assert main(["page", str(folder), "--planned", json.dumps(plan)]) == 0
-    assert capsys.readouterr().out == f"{folder}/report.html\n"
-    assert "1  failed" in " ".join(Elements((folder / "report.html").read_text()).text)
-
-
-def test_neither_torch_nor_pandas_is_needed(suite):
-    """The page of what there is comes on top of a failure: in no time, and without more to fail."""
-    code = (
-        "import sys; from pathlib import Path; from timewalk.report.page_html import write_page; "
-        "write_page(Path(sys.argv[1])); print({'torch', 'pandas', 'mlflow'} & {*sys.modules})"
-    )
-    words = [sys.executable, "-c", code, str(suite[0])]
-    assert subprocess.run(words, capture_output=True, text=True).stdout == "set()\n"

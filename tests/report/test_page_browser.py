@@ -1,6 +1,9 @@
 """The report page in a real Chromium: filters, sorting, keys, contrast, widths, no network."""
 
+import base64
 from functools import partial
+from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
 
@@ -108,7 +111,7 @@ def test_words_filter_rows_and_columns(opened):
     assert (page.evaluate(ROWS), page.evaluate(COLUMNS)) == ([], [])
     page.click("#clear")
     assert len(page.evaluate(ROWS)) == 5
-    assert "#" not in page.url
+    assert page.url.partition("#")[2] == ""
 
 
 def test_choices_filter_and_live_in_the_address(opened):
@@ -133,6 +136,52 @@ def test_choices_filter_and_live_in_the_address(opened):
         assert one.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
         assert one.input_value("#scale") == "log"
         assert one.inner_text("#methods-said") == "dora, timet"
+
+
+def test_a_malformed_address_hides_nothing(opened):
+    page = opened("#methods=50%25&open=%25,%25&sort=run&runs=%25")
+    assert page.evaluate(ROWS) == []
+    assert page.inner_text("#methods-said") == "50%"
+    assert page.locator("main").is_visible()
+    page.click("#clear")
+    assert len(page.evaluate(ROWS)) == 5
+
+
+def test_an_address_that_is_pasted_is_obeyed(opened):
+    page = opened("#q=dora")
+    page.evaluate("location.hash = '#q=random&scale=log&theme=dark'")
+    page.wait_for_function(f"{ROWS}.join() === 'random'")
+    assert (page.input_value("#words"), page.input_value("#scale")) == ("random", "log")
+    page.evaluate("location.hash = '#models'")
+    page.evaluate("new Promise(done => setTimeout(done, 50))")
+    assert page.evaluate(ROWS) == ["random"]
+    page.evaluate("location.hash = ''")
+    page.wait_for_function(f"{ROWS}.length === 5")
+    page.evaluate("location.hash = '#open=random,knn'")
+    page.wait_for_selector("#detail[open]")
+    assert page.inner_text("#detail-title") == "random: knn"
+
+
+def test_the_page_within_the_report_of_snakemake(opened, address, tmp_path):
+    """There it is in a frame whose address is the page itself."""
+    text = Path(urlparse(address).path).read_bytes()
+    source = f"data:text/html;base64,{base64.b64encode(text).decode()}"
+    outer = tmp_path / "outer.html"
+    outer.write_text(f'<iframe width="1200" height="800" src="{source}"></iframe>')
+    page = opened(place=outer.as_uri())
+    frame = page.frames[1]
+    frame.wait_for_selector("#square")
+    frame.select_option("#theme", "dark")
+    frame.fill("#words", "dora")
+    assert frame.evaluate(ROWS) == ["dora"]
+    frame.fill("#words", "")
+    frame.select_option("#theme", "")
+    assert len(frame.evaluate(ROWS)) == 5
+    assert frame.evaluate("document.documentElement.dataset.theme") == ""
+    frame.locator("tr[data-row=dora] a.open").first.click()
+    assert frame.inner_text("#detail-title") == "dora: knn"
+    page.keyboard.press("Escape")
+    frame.wait_for_function("!document.querySelector('#detail').open")
 
 
 def test_arrow_keys_walk_and_enter_opens(opened):
@@ -186,6 +235,7 @@ def test_curves_have_values_under_the_keys(opened):
     assert page.inner_text("#values").startswith("Step 9: ")  # half a step is nearer to it
     page.keyboard.press("Home")
     assert page.inner_text("#values").startswith("Step 0: pretrained 4, ")
+    assert "A point is" not in page.inner_text("#plot .note")
     page.select_option("#curve", "learning_rate")
     page.fill("#words", "dora")
     assert page.locator(".chart path").count() == 2
@@ -289,6 +339,7 @@ def test_a_large_suite_stays_usable(opened, tmp_path):
     target = write_page(tmp_path)
     assert target.stat().st_size < 4_000_000
     page = opened(place=target.as_uri())
+    assert "A point is the mean of up to 3 logged steps." in page.inner_text("#plot .note")
     page.locator("th[data-evaluation=knn_07] .sort").click()
     assert page.evaluate(ROWS)[0] == "run_49"
     page.fill("#words", "run_3")

@@ -164,6 +164,8 @@ class World:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(self.done / name, target)
         (self.disk / "logs" / "data").mkdir(parents=True, exist_ok=True)
+        words = ".snakemake/timewalk/words"  # of long commands, which name the file that has them
+        shutil.copytree(self.done / words, self.disk / words)
         about = os.statvfs(self.disk)
         return (about.f_blocks - about.f_bfree) * about.f_bsize
 

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from tests.report import results
 from tests.workflow.conftest import Workflow, miniature
 
 
@@ -78,6 +79,49 @@ def test_the_page_is_made_again_when_all_is_done(failed):
     assert states(page) == ["value"] * 4
     assert "Every result that the suite asks for is here." in page
     assert "Nothing to be done" in workflow.run("all", "--dry-run").text
+
+
+def test_the_page_of_a_failure_is_never_taken_as_done(finished, tmp_path):
+    """An evaluation is added, fails, and is taken out again: the page goes with it."""
+    shutil.copytree(finished.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    workflow, config = Workflow(tmp_path), miniature()
+    assert "Nothing to be done" in workflow.run("all", "--dry-run").text
+    config["evaluations"]["nearest"] = {"kind": "knn", "dataset": "digits", "k": [7]}
+    workflow.configure(config)
+    (tmp_path / "results" / "dora" / "nearest").write_text("a file where a folder is needed")
+    assert workflow.run("results/dora/nearest.json").code == 1
+    assert 'id="p-dora-nearest"' in text_of(workflow)
+    workflow.configure(miniature())
+    outcome = workflow.run("all")
+    assert outcome.code == 0, outcome.text
+    assert "p-dora-nearest" not in text_of(workflow)
+    assert states(text_of(workflow)) == ["value", "value"]
+    assert "Nothing to be done" in workflow.run("all", "--dry-run").text
+
+
+def test_a_large_suite_has_tables_and_a_page(workflow):
+    """More runs and results than a command line has room for: 128 KiB."""
+    config = miniature()
+    names = [f"random_{number:02}" for number in range(20)]
+    evaluations = [f"knn_{number:02}_{'x' * 170}" for number in range(40)]
+    assert sum(len(name) for name in evaluations) * len(names) > 1 << 17
+    config["runs"] = dict.fromkeys(names, config["runs"]["random"])
+    config["evaluations"] = dict.fromkeys(evaluations, config["evaluations"]["knn"])
+    workflow.configure(config)
+    for name in names:
+        place = results.run(workflow.folder / "results", name, "random")
+        (place / "card.md").touch()
+        for evaluation in evaluations:
+            results.result(place, evaluation, {"top1_k20": 1.0})
+    words = ("results/report.html", "results/summary.md", "--allowed-rules", "page", "report")
+    outcome = workflow.run(*words)
+    assert outcome.code == 0, outcome.text
+    assert len(states(text_of(workflow))) == len(names) * len(evaluations)
+    assert "Every result that the suite asks for is here." in text_of(workflow)
+    assert names[-1] in (workflow.folder / "results" / "summary.md").read_text()
+    del config["evaluations"][evaluations[-1]]
+    workflow.configure(config)
+    assert "rule page" in workflow.run(*words, "--dry-run").text
 
 
 def test_the_report_of_snakemake_has_our_captions(finished, tmp_path):

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path, PurePosixPath
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import IOFile
 
-from timewalk.artefacts import sha256_file, sha256_json, version
+from timewalk.artefacts import sha256_file, sha256_json, version, write_text
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
 from timewalk.config.changes import decisive, refuse_other_settings
 from timewalk.errors import UserError
@@ -403,14 +404,38 @@ def planned_pairs():
     return {run: SUITE.evaluations_of(run) for run in SUITE.runs}
 
 
+def as_file(text, suffix):
+    """Return a file that holds a text too long for a command line: a system has 128 KiB for a word.
+
+    The name has the text's digest, so that a job runs again when it is another one.
+    """
+    name = f"{sha256_json(text)[:24]}.{suffix}"
+    path = Path(".snakemake/timewalk/words", name)
+    if not path.is_file():
+        checked(write_text, path, text)
+    return str(path)
+
+
+def input_list(wildcards, input):
+    """Return a file that names the inputs of a rule."""
+    return as_file("\n".join(input), "txt")
+
+
 def write_page_of_what_there_is():
-    """After a failure, write the page of what is done; what came before stays the error."""
+    """After a failure, write the page of what is done; what came before stays the error.
+
+    To Snakemake the page is older than everything and of unknown origin, so that the rule makes it
+    again, whatever the configuration is then. (Of known origin, and with inputs of known content,
+    its age would not matter; and a time of 0 is none.)
+    """
     if not os.path.isdir(RESULTS):
         return
     from timewalk.report.page_html import write_page
 
     try:
         page = write_page(Path(RESULTS), planned_pairs())
+        os.utime(page, (1, 1))
+        workflow.persistence.cleanup_metadata(IOFile(str(page)))
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         print(f"{RESULTS}/report.html was not written: {said}", file=sys.stderr)

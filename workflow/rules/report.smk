@@ -63,8 +63,9 @@ rule report:
         runtime=30,
     params:
         folder=output_folder,
+        inputs=input_list,
     shell:
-        "timewalk --log {log} report {params.folder:q} {input:q}"
+        "timewalk --log {log} report {params.folder:q} @{params.inputs:q}"
 
 
 rule page:
@@ -90,7 +91,7 @@ rule page:
         runtime=30,
     params:
         folder=output_folder,
-        planned=json.dumps(planned_pairs()),
+        planned=as_file(json.dumps(planned_pairs()), "json"),
     shell:
         "timewalk --log {log} page {params.folder:q} --planned {params.planned:q}"
 
@@ -114,5 +115,6 @@ rule mlflow:
     params:
         folder=output_folder,
         store=tracking_store(),
+        inputs=input_list,
     shell:
-        "timewalk --log {log} mlflow {params.folder:q} {input:q} --stamp {output:q}"
+        "timewalk --log {log} mlflow {params.folder:q} @{params.inputs:q} --stamp {output:q}"

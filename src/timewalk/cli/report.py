@@ -1,17 +1,22 @@
 """Verbs of what people look at: tables, cards, the dashboard."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from timewalk.cli.common import Arguments, add_settings, add_verb
+from timewalk.errors import UserError
+
+LISTED = "; @FILE: those that FILE names, one a line"
 
 
 def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
     verb = add_verb(verbs, "report", report)
+    verb.fromfile_prefix_chars = "@"
     verb.add_argument("results", type=Path, help="folder of results, for the tables")
-    verb.add_argument("inputs", type=Path, nargs="+", help="result JSON files")
+    verb.add_argument("inputs", type=Path, nargs="+", help=f"result JSON files{LISTED}")
 
     verb = add_verb(verbs, "card", card)
     verb.add_argument("run", type=Path, help="the run's folder: its card.md is written")
@@ -29,8 +34,11 @@ def add_verbs(verbs: Any) -> None:
     add_settings(verb, "planned", "names of the evaluations of each run, instead of --config")
 
     verb = add_verb(verbs, "mlflow", mlflow)
+    verb.fromfile_prefix_chars = "@"
     verb.add_argument("results", type=Path, help="folder of results: its mlflow.db is filled")
-    verb.add_argument("inputs", type=Path, nargs="*", help="result JSON files and cards; or all")
+    verb.add_argument(
+        "inputs", type=Path, nargs="*", help=f"result JSON files and cards, or all{LISTED}"
+    )
     verb.add_argument("--stamp", type=Path, help="JSON of what was written")
     verb.add_argument("--experiment", help="name of the MLflow experiment; else the suite's own")
 
@@ -59,7 +67,23 @@ def page(arguments: Arguments) -> None:
     from timewalk.report.page_html import write_page
 
     results = arguments.results
+    if arguments.config:
+        _refuse_other_results(arguments.config, results)
     print(write_page(results, arguments.planned or planned(arguments.config, results)))
+
+
+def _refuse_other_results(files: Sequence[Path], results: Path) -> None:
+    """A page of these results with the plan of others would call them complete, or missing."""
+    from timewalk.cli.look import RESULTS
+    from timewalk.config.files import read_configs
+
+    own = Path(str(read_configs(files).get("results_dir", RESULTS)))
+    if own.resolve() != results.resolve():
+        names = ", ".join(map(str, files))
+        raise UserError(
+            f"{names}: results_dir is {own}, not {results}; name the configuration of {results}, "
+            "or leave out --config."
+        )
 
 
 def mlflow(arguments: Arguments) -> None:

@@ -54,7 +54,7 @@ def page(content: Content) -> str:
         counts=sections.counts(content),
         beside=_beside_options(names, published),
         default="published" if published else "none",
-        square=tables.square_table(square, {(x.run, x.evaluation) for x in content.problems}),
+        square=tables.square_table(square, {(x.run, x.evaluation): x for x in content.problems}),
         metrics=joined(tables.metric_tables(square)),
         columns=len(square.columns),
         problems=sections.problems(content),

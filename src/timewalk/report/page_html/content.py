@@ -4,16 +4,18 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from timewalk.artefacts import read_json
-from timewalk.report.failures import failure, logs_of
 from timewalk.report.page_html.curves import Curves, read_curves
 from timewalk.report.page_html.media import EACH, Gallery
 from timewalk.report.square import Square, read_result, result_files, square
 
 TRAINING = "training frames"
 """source of the contact sheets of the data that a run was trained on"""
+NOT_DONE = "Not done: its job has not run, still runs or was killed."
+OLDER = "Not done: what lies there is of an older encoder."
+UNCLEAR = "Not done, perhaps because a job before it has failed: "
 
 
 @dataclass
@@ -23,12 +25,16 @@ class Problem:
     Attributes:
         run: its run.
         evaluation: its evaluation.
-        sentence: how its job, or the training before it, has failed; None: not done yet.
+        state: whether its job, or the training before it, has failed.
+        why: a sentence.
+        older: whether there is one of an older encoder.
     """
 
     run: str
     evaluation: str
-    sentence: str | None
+    state: Literal["failed", "missing"]
+    why: str
+    older: bool = False
 
 
 @dataclass
@@ -67,29 +73,46 @@ def gather(folder: Path, planned: Mapping[str, Sequence[str]] | None = None) -> 
     Raises:
         UserError: a file is damaged.
     """
-    files = _files(folder, planned)
-    table = square(files, planned, folder)
-    results = [{**read_result(path), "path": path} for path in files]
-    by_pair = {(item["run"], item["evaluation"]): item for item in results}
-    runs = [run for row in table.rows for run in row.runs]
+    runs = list(planned) if planned is not None else _runs(folder)
     abouts = {run: _about(folder / run) for run in runs}
+    found = [{**read_result(path), "path": path} for path in _files(folder, runs, planned)]
+    results = {_pair(item): item for item in found if not _older(item, abouts, folder)}
+    older = {_pair(item) for item in found} - results.keys()
+    asked = planned
+    if asked is None:
+        names = list(dict.fromkeys(item["evaluation"] for item in found))
+        asked = dict.fromkeys(runs, names)
+    files = [item["path"] for item in results.values()]
+    table = square(files, asked, folder)
+    problems = _problems(table, asked, results, older)
+    if planned is None:
+        _forget_unasked(table, older)
+        problems = [problem for problem in problems if problem.state == "failed" or problem.older]
     return Content(
         folder,
         table,
-        by_pair,
+        results,
         abouts,
-        _problems(folder, table, planned, by_pair),
+        problems,
         read_curves(folder, runs),
-        _gallery(folder, runs, abouts, by_pair),
+        _gallery(folder, runs, abouts, results),
         _newest(files),
         planned or {},
     )
 
 
-def _files(folder: Path, planned: Mapping[str, Sequence[str]] | None) -> list[Path]:
+def _runs(folder: Path) -> list[str]:
+    """Return the runs that have an encoder, or a training's log."""
+    signs = ("encoder.json", "metrics.jsonl", "checkpoints/metrics.jsonl")
+    places = (path for path in sorted(folder.iterdir()) if path.is_dir())
+    return [path.name for path in places if any((path / sign).is_file() for sign in signs)]
+
+
+def _files(
+    folder: Path, runs: Iterable[str], planned: Mapping[str, Sequence[str]] | None
+) -> list[Path]:
     if planned is None:
-        runs = sorted(path.parent for path in folder.glob("*/encoder.json"))
-        return [file for run in runs for file in result_files(run)]
+        return [file for run in runs for file in result_files(folder / run)]
     asked = (folder / run / f"{name}.json" for run, names in planned.items() for name in names)
     return [path for path in asked if path.is_file()]
 
@@ -99,23 +122,47 @@ def _about(run: Path) -> dict[str, Any]:
     return dict(read_json(file)) if file.is_file() else {}
 
 
+def _pair(item: Mapping[str, Any]) -> tuple[str, str]:
+    return item["run"], item["evaluation"]
+
+
+def _older(item: Mapping[str, Any], abouts: Mapping[str, Mapping[str, Any]], folder: Path) -> bool:
+    """Return whether a result is of an encoder that its run has no more."""
+    about = abouts.get(item["run"], {})
+    if not about:
+        # A training that goes on: the encoder that was measured is deleted.
+        return (folder / item["run"] / "checkpoints" / "metrics.jsonl").is_file()
+    measured, now = item.get("provenance", {}).get("encoder_sha256"), about.get("sha256")
+    return None not in (measured, now) and measured != now
+
+
+def _forget_unasked(table: Square, older: Container[tuple[str, str]]) -> None:
+    """Without a plan nobody knows that a result is missing, unless there was one before."""
+    runs = {row.name: row.runs for row in table.rows}
+    for (name, column), cell in table.cells.items():
+        before = any((run, column.evaluation) in older for run in runs[name])
+        if cell.state == "missing" and not before:
+            cell.state = "not asked for"
+
+
 def _problems(
-    folder: Path,
     table: Square,
-    planned: Mapping[str, Sequence[str]] | None,
+    asked: Mapping[str, Sequence[str]],
     done: Container[tuple[str, str]],
+    older: Container[tuple[str, str]],
 ) -> list[Problem]:
-    """Return what is not done of the plan; without a plan, what has failed."""
-    logs = logs_of(folder)
-    names = dict.fromkeys(column.evaluation for column in table.columns)
-    asked = planned or {run: list(names) for row in table.rows for run in row.runs}
-    found = [
-        Problem(run, name, failure(logs, run, name) if logs else None)
-        for run, evaluations in asked.items()
-        for name in evaluations
-        if (run, name) not in done
-    ]
-    return [problem for problem in found if planned or problem.sentence]
+    """Return what was asked for and is not done."""
+    found = []
+    for pair in ((run, name) for run, names in asked.items() for name in names):
+        if pair in done:
+            continue
+        before, unclear = pair in older, table.unclear.get(pair[0])
+        if pair in table.problems:
+            found.append(Problem(*pair, "failed", table.problems[pair], before))
+        else:
+            why = UNCLEAR + " ".join(unclear) if unclear else OLDER if before else NOT_DONE
+            found.append(Problem(*pair, "missing", why, before))
+    return found
 
 
 def _gallery(
@@ -129,7 +176,8 @@ def _gallery(
         gallery.add(run, "figures", sorted((folder / run / "figures").glob("*.png")))
         for (of, name), result in results.items():
             if of == run:
-                gallery.add(run, name, _spread(folder / run / x for x in result["artefacts"]))
+                files = [folder / run / file for file in result.get("artefacts", ())]
+                gallery.add(run, name, _spread(files))
         gallery.add(run, TRAINING, _contact_sheets(abouts[run]))
     return gallery
 

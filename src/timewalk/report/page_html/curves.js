@@ -85,7 +85,7 @@ function chart() {
     });
     const lines = having.filter((one) => boxes[one.number].checked);
     const means = Math.max(1, ...lines.map((one) => one.mean_of));
-    note.textContent = means > 1 ? `A point is the mean of up to ${means} steps. The pointer or the arrow keys show values.` : "The pointer or the arrow keys show values.";
+    note.textContent = means > 1 ? `A point is the mean of up to ${means} logged steps. The pointer or the arrow keys show values.` : "The pointer or the arrow keys show values.";
     view = scaled(lines, log.value === "log", frame.clientWidth || 600, frame.clientHeight || 300);
     frame.replaceChildren(view.picture);
     const drawn = lines.map((one) => one.name).join(", ") || "no run";

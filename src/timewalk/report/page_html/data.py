@@ -1,6 +1,7 @@
 """What the page's script needs beside its tables: where each result comes from, and the curves."""
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class Pool:
 def page_data(content: Content) -> dict[str, Any]:
     """Return the data of the page's script, as plain values of JSON."""
     pool = Pool()
-    problems = {f"{x.run}/{x.evaluation}": x.sentence for x in content.problems}
+    problems = {f"{x.run}/{x.evaluation}": (x.state, x.why) for x in content.problems}
     return {
         "rows": [{"name": row.name, "runs": row.runs} for row in content.square.rows],
         "groups": {group.key: _group(vars(group.first)) for group in groups_of(content.square)},
@@ -65,7 +66,13 @@ def _result(content: Content, result: Mapping[str, Any], pool: Pool) -> dict[str
         "seconds": round(float(result.get("seconds") or 0), 3),
         "origin": [(pool.add(key), pool.add(value)) for key, value in known if value is not None],
         "files": [
-            relative(result["folder"] / name, content.folder) for name in result["artefacts"]
+            relative(result["folder"] / name, content.folder)
+            for name in result.get("artefacts", ())
         ],
-        "metrics": result["metrics"] if several else None,
+        "metrics": _finite(result["metrics"]) if several else None,
     }
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    finite = {k: v for k, v in metrics.items() if v is not None and math.isfinite(v)}
+    return dict.fromkeys(metrics) | finite

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ class Medium:
         width: of the image in pixels, for its place; 0: unknown.
         height: the same.
         video: whether it moves under controls.
+        why: a picture is not shown.
     """
 
     run: str
@@ -45,6 +47,7 @@ class Medium:
     width: int
     height: int
     video: bool
+    why: str | None = None
 
 
 @dataclass
@@ -69,8 +72,8 @@ class Gallery:
         link = relative(file, self.folder)
         video = file.suffix.lower() in VIDEOS
         image = _first_frame(file) if video else _opened(file)
-        if image is None:
-            return Medium(run, source, file.name, link, None, 0, 0, video)
+        if image is None or isinstance(image, str):
+            return Medium(run, source, file.name, link, None, 0, 0, video, image)
         width, height = image.size
         inside = self._inside(file, image)
         if inside is None and video:
@@ -97,13 +100,17 @@ def relative(file: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(file, folder)).as_posix())
 
 
-def _opened(file: Path) -> Image.Image | None:
-    """Return a picture, None of a damaged one: its link stays."""
+def _opened(file: Path) -> Image.Image | str:
+    """Return a picture, or why it is not shown: its link stays."""
     try:
-        with Image.open(file) as image:
-            return image.convert("RGBA" if "transparency" in image.info else "RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                return image.convert("RGBA" if "transparency" in image.info else "RGB")
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        return "is too large to be shown here"
     except (OSError, SyntaxError, ValueError):
-        return None
+        return "cannot be read"
 
 
 def _first_frame(file: Path) -> Image.Image | None:

@@ -4,7 +4,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const one = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const chosen = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+const ofAddress = () => new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+let chosen = ofAddress();
 const changed = []; // called after each change of what is chosen
 
 function make(name, attributes = {}, ...children) {
@@ -13,13 +14,20 @@ function make(name, attributes = {}, ...children) {
   element.append(...children);
   return element;
 }
-const list = (key) => (chosen.get(key) ? chosen.get(key).split(",").map(decodeURIComponent) : []);
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // somebody wrote the address by hand
+  }
+}
+const list = (key) => (chosen.get(key) ? chosen.get(key).split(",").map(decoded) : []);
 function choose(key, value) {
   const text = Array.isArray(value) ? value.map(encodeURIComponent).join(",") : value;
   if (text) chosen.set(key, text);
   else chosen.delete(key);
-  const address = chosen.toString();
-  history.replaceState(null, "", address ? `#${address}` : location.pathname + location.search);
+  // A page inside another one may have an address of which only this part can be changed.
+  history.replaceState(null, "", `#${chosen}`);
   for (const call of changed) call();
 }
 
@@ -188,8 +196,8 @@ function originOf(run, evaluation, several) {
   const key = `${run}/${evaluation}`, result = data.results[key], parts = [];
   if (several) parts.push(make("h3", {}, run));
   if (!result) {
-    const sentence = data.problems[key];
-    return sentence === undefined ? [] : [...parts, make("p", {}, sentence ? `Failed: ${sentence}` : "Missing: not done yet.")];
+    const [state, why] = data.problems[key] || [];
+    return state ? [...parts, make("p", {}, state === "failed" ? `Failed: ${why}` : why)] : [];
   }
   const lines = [["file", make("a", { href: result.file }, decodeURIComponent(result.file))],
     ["samples", result.samples.toLocaleString("en")], ["seconds", result.seconds],
@@ -245,3 +253,9 @@ for (const link of all("nav a, .skip"))
     target.focus({ preventScroll: true });
   });
 changed.push(filter, sort, detail);
+addEventListener("hashchange", () => {
+  // An address that was pasted; of a link into the page, what is chosen stays.
+  if (location.hash && !location.hash.includes("=")) return;
+  chosen = ofAddress();
+  for (const call of changed) call();
+});

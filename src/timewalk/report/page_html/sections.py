@@ -19,7 +19,7 @@ SMALL = 160
 
 def counts(content: Content) -> Markup:
     """Return in a line how much there is, and how much is missing."""
-    failed = sum(problem.sentence is not None for problem in content.problems)
+    failed = sum(problem.state == "failed" for problem in content.problems)
     missing = len(content.problems) - failed
     parts = [
         _count(sum(len(row.runs) for row in content.square.rows), "run", "runs"),
@@ -39,26 +39,35 @@ def _count(number: int, one: str, several: str, class_: str | None = None) -> Ma
 
 def problems(content: Content) -> Markup:
     """Return what was asked for and is not there, each with what its job said."""
+    notes = [tag("p", note, class_="note") for note in _not_compared(content)]
     if not content.problems:
         planned = "Every result that the suite asks for is here."
-        return tag("p", planned if content.planned else "Nothing is known to be missing.")
+        said = planned if content.planned else "Nothing is known to be missing."
+        return joined([tag("p", said), notes])
     methods = {run: row for row in content.square.rows for run in row.runs}
     rows = [
         tag(
             "tr",
             tag("th", problem.run, scope="row"),
             tag("td", problem.evaluation),
-            tag("td", "failed" if problem.sentence else "missing", class_="state"),
-            tag("td", problem.sentence or "Not done yet: its job has not run, or still runs."),
+            tag("td", problem.state, class_="state"),
+            tag("td", problem.why),
             id=problem_id(problem.run, problem.evaluation),
-            class_="failed" if problem.sentence else "missing",
+            class_=problem.state,
             **row_data(methods[problem.run]),
         )
-        for problem in sorted(content.problems, key=lambda problem: problem.sentence is None)
+        for problem in sorted(content.problems, key=lambda problem: problem.state)
     ]
     head = [tag("th", name, scope="col") for name in ("Run", "Evaluation", "State", "Why")]
     table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain wrap")
-    return _scroll(table, "What is missing and what failed")
+    return joined([_scroll(table, "What is missing and what failed"), notes])
+
+
+def _not_compared(content: Content) -> list[str]:
+    """Return why some results stand beside others and are not compared with them."""
+    cells = [cell for cell in content.square.cells.values() if not cell.comparable]
+    sentences = dict.fromkeys(cell.note for cell in cells if cell.note)
+    return [note for note in sentences if note not in content.square.problems.values()]
 
 
 def gallery(content: Content) -> Markup:
@@ -106,7 +115,7 @@ def _shown(medium: Medium, size: dict[str, Any]) -> Markup:
     name = f"{medium.source} of {medium.run}: {medium.name}"
     if not medium.video:
         if medium.image is None:
-            return tag("a", f"{medium.name} cannot be read", href=medium.link)
+            return tag("a", f"{medium.name} {medium.why}", href=medium.link)
         small = "small" if max(medium.width, medium.height) <= SMALL else None
         lazy = None if medium.image.startswith("data:") else "lazy"
         image = tag("img", src=medium.image, alt=name, loading=lazy, class_=small, **size)

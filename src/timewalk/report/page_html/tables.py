@@ -1,10 +1,11 @@
 """The square as HTML: the table of headline metrics, and a table of every metric a protocol."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from timewalk.report.page_html.content import Problem
 from timewalk.report.page_html.html import Markup, anchor, breakable, tag
-from timewalk.report.square import Cell, Column, Row, Square
+from timewalk.report.square import Cell, Column, Row, Square, decimals_of
 
 WORDS = {"no meaning": "–", "missing": "missing", "failed": "failed", "not asked for": "·"}
 
@@ -37,19 +38,16 @@ def deltas_of(square: Square) -> list[str]:
 
 
 def decimals(square: Square, column: Column) -> int:
-    """Return four for a column in which nothing is above 1, else two, as the field reports them."""
-    means = [square.cell(row, column).mean for row in square.rows]
-    found = [abs(mean) for mean in means if mean is not None]
-    small = bool(found) and max(found) <= 1 and any(mean % 1 for mean in found)
-    return 4 if small else 2
+    """Return how many decimals a column is shown with."""
+    return decimals_of(square.cell(row, column).mean for row in square.rows)
 
 
-def square_table(square: Square, problems: Collection[tuple[str, str]]) -> Markup:
+def square_table(square: Square, problems: Mapping[tuple[str, str], Problem]) -> Markup:
     """Return the table of headline metrics, whose cells lead to all metrics of their results.
 
     Args:
         square: its rows, columns and cells.
-        problems: run and evaluation of what is missing: such a cell leads to the list of these.
+        problems: by run and evaluation, what is missing: such a cell leads to the list of these.
     """
     keys = {group.first.group: group.key for group in groups_of(square)}
     columns, names = square.headlines(), deltas_of(square)
@@ -61,14 +59,7 @@ def square_table(square: Square, problems: Collection[tuple[str, str]]) -> Marku
         cells = [
             _cell(
                 *(square.cell(row, c), c, n, names, f"{keys[c.group]}-r{number}"),
-                next(
-                    (
-                        problem_id(run, c.evaluation)
-                        for run in row.runs
-                        if (run, c.evaluation) in problems
-                    ),
-                    None,
-                ),
+                [problems[x] for run in row.runs if (x := (run, c.evaluation)) in problems],
             )
             for c, n in zip(columns, digits, strict=True)
         ]
@@ -139,13 +130,19 @@ def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
 
 
 def _cell(
-    cell: Cell, column: Column, digits: int, names: Sequence[str], key: str, problem: str | None
+    cell: Cell,
+    column: Column,
+    digits: int,
+    names: Sequence[str],
+    key: str,
+    problems: Sequence[Problem],
 ) -> Markup:
     if cell.state == "not asked for":
         return tag("td", WORDS[cell.state], tag("span", "not asked for", class_="sr"), class_="no")
-    target = problem if cell.state in ("missing", "failed") and problem else key
+    away = problems and cell.state in ("missing", "failed")
+    target = problem_id(problems[0].run, problems[0].evaluation) if away else key
     link = tag("a", _value(cell, digits), href=f"#{target}", class_="open", data_open=key)
-    partly = tag("small", "not all seeds", class_="partly") if _partly(cell) else None
+    partly = [tag("small", words, class_="partly") for words in _partly(cell, problems)]
     value = None if cell.mean is None else repr(cell.mean)
     return tag(
         *("td", link, partly, list(_beside(cell, column, digits, names))),
@@ -154,8 +151,14 @@ def _cell(
     )
 
 
-def _partly(cell: Cell) -> bool:
-    return cell.state in ("value", "no meaning") and cell.note is not None
+def _partly(cell: Cell, problems: Sequence[Problem]) -> Iterator[str]:
+    """Yield what a reader of a cell's number needs to know of it."""
+    if cell.state in ("value", "no meaning") and problems:
+        yield "not all seeds"
+    if any(problem.older for problem in problems):
+        yield "of an older encoder"
+    if not cell.comparable:
+        yield "data of other content"
 
 
 def _value(cell: Cell, digits: int) -> Markup:
