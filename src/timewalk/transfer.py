@@ -23,6 +23,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from timewalk.addresses import public
 from timewalk.artefacts import read_json, sha256_json, write_json
 from timewalk.errors import UserError, disk_full, out_of_room
 
@@ -53,28 +54,6 @@ def identity(source: str) -> str:
     """Return what tells sources apart, their queries included, without showing them."""
     parts = urlsplit(source)
     return sha256_json(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-
-
-def public(source: str) -> str:
-    """Return a source without what may be secret: user, password, any query but a video's id."""
-    if not source.lower().startswith(("http://", "https://")):
-        return source
-    try:
-        parts = urlsplit(source)
-    except ValueError:  # no host that can be told from what stands before it
-        return f"{source.partition('://')[0]}://…"
-    host = parts.netloc.rpartition("@")[2]
-    query = parts.query if parts.query.startswith("v=") and "&" not in parts.query else ""
-    return urlunsplit((parts.scheme, host, parts.path, query, ""))
-
-
-def public_settings(settings: Any) -> Any:
-    """Return settings to show: every address in them, at any depth, as :func:`public` gives it."""
-    if isinstance(settings, Mapping):
-        return {key: public_settings(value) for key, value in settings.items()}
-    if isinstance(settings, list | tuple):
-        return [public_settings(value) for value in settings]
-    return public(settings) if isinstance(settings, str) else settings
 
 
 def sidecar(part: Path) -> Path:

@@ -10,7 +10,7 @@ from tests.report.mirrored import (
     runs,
     write,
 )
-from timewalk.transfer import public
+from timewalk.addresses import public
 
 SECRETS = (
     "https://me:pass%20word@weights.example/a.pth?token=hush&x='1'",

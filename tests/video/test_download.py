@@ -10,9 +10,10 @@ import pytest
 
 from tests.video.conftest import write_numbered
 from timewalk import transfer
+from timewalk.addresses import public
 from timewalk.config import DownloadConfig, VideoConfig
 from timewalk.errors import UserError
-from timewalk.video.download import download, public, ytdlp_options
+from timewalk.video.download import download, ytdlp_options
 
 FAST = DownloadConfig(retries=3, timeout_s=3)
 
@@ -354,7 +355,7 @@ def test_a_full_disk_is_said_at_once(tmp_path, server, monkeypatch):
 
 
 def test_settings_without_secrets():
-    from timewalk.transfer import public_settings
+    from timewalk.addresses import public_settings
 
     secret = "https://me:pw@a.b/c?token=1"
     settings = {"encoder": {"weights": secret, "depth": 2}, "list": [secret, None], "x": "run:a"}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from timewalk.addresses import public_settings
 from timewalk.artefacts import read_json
 from timewalk.errors import UserError
 
@@ -48,10 +49,11 @@ def refuse_other_settings(about: Path, settings: Mapping[str, Any]) -> None:
     before = dict(flat(_without(read_json(about)["provenance"]["config"], RESUMABLE)))
     for key, value in flat(_without(settings, RESUMABLE)):
         if before.get(key, value) != value:
+            was, now = public_settings([before[key], value])
             raise UserError(
                 f"{about.parent} holds the finished training of another configuration ({key} was "
-                f"{before[key]} and is {value}); give the changed one a name of its own, put the "
-                f"value back, or delete {about.parent} to train anew."
+                f"{was} and is {now}); give the changed one a name of its own, put the value back, "
+                f"or delete {about.parent} to train anew."
             )
 
 

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from timewalk.addresses import public
 from timewalk.config import Config, package_file
 from timewalk.doctor.finding import Finding
 from timewalk.errors import UserError
 from timewalk.evaluation import evaluation_names, get_evaluation
-from timewalk.transfer import local_copy, public
+from timewalk.transfer import local_copy
 from timewalk.video.sources import resolve_video
 
 PHASES = ("scikit-learn", "matplotlib")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from timewalk.addresses import public
 from timewalk.artefacts import atomic_path
 from timewalk.errors import UserError
 from timewalk.transfer import cache_folder as cache_folder
@@ -43,13 +44,13 @@ def fetch(address: str) -> Path:
                 found = temporary.stat().st_size
                 if expected not in (-1, found):
                     raise UserError(
-                        f"encoder.weights: {address} broke off after {found} of {expected} bytes; "
-                        "run again, or fetch the file yourself and name its path."
+                        f"encoder.weights: {public(address)} broke off after {found} of "
+                        f"{expected} bytes; run again, or fetch the file yourself and name its path."
                     )
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
-            f"encoder.weights: {address} cannot be fetched ({error}); correct the address, or "
-            "fetch the file elsewhere and name its path."
+            f"encoder.weights: {public(address)} cannot be fetched ({error}); correct the address, "
+            "or fetch the file elsewhere and name its path."
         ) from None
     return path
 

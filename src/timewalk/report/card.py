@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel
 from safetensors import safe_open
 
+from timewalk.addresses import public_settings
 from timewalk.artefacts import read_json, read_manifest, sha256_file, write_text
 from timewalk.config.changes import RESUMABLE
 from timewalk.encoders.files import HEAD
@@ -29,7 +30,6 @@ from timewalk.report.loading import loading, loading_head
 from timewalk.report.page import code, number, table
 from timewalk.report.sources import Source, data_counts, read_source
 from timewalk.report.tables import long_table
-from timewalk.transfer import public_settings
 from timewalk.video.sources import load_sources
 
 PUBLICATION = re.compile(r'"([^"]+)" \(([^()]*\d{4})\)')

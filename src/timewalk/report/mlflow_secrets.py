@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from timewalk.transfer import public
+from timewalk.addresses import public
 
 TEXTS = frozenset((".json", ".jsonl", ".md", ".csv", ".txt", ".html", ".tex", ".svg"))
 """suffixes of files that may repeat an address"""

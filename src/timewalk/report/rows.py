@@ -7,9 +7,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from timewalk.addresses import public_settings
 from timewalk.artefacts import read_json, sha256_json
 from timewalk.config.changes import decisive
-from timewalk.transfer import public_settings
 
 
 @dataclass

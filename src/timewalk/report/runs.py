@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from timewalk.addresses import public_settings
 from timewalk.artefacts import read_json
 from timewalk.check import check
 from timewalk.config import Config
@@ -17,7 +18,6 @@ from timewalk.report.failures import ended_by, logs_of
 from timewalk.report.square import Square, result_files, square
 from timewalk.report.tables import DASH, Table, Text, decimals_of
 from timewalk.report.terminal import LEGEND, MARKS, plain_table, wrapped
-from timewalk.transfer import public_settings
 
 State = Literal["finished", "training", "failed", "stopped", "not started"]
 STEP = re.compile(r"step (\d+) of (\d+)")

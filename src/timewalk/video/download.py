@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from timewalk.addresses import public
 from timewalk.artefacts import read_json, sha256_file, sha256_json, write_json, write_manifest
 from timewalk.config import DownloadConfig, VideoConfig, package_file
 from timewalk.errors import UserError
-from timewalk.transfer import Unreachable, discard, fetch_http, identity, public, sidecar
+from timewalk.transfer import Unreachable, discard, fetch_http, identity, sidecar
 from timewalk.video.probe import VideoInfo, blank_share, check_decodes, probe
 
 log = logging.getLogger(__name__)

@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
+from timewalk.addresses import public
 from timewalk.artefacts import alone, read_json, sha256_file, write_json
 from timewalk.config import PublishedSet
 from timewalk.data.prepare.videos import Archive, Source, find_root, missing
 from timewalk.errors import UserError, reason
-from timewalk.transfer import discard, fetch_http, public
+from timewalk.transfer import discard, fetch_http
 
 log = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import logging
 import os
 from pathlib import Path
 
+from timewalk.addresses import public
 from timewalk.artefacts import alone, sha256_file, write_json
 from timewalk.config import Pouring
 from timewalk.data.prepare.archive import NOTE, RETRIES, TIMEOUT_S, fetched
@@ -14,7 +15,7 @@ from timewalk.data.prepare.phase_records import read_splits
 from timewalk.data.prepare.phase_videos import START, PhaseSet, count_warning
 from timewalk.data.tfrecord import read_records
 from timewalk.errors import UserError
-from timewalk.transfer import discard, fetch_http, public
+from timewalk.transfer import discard, fetch_http
 
 log = logging.getLogger(__name__)
 
