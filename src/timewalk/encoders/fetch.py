@@ -45,7 +45,7 @@ def fetch(address: str) -> Path:
                 if expected not in (-1, found):
                     raise UserError(
                         f"encoder.weights: {public(address)} broke off after {found} of "
-                        f"{expected} bytes; run again, or fetch the file yourself and name its path."
+                        f"{expected} bytes; run again, or fetch the file and name its path."
                     )
     except (urllib.error.URLError, OSError) as error:
         raise UserError(
