@@ -13,8 +13,10 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from tests.slurm.conftest import Cluster, SlurmWorkflow
 from tests.workflow.conftest import Workflow, miniature
 from timewalk.training.checkpoint import checkpoints
 
-STEPS = 20
+STEPS = 40
 WITHIN_S = 600
 
 
@@ -239,18 +241,30 @@ def disturbed(
     with _running(command, workflow) as job:
         moments = {name: after() for name in faults}
         ready: set[str] = set()
+        over = threading.Event()
 
-        def halted(name: str) -> bool:
-            assert job.poll() is None, (folder / "snakemake.out").read_text()
-            ready.update(
-                other for other in faults if other not in ready and runs[other].halt(moments[other])
-            )
-            return name in ready
+        # On the side: none may come to its end while the fault of another one takes its time.
+        def halt_all() -> None:
+            while not over.is_set() and job.poll() is None and len(ready) < len(faults):
+                ready.update(n for n in faults if n not in ready and runs[n].halt(moments[n]))
+                time.sleep(0.05)
 
-        for name in faults:
-            until(lambda name=name: halted(name), f"a checkpoint of {name}")
-            FAULTS[name].happen(runs[name])
-        status = job.wait(timeout=WITHIN_S)
+        with ThreadPoolExecutor(1) as side:
+            halting = side.submit(halt_all)
+
+            def halted(name: str) -> bool:
+                assert job.poll() is None, (folder / "snakemake.out").read_text()
+                if halting.done():
+                    halting.result()
+                return name in ready
+
+            try:
+                for name in faults:
+                    until(lambda name=name: halted(name), f"a checkpoint of {name}")
+                    FAULTS[name].happen(runs[name])
+                status = job.wait(timeout=WITHIN_S)
+            finally:
+                over.set()
     assert status == 0, (folder / "snakemake.out").read_text()
     for run in runs.values():
         run.jobs = run.submitted()

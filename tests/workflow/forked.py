@@ -6,6 +6,7 @@ a JSON order a line and answers each with one.
 
 import gc
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -116,6 +117,12 @@ def _run(order) -> dict:
     return {"code": os.waitstatus_to_exitcode(status), "text": said}
 
 
+def forget_logging() -> None:
+    """Undo what libraries set up as they are imported: verbs set logging up before they do."""
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
+
+
 def run_verb(words: list[str]) -> int:
     """Return a verb's exit code, as its process would end with."""
     from timewalk.cli import main
@@ -137,6 +144,7 @@ if __name__ == "__main__":
 
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    forget_logging()
     # The children's own streams are others.
     orders, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -75,11 +75,13 @@ def folder() -> Path:
 
 def _import_all() -> None:
     import timewalk
+    from tests.workflow.forked import forget_logging
 
     for module in pkgutil.walk_packages(timewalk.__path__, "timewalk."):
         importlib.import_module(module.name)
     for name in LATE:
         importlib.import_module(name)
+    forget_logging()
 
 
 def _serve(listener: socket.socket) -> None:
