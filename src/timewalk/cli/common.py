@@ -42,6 +42,17 @@ def add_settings(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     verb.add_argument(f"--{name}", type=read_settings, default={}, help=f"{what}: JSON, or a file")
 
 
+def add_config(verb: argparse.ArgumentParser) -> None:
+    """Add the option that names the configuration of some results."""
+    verb.add_argument(
+        "--config",
+        type=Path,
+        nargs="+",
+        help="configuration files, for what was asked for (default: config.yaml if it is of these "
+        "results)",
+    )
+
+
 def add_machine(verb: argparse.ArgumentParser) -> None:
     """Add the options of a verb that computes."""
     verb.add_argument("--gpus", type=int, default=1, help="GPUs wanted; 0: the CPU")

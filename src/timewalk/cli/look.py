@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timewalk.cli.common import Arguments, add_verb
+from timewalk.cli.common import Arguments, add_config, add_verb
 from timewalk.errors import UserError
 
 CONFIG = Path("config.yaml")
@@ -15,27 +15,17 @@ def add_verbs(verbs: Any) -> None:
     """Add these verbs to the command line."""
     verb = add_verb(verbs, "runs", runs)
     verb.add_argument("results", type=Path, nargs="?", help="folder of results (default: results)")
-    _add_config(verb)
+    add_config(verb)
 
     verb = add_verb(verbs, "show", show)
     verb.add_argument("what", help="name or folder of a run, or a folder of results")
     _add_results(verb)
-    _add_config(verb)
+    add_config(verb)
 
     verb = add_verb(verbs, "compare", compare)
     verb.add_argument("runs", nargs="+", metavar="run", help="names or folders, two or more")
     _add_results(verb)
     verb.add_argument("--output", type=Path, help="…png: draw the curves of their losses")
-
-
-def _add_config(verb: Any) -> None:
-    verb.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        help="configuration files, for what was asked for (default: config.yaml if it is of these "
-        "results)",
-    )
 
 
 def _add_results(verb: Any) -> None:

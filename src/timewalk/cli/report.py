@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from timewalk.cli.common import Arguments, add_settings, add_verb
+from timewalk.cli.common import Arguments, add_config, add_settings, add_verb
 from timewalk.errors import UserError
 
 LISTED = "; @FILE: those that FILE names, one a line"
@@ -24,13 +24,7 @@ def add_verbs(verbs: Any) -> None:
 
     verb = add_verb(verbs, "page", page)
     verb.add_argument("results", type=Path, help="folder of results: its report.html is written")
-    verb.add_argument(
-        "--config",
-        type=Path,
-        nargs="+",
-        help="configuration files, for what was asked for (default: config.yaml if it is of these "
-        "results)",
-    )
+    add_config(verb)
     add_settings(verb, "planned", "names of the evaluations of each run, instead of --config")
 
     verb = add_verb(verbs, "mlflow", mlflow)
