@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,14 +44,6 @@ def times_of(path):
 
 def lines_of(path):
     return [json.loads(line) for line in path.with_suffix(".faces.jsonl").read_text().splitlines()]
-
-
-def assert_same_pictures(one, two):
-    """x264's own bytes may differ now and then for the same pictures, by half a level once in some
-    hundred runs; what is seen may not: frames that follow each other are 1.6 levels apart."""
-    assert np.array_equal(times_of(one), times_of(two))
-    for a, b in zip(frames_of(one), frames_of(two), strict=True):
-        assert np.abs(a.astype(int) - b.astype(int)).mean() < 1.0
 
 
 def sha256(path):
@@ -130,11 +123,11 @@ def test_contact_sheet(phone):
     assert (tiles[:, : TILE[1]].std((1, 3)).max(-1) > 10).all()  # 24 pictures
 
 
-def test_two_workers_write_the_same_pictures(carphone, phone, tmp_path):
+def test_two_workers_write_the_same_bytes(carphone, phone, tmp_path):
     output = tmp_path / "two.mp4"
     blur_video(carphone, output, QUICK, workers=2)
     assert lines_of(output) == lines_of(phone[0])
-    assert_same_pictures(output, phone[0])
+    assert sha256(output) == sha256(phone[0])
 
 
 def test_times_are_the_sources(carphone, phone):
@@ -150,6 +143,15 @@ def test_pieces_do_not_change_detections(carphone, phone, tmp_path):
     manifest = blur_video(carphone, whole, ONE_PIECE)
     assert manifest["counts"]["pieces"] < phone[1]["counts"]["pieces"]
     assert lines_of(whole) == lines_of(phone[0])
+
+
+def test_bytes_do_not_depend_on_what_memory_held(carphone, phone, tmp_path):
+    """x264's macroblock tree reads memory that nobody wrote: the C library fills it here."""
+    output, script = tmp_path / "filled.mp4", tmp_path / "run.py"
+    script.write_text(RUN)
+    command = [sys.executable, str(script), str(carphone), str(output), QUICK.model_dump_json()]
+    subprocess.run(command, check=True, env={**os.environ, "MALLOC_PERTURB_": "1"})
+    assert sha256(output) == sha256(phone[0])
 
 
 # --- no frame lost -----------------------------------------------------------------------------
@@ -411,7 +413,7 @@ def test_a_killed_run_goes_on(carphone, phone, tmp_path, monkeypatch):
     monkeypatch.setattr(blur, "blur_piece", lambda *item: done.append(item) or blur_piece(*item))
     blur_video(carphone, output, QUICK)
     assert len(done) == 3 - len(finished)
-    assert_same_pictures(output, phone[0])
+    assert sha256(output) == sha256(phone[0])
     assert lines_of(output) == lines_of(phone[0])
     assert not list(tmp_path.glob(".*"))
 

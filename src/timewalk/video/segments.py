@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from timewalk.config import BlurConfig
 from timewalk.errors import UserError
 from timewalk.video.probe import VideoInfo, open_video
+from timewalk.video.write import SAME_BYTES
 
 T = TypeVar("T")
 
@@ -302,7 +303,7 @@ class Encoder:
         stream.options = {
             "crf": str(self._settings.crf),
             "preset": self._settings.preset,
-            "x264-params": "open-gop=0:keyint=250:force-cfr=0",
+            "x264-params": f"open-gop=0:keyint=250:force-cfr=0:{SAME_BYTES}",
         }
         self._stream, self._start = stream, frame.pts
 
