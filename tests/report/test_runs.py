@@ -8,6 +8,7 @@ import pytest
 from tests.report.written import write_curve, write_result, write_run
 from timewalk.errors import UserError
 from timewalk.report.runs import age, asked_for, find_run, read_curve, read_run, show_runs
+from timewalk.report.show import show_run
 
 
 @pytest.fixture
@@ -151,3 +152,33 @@ def test_a_path_that_does_not_end_in_a_name(results, monkeypatch):
     monkeypatch.chdir(results / "dora")
     assert find_run(".", results).name == "dora"
     assert find_run("../größe", results).name == "größe"
+
+
+def test_fine_tunings_stand_below_their_run(results):
+    tuned = results / "dora" / "finetuned"
+    settings = {"task": "semantic_segmentation", "dataset": "rooms", "training": {}}
+    write_curve(tuned / "ade20k" / "metrics.jsonl", 6, 4.0)
+    about = {"steps": 6, "provenance": {"config": settings}}
+    (tuned / "ade20k" / "network.json").write_text(json.dumps(about))
+    write_curve(tuned / "coco" / "checkpoints" / "metrics.jsonl", 3, 9.0)
+    log = results.parent / "logs" / "results" / "finetune-dora-coco.log"
+    log.write_text("2026-01-01 00:00:00,000 INFO x: step 3 of 40: loss 7\n")
+    (tuned / "not_begun").mkdir()
+    text = show_runs(results, width=100)
+    names = [line.split()[0] for line in text.splitlines() if line.startswith(("dora", "größe"))]
+    assert names[:4] == ["dora", "dora/finetuned/ade20k", "dora/finetuned/coco", "größe"]
+    assert row(text, "dora/finetuned/ade20k")[:4] == [
+        "dora/finetuned/ade20k",
+        "finished",
+        "6/6",
+        "-1",
+    ]
+    assert {"semantic_segmentation", "rooms"} <= set(row(text, "dora/finetuned/ade20k"))
+    assert row(text, "dora/finetuned/coco")[1:4] == ["stopped", "3/40", "7"]
+    log.write_text("timewalk finetune: no room.\n")
+    text = show_runs(results, width=100)
+    assert row(text, "dora/finetuned/coco")[1] == "failed"
+    assert text.count("no room.") == 1
+    assert "ade20k (finished, 6 of 6 steps), coco (failed: no room., 3 of ? steps)" in " ".join(
+        show_run(results / "dora", width=200).split()
+    )

@@ -38,7 +38,8 @@ def runs(arguments: Arguments) -> None:
     """List runs: how far each is, its newest loss, and its best figure.
 
     A run is finished, training (its process lives), failed, stopped, or not started. What the
-    configuration asks for and nothing has begun is listed, too. A * marks the best of all runs, a '
+    configuration asks for and nothing has begun is listed, too; fine-tunings stand below their run.
+    A * marks the best of all runs, a '
     the second best.
     """
     from timewalk.report.runs import show_runs

@@ -27,10 +27,10 @@ AGES = ((86400, "d"), (3600, "h"), (60, "min"))
 
 @dataclass
 class Run:
-    """What is known of a run from its files.
+    """What is known of a run, or of a fine-tuning of its encoder, from its files.
 
     Attributes:
-        name: of the run and its folder.
+        name: of the run and its folder, or `<run>/finetuned/<fine-tuning>`.
         folder: of its files.
         config: its settings, addresses without secrets; empty before its training begins.
         state: how far it is.
@@ -40,6 +40,8 @@ class Run:
         newest: time of the newest sign of it, in seconds since 1970; None without any.
         note: the sentence with which its training failed.
         results: files of its evaluations.
+        log: of its training; None where the folder of logs is not known.
+        finetunings: those of its encoder, begun or finished.
     """
 
     name: str
@@ -52,6 +54,8 @@ class Run:
     newest: float | None = None
     note: str | None = None
     results: list[Path] = field(default_factory=list)
+    log: Path | None = None
+    finetunings: list["Run"] = field(default_factory=list)
 
 
 def run_folders(results: Path) -> list[Path]:
@@ -87,32 +91,48 @@ def find_run(word: str, results: Path) -> Path:
 
 
 def read_run(folder: Path) -> Run:
-    """Return what a run's files say."""
+    """Return what a run's files say, and those of its fine-tunings."""
     run = Run(folder.name, folder, results=result_files(folder))
-    about = folder / "encoder.json"
-    origin = read_json(about).get("provenance", {}) if about.is_file() else {}
-    places = (folder / "config.json", folder / "checkpoints" / "config.json")
+    _read(run, "encoder.json", folder.parent, f"train-{folder.name}")
+    tuned = sorted(place for place in folder.glob("finetuned/*") if _is_finetuning(place))
+    for place in tuned:
+        one = Run(f"{folder.name}/finetuned/{place.name}", place)
+        _read(one, "network.json", folder.parent, f"finetune-{folder.name}-{place.name}")
+        run.finetunings.append(one)
+    return run
+
+
+def _is_finetuning(folder: Path) -> bool:
+    return (folder / "network.json").is_file() or (folder / "checkpoints").is_dir()
+
+
+def _read(run: Run, card: str, results: Path, log: str) -> None:
+    """Fill in what the files of a training say, and its log."""
+    logs = logs_of(results)
+    run.log = logs / f"{log}.log" if logs else None
+    about = run.folder / card
+    card_of = read_json(about) if about.is_file() else {}
+    origin = card_of.get("provenance", {})
+    places = (run.folder / "config.json", run.folder / "checkpoints" / "config.json")
     saved: dict[str, Any] = next((read_json(path) for path in places if path.is_file()), {})
     run.config = public_settings(origin.get("config") or saved)
-    curve = read_curve(folder)
+    curve = read_curve(run.folder)
     last = curve[-1] if curve else {}
     run.loss = next((r["loss"] for r in reversed(curve) if r.get("loss") is not None), None)
-    run.step = origin.get("steps") or (last["step"] + 1 if "step" in last else 0)
+    done = origin.get("steps") or card_of.get("steps")
+    run.step = done or (last["step"] + 1 if "step" in last else 0)
     run.newest = max(filter(None, [last.get("time"), *map(_changed, [about])]), default=None)
     _state(run, finished=bool(origin))
     run.steps = run.step if origin else _steps_asked(run)
-    return run
 
 
 def _state(run: Run, *, finished: bool) -> None:
     """Find out how far a run is: a training holds the lock of its checkpoints."""
-    logs = logs_of(run.folder.parent)
-    log = logs / f"train-{run.name}.log" if logs else None
     if finished:
         run.state = "finished"
     elif locked(run.folder / "checkpoints" / "lock"):
         run.state = "training"
-    elif log is not None and log.is_file() and (sentence := ended_by(log)):
+    elif run.log is not None and run.log.is_file() and (sentence := ended_by(run.log)):
         run.state, run.note = "failed", sentence
     elif run.newest is not None:
         run.state = "stopped"
@@ -134,10 +154,8 @@ def locked(path: Path) -> bool:
 
 def _steps_asked(run: Run) -> int | None:
     """Return how many steps a training has: as its log counts them, or as configured."""
-    logs = logs_of(run.folder.parent)
-    log = logs / f"train-{run.name}.log" if logs else None
-    if log is not None and log.is_file():
-        found = STEP.findall(log.read_text(encoding="utf-8", errors="replace"))
+    if run.log is not None and run.log.is_file():
+        found = STEP.findall(run.log.read_text(encoding="utf-8", errors="replace"))
         if found:
             return int(found[-1][1])
     steps = run.config.get("training", {}).get("max_steps")
@@ -207,13 +225,21 @@ def show_runs(
     found = [runs.get(name) or Run(name, results / name) for name in names]
     made = square([path for run in found for path in run.results], planned, results)
     header = ["run", "state", "steps", "loss", "age", "evals", "best", "method", "data"]
-    rows = [[Text(text) for text in _row(run, made, planned)] for run in found]
+    listed = [one for run in found for one in (run, *run.finetunings)]
+    rows = [[Text(text) for text in _row(run, made, planned)] for run in listed]
     text = plain_table(Table("", header, rows, names=1, left=(1, 6, 7, 8)), width)
-    said = [f"{run.name}: {run.note}" for run in found if run.note]
+    said = [f"{run.name}: {run.note}" for run in listed if run.note]
     trained = {run.name for run in found if not run.note}
-    problems = {pair: sentence for pair, sentence in made.problems.items() if pair[0] in trained}
+    told = {run.note for run in listed}
+    problems = {
+        pair: sentence
+        for pair, sentence in made.problems.items()
+        if pair[0] in trained and sentence not in told
+    }
     said += [f"{run}, {name}: {sentence}" for (run, name), sentence in problems.items()]
-    said += [f"{run}: {s}" for run, sentences in made.unclear.items() for s in sentences]
+    said += [
+        f"{run}: {s}" for run, sentences in made.unclear.items() for s in sentences if s not in told
+    ]
     failed = (
         ["", "Failed:", *(wrapped(f"  {line}", width, "    ") for line in said)] if said else []
     )
@@ -222,10 +248,10 @@ def show_runs(
 
 
 def _row(run: Run, made: Square, planned: Mapping[str, Sequence[str]] | None) -> list[str]:
-    trained = bool(run.config.get("training"))
+    trained = bool(run.config.get("training") or run.step)
     steps = f"{run.step}/{run.steps}" if run.steps else str(run.step)
     done, asked = [path.stem for path in run.results], (planned or {}).get(run.name)
-    evaluations = str(len(done))
+    evaluations = str(len(done)) if run.folder.parent.name != "finetuned" else DASH
     if asked is not None:
         evaluations = f"{sum(name in asked for name in done)}/{len(asked)}"
     return [
@@ -236,7 +262,7 @@ def _row(run: Run, made: Square, planned: Mapping[str, Sequence[str]] | None) ->
         DASH if run.newest is None else age(time.time() - run.newest),
         evaluations,
         _best(run, made),
-        str(run.config.get("method", DASH)),
+        str(run.config.get("method") or run.config.get("task") or DASH),
         str(run.config.get("dataset") or DASH),
     ]
 

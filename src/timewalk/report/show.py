@@ -133,10 +133,16 @@ def _facts(run: Run, width: int | None) -> list[str]:
     }
     card = run.folder / "card.md"
     facts["card"] = card if card.is_file() else None
+    facts["fine-tuned"] = ", ".join(map(_tuned, run.finetunings)) or None
     return [
         run.name,
         *(wrapped(f"  {k:<13} {v}", width, " " * 16) for k, v in facts.items() if v is not None),
     ]
+
+
+def _tuned(run: Run) -> str:
+    said = run.state if run.note is None else f"{run.state}: {run.note}"
+    return f"{run.folder.name} ({said}, {run.step} of {run.steps or '?'} steps)"
 
 
 def _range(curve: Sequence[Mapping[str, Any]]) -> str | None:
