@@ -39,8 +39,7 @@ def runs(arguments: Arguments) -> None:
 
     A run is finished, training (its process lives), failed, stopped, or not started. What the
     configuration asks for and nothing has begun is listed, too; fine-tunings stand below their run.
-    A * marks the best of all runs, a '
-    the second best.
+    A * marks the best of all runs, a ' the second best.
     """
     from timewalk.report.runs import show_runs
 
