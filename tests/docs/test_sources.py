@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 SOURCE = re.compile(r"(?<!-> )\bSource:\s+([^.;:\"]+)")
 PAGE = re.compile(r"\bdocs/(?:\w+/)*\w+\.md\b")
 UNPUBLISHED = re.compile(r"\bspec/\w+\.md\b|\bsheets?\b[^.\"]{0,60}\bsections?\s\d", re.IGNORECASE)
-FILES = sorted((ROOT / "src" / "timewalk").rglob("*.py"))
+FILES = sorted(path for folder in ("src", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
 
 
 def short_names() -> list[str]:
