@@ -1,1 +1,1 @@
-"""Plain transcriptions of published steps, written from the spec sheets, to measure against."""
+"""Plain versions of published steps, to measure against; written from descriptions of them."""

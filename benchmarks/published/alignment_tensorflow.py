@@ -5,7 +5,7 @@
 Run by an interpreter that has TensorFlow. Reads `embs` (N, T, D), `steps` (N, T), `lengths` (N,);
 prints one JSON object: loss, and CPU milliseconds of each forward and backward pass, eager and
 compiled (`tf.function`), and the seconds of the first compiled call. One sub-graph for each ordered
-pair of videos; written from the formulas of the sheet of TCC, section 6.
+pair of videos; written from TCC's formulas, as its released code has them.
 """
 
 import itertools

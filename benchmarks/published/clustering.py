@@ -1,7 +1,7 @@
-"""Clusters and their matching as Timetuning has them, transcribed from the sheet segmentation-eval.
+"""Clusters and their matching, written from a description of TimeT's released code.
 
-What costs time there is kept (sections 1 and 2): maps are enlarged as a whole in float64, faiss'
-Kmeans gets every pixel, and each pair of a class and a cluster is counted over all pixels anew.
+What costs time there is kept: maps are enlarged as a whole in float64, faiss' Kmeans
+gets every pixel, and each pair of a class and a cluster is counted over all pixels anew.
 
 Shapes: F maps, d dimensions, h and w cells, S side of the enlarged maps.
 """

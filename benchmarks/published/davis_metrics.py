@@ -1,4 +1,4 @@
-"""The official DAVIS 2017 evaluation, transcribed from the sheet spec/davis-metrics.md.
+"""The official DAVIS 2017 evaluation, written from a description of its code.
 
 What costs time and memory there is kept: the masks of a sequence become float64 stacks of objects x
 frames x H x W, compared with the numbers of the objects; every pair of masks has both its

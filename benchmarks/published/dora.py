@@ -1,4 +1,4 @@
-"""The published DoRA step, transcribed from the sheet spec/dora.md (sections 3 to 6).
+"""The published DoRA step, written from a description of the released code.
 
 What costs time and memory there is kept: every block materialises its softmaxed attention and hands
 it on with queries and keys; frames go through the networks one at a time; the teacher's attention,
@@ -164,7 +164,7 @@ def _flat(x):
 
 @torch.no_grad()
 def masked_views(images, tokens, attention, queries, keys, heads):
-    """Return K masked clips (B, F, 3, S, S); inputs are stacked over frames first (section 4)."""
+    """Return K masked clips (B, F, 3, S, S); inputs are stacked over frames first."""
     attention_BKN = attention[0][:, heads, 0, 1:]
     prototypes_BKd = torch.einsum("bkn,bnd->bkd", attention_BKN, _flat(queries[0]))
     patches_BNd = F.normalize(tokens[0][:, 1:], dim=-1)

@@ -1,11 +1,11 @@
-"""Label propagation of DINO and CRW, transcribed from the sheet spec/label-propagation.md.
+"""Label propagation of DINO and CRW, written from a description of their released code.
 
-What costs time and memory there is kept (sections 2, 3 and 10). DINO: the whole affinity of all
-context cells with all query cells, exponentiated, multiplied by a window of 0 and 1, transposed,
-cut at the k-th largest of each query and divided in place. CRW: a key bank with every frame's whole
-context, blocks of 2 frames x 100 query cells, -1e10 outside the radius, the k largest of all keys.
-Only the windows are built by comparison of indices, not by loops over cells; they come once per
-video and are not part of the time per frame.
+What costs time and memory there is kept. DINO: the whole affinity of all context cells with all
+query cells, exponentiated, multiplied by a window of 0 and 1, transposed, cut at the k-th largest
+of each query and divided in place. CRW: a key bank with every frame's whole context, blocks of 2
+frames x 100 query cells, -1e10 outside the radius, the k largest of all keys. Only the windows are
+built by comparison of indices, not by loops over cells; they come once per video and are not part
+of the time per frame.
 
 Shapes: T frames to predict, F context frames, N = h x w cells, D features, C channels.
 """

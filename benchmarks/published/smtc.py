@@ -1,4 +1,4 @@
-"""The published SMTC step, transcribed from the sheet spec/smtc.md (sections 2 to 9, release).
+"""The published SMTC step, written from a description of the released code.
 
 What costs time and memory there is kept: student and teacher pass whole backbones, the last block
 too, of which only the keys are used; every iteration of slot attention builds a graph; the semantic

@@ -1,11 +1,11 @@
-"""The published TimeT step, transcribed from the sheet spec/timet.md (sections 5 to 11 and 14).
+"""The published TimeT step, written from a description of the released code.
 
 What costs time there is kept: six passes of the backbone over all frames (teacher, student with
 head, student without; each followed by a second one for an attention map that the loss never sees),
 the head on all frames, scores and assignments of which half are thrown away, labels forwarded clip
 by clip in double precision over whole affinities, parameters averaged into the teacher one after
-the other. That the teacher sees all frames follows from the costs measured (section 14: two passes
-over four frames). Left out: anomaly detection, which only the original's debugging needs.
+the other. That the teacher sees all frames follows from the costs measured (two passes over four
+frames). Left out: anomaly detection, which only the original's debugging needs.
 
 Shapes: B clips, F frames, N patches, D features, C channels of the head, K prototypes.
 """

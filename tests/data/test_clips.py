@@ -138,7 +138,7 @@ def rng(seed=0):
 
 
 class TestSampled:
-    """Frames drawn when a clip is asked for: sheet of TimeT's data sets, section 4."""
+    """Frames drawn when a clip is asked for, as TimeT has it."""
 
     @pytest.mark.parametrize("sampling", ["uniform", "dense", "regular"])
     @pytest.mark.parametrize("seed", [None, 0, 1])

@@ -29,7 +29,7 @@ def made(grid=(3, 4), **keys):
 
 
 def naive_fusion(network, keys):
-    """Section 3, token by token."""
+    """SMTC's fusion, token by token."""
     clips, frames, _, rows, columns = keys.shape
     native_rows, native_columns = network.native_grid
     weight, bias = network.transport_proj.weight, network.transport_proj.bias

@@ -1,8 +1,7 @@
 """Masks that a detector predicts inside boxes, as masks of the image.
 
-Sheet: dense transfer, section 3. A pixel takes the value that bilinear interpolation gives at its
-centre, with zeros around the predicted cells. Only pixels inside the box are computed, one mask
-after the other.
+A pixel takes the value that bilinear interpolation gives at its centre, with zeros around the
+predicted cells. Only pixels inside the box are computed, one mask after the other.
 
 Shapes: n masks of S x S cells, H and W rows and columns of the image.
 """

@@ -54,7 +54,7 @@ def run(manifest, vit, output, **keys):
 
 
 def test_a_blob():
-    """Centre 1, a neighbour 0.13534, a diagonal one 0.01832, two away 0.00034 (the sheet's)."""
+    """Centre 1, a neighbour 0.13534, a diagonal one 0.01832, two away 0.00034 (CRW's)."""
     found = heat_maps(np.array([[5.2], [4.4]]), (9, 11), (9, 11))
     assert found.shape == (2, 9, 11)
     blob = found[1].numpy()

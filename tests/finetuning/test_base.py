@@ -28,7 +28,7 @@ def rates_of(task: Colour) -> dict[str, tuple[float, bool]]:
 
 
 def test_the_learning_rate_falls_from_the_head_to_the_patches():
-    """Sheet section 1: depth + 2 layers, factor rate^(layers - 1 - layer)."""
+    """iBOT's fine-tuning: depth + 2 layers, factor rate^(layers - 1 - layer)."""
     found = rates_of(Colour(config(layer_decay=0.5), tiny_vit(depth=3), {}))
     assert found["encoder.pos_embed"] == (0.5**4, False)
     assert found["encoder.patch_embed.proj.weight"] == (0.5**4, True)

@@ -88,7 +88,7 @@ def test_weights_of_objects():
     # (1/F + 1/F^2 + 1/F^3, 1/F + 1/F^2, 1/F) / K, of sums over F frames.
     expected = [(1 + 1 / 8 + 1 / 64) / 3, (1 + 1 / 8) / 3, 1 / 3]
     assert object_weights(3, 8, "published") == pytest.approx(expected)
-    # The sheet: the published loss is about 1.09 times the intended one at F = 8.
+    # As measured: the published loss is about 1.09 times the intended one at F = 8.
     assert sum(object_weights(3, 8, "published")) == pytest.approx(1.09, abs=0.01)
 
 

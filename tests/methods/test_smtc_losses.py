@@ -1,4 +1,4 @@
-"""SMTC's losses against loops written from the sheet, and at their edges."""
+"""SMTC's losses against loops written from their definition, and at their edges."""
 
 import itertools
 import math

@@ -25,7 +25,7 @@ def id_map(seed, ids, shape=(24, 31)):
 
 
 def slow_boundary(mask):
-    """Sheet section 4, pixel by pixel."""
+    """As the official evaluation draws it, pixel by pixel."""
     height, width = mask.shape
     drawn = np.zeros_like(mask)
     for y in range(height):
@@ -108,7 +108,7 @@ def test_symmetry_and_perfection(seed):
 
 
 def test_empty_masks():
-    """Sheet sections 3 and 4: both empty agree; a mask of the whole image has no boundary."""
+    """As published: both empty agree; a mask of the whole image has no boundary."""
     empty, full = np.zeros((8, 9), bool), np.ones((8, 9), bool)
     some = empty.copy()
     some[2:5, 2:5] = True
@@ -128,7 +128,7 @@ def test_far_boundaries_share_nothing():
 
 
 def test_the_void_area_beside_an_object_costs_nothing():
-    """Sheet section 12: truth a square, result the square and the void beside it."""
+    """The official tool's own check: truth a square, result the square and the void beside it."""
     truth, void = np.zeros((2, 64, 64), bool)
     truth[20:40, 20:40], void[20:40, 40:55] = True, True
     assert davis.region_similarity(truth, truth | void, void) == 1

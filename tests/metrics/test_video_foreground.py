@@ -20,7 +20,7 @@ from timewalk.metrics.video_foreground import (
 
 
 def plain_oracle(masks_VKhw, truth, void):
-    """Return the routine of the sheet, step by step on enlarged masks, and J."""
+    """Return the mask of SMTC's routine, step by step on enlarged masks, and J."""
     height, width = truth.shape
     h, w = masks_VKhw.shape[-2:]
     large = np.array(
@@ -38,7 +38,7 @@ def plain_oracle(masks_VKhw, truth, void):
 
     def agreement(found, wanted):
         found, wanted = found & ~void, wanted & ~void
-        # Equal shares must be equal: the sheet's 1e-12 in the denominator would decide ties.
+        # Equal shares must be equal: the original's 1e-12 in the denominator would decide ties.
         return (found & wanted).sum() / max((found | wanted).sum(), 1)
 
     passes = []

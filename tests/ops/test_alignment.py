@@ -39,7 +39,7 @@ def batch(videos=4, frames=5, seed=0, size=3):
 
 
 def loss_by_pairs(embs, steps, lengths, loss_type, similarity_type, **options):
-    """Return the loss as the sheet writes it: pair by pair, row by row."""
+    """Return the loss as its formulas say: pair by pair, row by row."""
     smoothing, weight = options.get("label_smoothing", 0.1), options.get("variance_lambda", 0.001)
     delta, terms = options.get("huber_delta", 0.1), []
     for i, j in itertools.permutations(range(len(embs)), 2):

@@ -53,7 +53,7 @@ def ours(protocol, features, labels, tile=None):
 
 
 def dense(protocol, features, labels):
-    """The sheet's table word by word, one query at a time; (T, C, h, w)."""
+    """The protocols as published, word by word, one query at a time; (T, C, h, w)."""
     features = torch.nn.functional.normalize(features.double(), dim=1)
     maps = [labels.double()]
     first = maps[0]
@@ -264,7 +264,7 @@ def test_a_radius_beyond_the_grid_is_no_limit(kind):
 
 
 def test_radius_12_leaves_437_cells():
-    """The sheet's count of cells less than 12 cells off; 625 for DINO's square."""
+    """The published count of cells less than 12 cells off; 625 for DINO's square."""
     rows, columns = torch.meshgrid(torch.arange(41) - 20, torch.arange(41) - 20, indexing="ij")
     for protocol, count in ((replace(CRW, radius=12.0), 437), (replace(DINO, radius=12.0), 625)):
         propagator = Propagator(protocol, torch.ones(1, 1, 1), torch.ones(1, 1, 1))

@@ -39,7 +39,7 @@ def test_teacher_temperature():
 
 
 def test_stairs_of_a_factor():
-    """TCC section 5: INITIAL_LR times rate to the power of the steps' whole thousands."""
+    """TCC's released code: INITIAL_LR times rate to the power of the steps' whole thousands."""
     values = [warmup_exponential(i, 2.0, 3, 0.5) for i in range(7)]
     assert values == [2, 2, 2, 1, 1, 1, 0.5]
     assert [warmup_exponential(i, 2.0, 3, 0.5, warmup_steps=3) for i in range(5)] == [0, 1, 2, 1, 1]
@@ -57,7 +57,7 @@ def test_a_milestone_counts_from_itself_on():
 
 
 def test_a_warm_up_as_a_factor_on_what_falls():
-    """Dense transfer section 2: the ratio at step 0, the whole of the falling value at its end."""
+    """iBOT's fine-tuning: the ratio at step 0, the whole of the falling value at its end."""
     plain = [2.0, 1.5, 1.0, 0.5]
     assert [polynomial(i, 4, 2.0) for i in range(4)] == plain
     found = [polynomial(i, 4, 2.0, warmup_steps=2, warmup_ratio=0.2) for i in range(4)]

@@ -21,7 +21,7 @@ def made(width=8, slots=3, **keys):
 
 
 def sheet(attention, features, start, iterations, mask=None):
-    """Sections 4 and 5, slot by slot, with the whole graph; start (P, D), mask (N,)."""
+    """Both stages of SMTC, slot by slot, with the whole graph; start (P, D), mask (N,)."""
     x = attention.norm_input(features)
     keys, values = attention.project_k(x), attention.project_v(x)
     slots = start

@@ -19,7 +19,7 @@ def problem(rows, columns, seed, *leading):
 
 
 def naive(cost, a, b, epsilon, iterations):
-    """The sheet's formula, number by number."""
+    """Sinkhorn's scalings, number by number."""
     rows, columns = range(len(a)), range(len(b))
     a, b = [x / sum(a) for x in a], [x / sum(b) for x in b]
     kernel = [[math.exp(-cost[n][m] / epsilon) for m in columns] for n in rows]

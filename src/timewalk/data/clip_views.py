@@ -1,10 +1,9 @@
 """Augmentations of a clip that are decided once for all its frames.
 
-TimeT's (:func:`clip_view`, sheet: TimeT section 4), in this order: colour jitter, grey, blur, the
-shorter side to the view's size, a random resized crop, a flip. Only the blur's radius is each
-frame's own. SMTC's (:func:`photometric_view`, sheet: SMTC section 1), in this order: both sides to
-the view's size, grey, colour jitter, blur; no crop and no flip, so that the patches of two views
-show the same.
+TimeT's as released (:func:`clip_view`), in this order: colour jitter, grey, blur, the shorter side
+to the view's size, a random resized crop, a flip. Only the blur's radius is each frame's own.
+SMTC's as released (:func:`photometric_view`), in this order: both sides to the view's size, grey,
+colour jitter, blur; no crop and no flip, so that the patches of two views show the same.
 
 Both by PIL's 8-bit arithmetic, but for SMTC's resize (torch's on bytes) and blur (exact, in
 floats). Every draw comes from the generator that is passed in, and as many of them whatever happens

@@ -7,9 +7,9 @@ step with which a clip fits, and every video has T - F*S + 1 clips of its own st
 ranges follow one another; a clip never crosses videos.
 
 Sampled clips, as TimeT (ICCV 2023) has them, are not numbered by their frames: each video has the
-same number of clips, and which frames a clip takes is drawn anew each time (sheet of TimeT's data
-sets, section 4). So are the windows of SMTC (ICCV 2023; its sheet, section 1). A sampler of a
-method's own (:class:`timewalk.data.sampling.FrameSampler`) draws in the same way.
+same number of clips, and which frames a clip takes is drawn anew each time. So are the windows of
+SMTC (ICCV 2023). A sampler of a method's own (:class:`timewalk.data.sampling.FrameSampler`) draws
+in the same way.
 """
 
 import logging

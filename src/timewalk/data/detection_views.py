@@ -1,6 +1,6 @@
 """Images and their objects as a detector trains on and is tested on them; batches of any sizes.
 
-Sheet: dense transfer, section 3. Training: mirrored or not; then either one resize to a random
+Source: iBOT's fine-tuning on COCO. Training: mirrored or not; then either one resize to a random
 short side, or a resize to a smaller one, a random crop, and the resize of that. Boxes follow by
 their own geometry, masks by their outlines, which are filled at the final size only. Crowds, and
 objects of which less than a pixel is left, are not trained on. Masks travel to the device as bits,

@@ -1,11 +1,11 @@
 """Folders of images as a training source: every folder the frames of one video.
 
-The folders are found below a root, at any depth, or named by a list (sheet of CRW, section 7; sheet
-of TimeT's data sets, sections 3 and 4), or they are the sequences of a prepared labelled set, whose
-annotations are not read. The images stay where they are and nothing is converted, renamed or
-removed. Beside the manifest lie the list of all frames' paths and an index of their
-lengths and checksums, so that a frame that was changed later is noticed when it is read. A set with
-phases has its index already, so that its manifest is all that is named.
+The folders are found below a root, at any depth, or named by a list, as the released code of TimeT
+and of CRW has them, or they are the sequences of a prepared labelled set, whose annotations are not
+read. The images stay where they are and nothing is converted, renamed or removed. Beside the
+manifest lie the list of all frames' paths and an index of their lengths and checksums, so that a
+frame that was changed later is noticed when it is read. A set with phases has its index already, so
+that its manifest is all that is named.
 """
 
 import hashlib

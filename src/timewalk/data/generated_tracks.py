@@ -1,7 +1,7 @@
 """Generated videos of one moving shape with a box a frame, in the layout of GOT-10k.
 
 A textured ellipse moves over a texture, grows and shrinks, is cut by the image's edge for some
-frames, and is gone for a few in the middle. Sheet: dense-transfer, section 4.
+frames, and is gone for a few in the middle. Source: GOT-10k, for the layout.
 """
 
 import math

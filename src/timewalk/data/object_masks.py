@@ -2,8 +2,8 @@
 
 A pixel belongs to a polygon where its centre does (even-odd rule), so coordinates are pixel edges:
 the square (0, 0)-(10, 10) has 100 pixels. Polygons are scaled before they are filled, and filled
-inside a window only, which costs what the part that is seen costs. Sheet: dense transfer, section
-3; the evaluation's truth is decoded by the official library, which differs at single edge pixels.
+inside a window only, which costs what the part that is seen costs. Source: COCO's formats; the
+evaluation's truth is decoded by the official library, which differs at single edge pixels.
 
 Shapes: H and W rows and columns of a mask, n corners.
 """

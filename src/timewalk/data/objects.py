@@ -2,7 +2,7 @@
 
 Reads what :mod:`timewalk.data.prepare.objects` wrote. The training split holds the images that have
 something to learn; the test split all of them, its truth in the set's own file of annotations,
-which the official metrics read. Sheet: dense transfer, section 3.
+which the official metrics read. Source: COCO.
 
 Shapes: H and W rows and columns of a stored image, N objects.
 """

@@ -1,6 +1,8 @@
 """A frame cut into overlapping patches, each with a random crop of its own: the nodes of CRW.
 
-Sheet: CRW section 4. Shapes: N patches, P side of a patch in pixels.
+Source: CRW's released code.
+
+Shapes: N patches, P side of a patch in pixels.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Phases of frames from annotators' segments, as the TCC tools compute them (CVPR 2019).
 
 A label file is JSON: {video: {annotator: {"0": [start, end], "1": [start, end], ...}}}, times in
-microseconds, phases "0" to "E-1" (sheet on TFRecords, section 5).
+microseconds, phases "0" to "E-1".
 """
 
 import json

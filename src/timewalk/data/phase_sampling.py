@@ -1,7 +1,7 @@
 """Frames of a clip for learning from the phases of an action.
 
-Sheet of TCC (Temporal Cycle-Consistency, CVPR 2019), section 3: T frames of a video, each perhaps
-with a positive shortly before it (TCN), and each with its context of earlier frames.
+Source: TCC's released code: T frames of a video, each perhaps with a positive shortly before it
+(TCN), and each with its context of earlier frames.
 """
 
 from dataclasses import dataclass

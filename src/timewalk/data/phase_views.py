@@ -1,8 +1,8 @@
 """Views of the clips that TCC and its kin learn from: one draw for all frames of a clip.
 
-Sheet: TCC section 4. The loader's worker crops, resizes and mirrors (:func:`phase_view`), and what
-leaves it is uint8; the device changes colours (:func:`coloured`) in floats: brightness, contrast,
-hue, saturation, in this order, then everything is cut to 0..1.
+Source: TCC's released code. The loader's worker crops, resizes and mirrors (:func:`phase_view`),
+and what leaves it is uint8; the device changes colours (:func:`coloured`) in floats: brightness,
+contrast, hue, saturation, in this order, then everything is cut to 0..1.
 
 Shapes: B clips, F frames, S side of the view in pixels.
 """

@@ -1,10 +1,10 @@
 """A set of TFRecords on the disk: shards of consecutive videos, whole or absent.
 
-Shards are ``<name>-<shard>-of-<total>.tfrecord`` (sheet on TFRecords, section 2). They are written
-into a hidden folder beside their places and moved when all are there; a repeat of an interrupted
-conversion takes up what is finished, one with other settings or sources begins again. Readers take
-every file whose name begins with the set's, so the manifest lies in a folder of its own:
-``manifests/<name>.json``.
+Shards are ``<name>-<shard>-of-<total>.tfrecord``, as TCC's released code names them. They are
+written into a hidden folder beside their places and moved when all are there; a repeat of an
+interrupted conversion takes up what is finished, one with other settings or sources begins again.
+Readers take every file whose name begins with the set's, so the manifest lies in a folder of its
+own: ``manifests/<name>.json``.
 """
 
 import math

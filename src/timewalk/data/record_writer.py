@@ -1,9 +1,9 @@
 """Videos to TFRecords of the TCC schema: what all sources share.
 
-Each video becomes one SequenceExample (sheet on TFRecords, sections 1 to 5): frames as JPEG
-(Pillow, quality 95, optimised, 4:2:0), a phase for each frame where there is a label file. Beyond
-the schema, and passed over by other readers: the list `time_us`, each frame's time in
-microseconds, and the context's `fps`.
+Each video becomes one SequenceExample, as TCC's released code writes it: frames as JPEG (Pillow,
+quality 95, optimised, 4:2:0), a phase for each frame where there is a label file. Beyond the
+schema, and passed over by other readers: the list `time_us`, each frame's time in microseconds, and
+the context's `fps`.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Folders of images to TFRecords of the TCC schema (sheet on TFRecords, section 4)."""
+"""Folders of images to TFRecords of the TCC schema, as TCC's `images_to_tfrecords` writes them."""
 
 import re
 from collections.abc import Iterator

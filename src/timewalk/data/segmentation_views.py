@@ -1,8 +1,8 @@
 """What semantic segmentation is trained on: images and their classes, scaled, cropped, distorted.
 
-Follows the dense transfer sheet, section 2, and mmsegmentation's order and chances: scale, crop,
-flip, photometric distortion, padding. Hue and saturation change in floats, where mmsegmentation
-goes through OpenCV's bytes, whose hue has steps of two degrees.
+Source: iBOT's fine-tuning on ADE20K, with mmsegmentation's order and chances: scale, crop, flip,
+photometric distortion, padding. Hue and saturation change in floats, where mmsegmentation goes
+through OpenCV's bytes, whose hue has steps of two degrees.
 
 Shapes: H and W rows and columns of an image, S side of a crop, N images of a batch. Images are
 RGB; classes are uint8 with 255 for void.

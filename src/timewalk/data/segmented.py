@@ -3,8 +3,7 @@
 One reader for both kinds of labelled set: ``labelled_masks`` (Pascal VOC, folders like ADE20K's; an
 image is a clip of one frame) and ``labelled_videos`` (DAVIS, YouTube-VOS, MOSE, VISOR; a clip is
 the annotated frames of a video). Ids become classes by a table of 256 entries, at once, so that no
-id is renamed twice. Sheets: TimeT's data sets, sections 4, 6 and 8; segmentation evaluation,
-section 1.
+id is renamed twice. Source: TimeT's released code.
 
 Shapes: H and W rows and columns of a stored image, S side of a resized one.
 """

@@ -1,8 +1,8 @@
 """A set of videos cut into two parts by a seed, for sets whose published split has no masks.
 
-The names are sorted, brought into a seeded order, and the first `share` of them are `train` (sheet
-of TimeT's data sets, section 5). Training and evaluation use this one function: the same names
-give the same parts, which are disjoint and together everything.
+The names are sorted, brought into a seeded order, and the first `share` of them are `train`, as
+TimeT has it for YouTube-VOS. Training and evaluation use this one function: the same names give the
+same parts, which are disjoint and together everything.
 """
 
 import hashlib

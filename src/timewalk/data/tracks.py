@@ -1,8 +1,8 @@
 """Videos of one object with a box a frame, as the prepare stage indexed them.
 
 ``manifest.json`` (kind `labelled_tracks`) is small; ``sequences.jsonl`` beside it has one sequence
-a line: its folder, number of frames, boxes and labels. Sheet: dense-transfer, section 4. Boxes are
-(x, y, w, h) in pixels, x and y of the upper left corner; T frames.
+a line: its folder, number of frames, boxes and labels. Source: GOT-10k. Boxes are (x, y, w, h) in
+pixels, x and y of the upper left corner; T frames.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Augmentations of clips and frames, with PIL's 8-bit arithmetic, as the published code has it.
 
-Sheets: DoRA section 2; DINO "Multi-crop augmentation" shares the building blocks. Every step of the
+Source: the released code of DoRA and DINO, whose building blocks are the same. Every step of the
 colour chain rounds to 8 bits, so views leave as uint8: a quarter of the memory and of the way to
 the device, where they become the same floats.
 

@@ -112,7 +112,7 @@ class Encoder(nn.Module):
         return self.regions()
 
     def regularised(self) -> list[nn.Parameter]:
-        """Return kernels and biases that an L2 term of the loss counts (TCC section 2)."""
+        """Return kernels and biases that an L2 term of the loss counts."""
         return []
 
     def summary(self, images: Tensor) -> Tensor:

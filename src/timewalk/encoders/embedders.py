@@ -1,7 +1,7 @@
 """TCC's embedders: maps of a few frames to one vector, and the file in which a run keeps its own.
 
-Sheet: TCC section 2. Whatever the encoder's precision, everything behind the pooling is computed
-in float32 (float64 stays).
+Source: TCC's released code. Whatever the encoder's precision, everything behind the pooling is
+computed in float32 (float64 stays).
 
 Shapes: N clips, S sampled frames a clip, C context frames of each (oldest first, the frame itself
 last), c h w channels, rows and columns of a map, D embedding size.

@@ -1,4 +1,4 @@
-"""What of an encoder learns behind an embedder. Sheet: TCC section 1, train_base."""
+"""What of an encoder learns behind an embedder: `train_base` of TCC's released code."""
 
 from typing import Literal
 

@@ -1,6 +1,6 @@
 """DINO's projection head, and the pass of several crops through a backbone and one head.
 
-Sheets: DoRA section 3, DINO "Head, wrapper". Key names are those of the published checkpoints.
+Source: DINO's released code, which DoRA's shares. Key names are those of the published checkpoints.
 
 Shapes: R rows, D output width.
 """

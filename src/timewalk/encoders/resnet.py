@@ -1,8 +1,8 @@
 """ResNets with stride 8, as dense correspondence uses them.
 
-Sheet: CRW section 2. torchvision's network without pooling and classifier; every convolution of
-the third and fourth layer has stride 1 (no dilation instead), so all maps from the second layer on
-have stride 8. Names and shapes of the tensors are torchvision's, with either padding.
+Source: CRW's released code. torchvision's network without pooling and classifier; every convolution
+of the third and fourth layer has stride 1 (no dilation instead), so all maps from the second layer
+on have stride 8. Names and shapes of the tensors are torchvision's, with either padding.
 
 Patches: the third layer's map, which label propagation uses. Summary: the fourth layer's, averaged.
 """

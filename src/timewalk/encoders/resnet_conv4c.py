@@ -1,7 +1,7 @@
 """torchvision's ResNet-50 up to the third block of its third layer ("Conv4c").
 
-Sheet: TCC section 1, the variant of the first public revision: post-activation blocks, so the map
-is behind a ReLU. Names and shapes of the tensors are torchvision's.
+Source: TCC, the variant of its code's first public revision: post-activation blocks, so the map is
+behind a ReLU. Names and shapes of the tensors are torchvision's.
 
 Patches: that map, at stride 16. Summary: its mean.
 """

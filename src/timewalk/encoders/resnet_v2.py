@@ -1,8 +1,8 @@
 """Keras's ResNet50V2 up to `conv4_block3_out`, the base network of TCC.
 
-Sheet: TCC section 1. Pre-activation blocks; a stack's stride is in its last block; the map is the
-raw sum of that block, without normalisation or ReLU behind it. PyTorch's usual "resnetv2_50" has
-its strides elsewhere, so the published weights fit this network alone
+Source: TCC's released code. Pre-activation blocks; a stack's stride is in its last block; the map
+is the raw sum of that block, without normalisation or ReLU behind it. PyTorch's usual "resnetv2_50"
+has its strides elsewhere, so the published weights fit this network alone
 (`weights/keras_resnet_v2.py`).
 
 Patches: that map, at stride 16. Summary: its mean.

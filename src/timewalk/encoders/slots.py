@@ -1,7 +1,7 @@
 """SMTC's slots: keys of the frames of clips to semantic slots, and to instance slots inside them.
 
-Sheet: spec/smtc.md, sections named in the docstrings; slot attention itself: ops/slots.py. All of
-it in float32 (float64 stays), whatever the encoder's precision.
+Source: SMTC and its released code; slot attention itself: ops/slots.py. All of it in float32
+(float64 stays), whatever the encoder's precision.
 
 Shapes: B clips, T frames, b = B T frames of a batch, S semantic slots, P instances of a semantic,
 N = h w tokens of a frame row by row, n0 tokens of the native grid, D width.
@@ -90,7 +90,7 @@ class SlotNetwork(nn.Module):
     def fuse(self, keys_BTDhw: Tensor) -> Tensor:
         """Return keys with their correlation to the previous frame's added, (B, T, N, D).
 
-        Section 3: the frame before the first one is the last one.
+        As released, the frame before the first one is the last one.
         """
         with torch.autocast(keys_BTDhw.device.type, enabled=False):
             keys_BTDhw = full(keys_BTDhw)
@@ -108,7 +108,7 @@ class SlotNetwork(nn.Module):
             )
 
     def forward(self, keys_BTDhw: Tensor, noise_BTSPD: Tensor, iterations: int) -> Slots:
-        """Return the slots of both stages (sections 4 and 5).
+        """Return the slots of both stages.
 
         Args:
             keys_BTDhw: the encoder's, of any grid.
@@ -174,7 +174,7 @@ class SlotNetwork(nn.Module):
 
 
 def semantic_mask(logits: Tensor, kind: Mask, threshold: float) -> Tensor:
-    """Return where each semantic's instances may look (section 5).
+    """Return where each semantic's instances may look.
 
     Args:
         logits: (b, S, N) of the first stage.
@@ -206,7 +206,7 @@ class SlotMasks:
 
 
 def slot_masks(slots: Slots) -> SlotMasks:
-    """Return soft masks of the slots, and how like its semantic each instance is (section 6)."""
+    """Return soft masks of the slots, and how like its semantic each instance is."""
     semantic_prob = slots.semantic_logits.softmax(dim=2)
     return SlotMasks(
         semantic_prob=semantic_prob,

@@ -1,4 +1,6 @@
-"""VGG-M, TCC's base network without published weights. Sheet: TCC section 1.
+"""VGG-M, TCC's base network without published weights.
+
+Source: TCC's released code.
 
 Patches: the map of `conv4`, at stride 16. Summary: its mean.
 """

@@ -1,6 +1,6 @@
 """The Vision Transformer of DINO, on timm's modules: its 150 keys are timm's and DINO's.
 
-Sheet: DINO "Backbone". What timm does otherwise is done here: the initialisation, the
+Source: DINO's released code. What timm does otherwise is done here: the initialisation, the
 interpolation of position embeddings, and access to the last block's queries, keys and attention.
 
 Shapes: B images, b images of a selection, N patches (h x w), D width, H heads, E width of a head.
@@ -250,7 +250,7 @@ class ViT(VisionTransformer, Encoder):
     def taps(self, images: Tensor, *, norm: bool = True) -> list[Tensor]:
         """Return the patch tokens' maps after a third, half, two thirds and all of the blocks.
 
-        Sheet: dense-transfer section 1. Of 12 blocks: the 4th, 6th, 8th and 12th.
+        As iBOT's fine-tuning takes them: of 12 blocks the 4th, 6th, 8th and 12th.
 
         Args:
             images: (B, 3, H, W), sides multiples of the patch size.
@@ -374,8 +374,8 @@ def _as_map(x_BND: Tensor, grid: tuple[int, int]) -> Tensor:
 def probe_features(vit: ViT, images: Tensor, blocks: int, average: bool) -> Tensor:
     """Return DINO's features for a linear probe.
 
-    Sheet: classification-eval section 3: class tokens of the last ``blocks`` blocks side by side;
-    with ``average`` (one block only) class token and mean patch token, interleaved element by
+    As in DINO's released linear evaluation: class tokens of the last ``blocks`` blocks side by
+    side; with ``average`` (one block only) class token and mean patch token, interleaved element by
     element as in the published weights.
     """
     tokens = vit.last_blocks(images, blocks)

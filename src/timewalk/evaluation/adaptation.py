@@ -1,8 +1,8 @@
 """Test-time adaptation: CRW's training goes on on the test video, before its labels are propagated.
 
-Sheet: CRW section 10. Before a frame, and then again every few frames, the encoder takes some steps
-of the random walk's loss on a window of frames around it; no label is used. The features of the
-frames in context are computed anew.
+Source: CRW, of whose released code this is no part. Before a frame, and then again every few
+frames, the encoder takes some steps of the random walk's loss on a window of frames around it; no
+label is used. The features of the frames in context are computed anew.
 
 Shapes: T frames, N patches, P side of a patch, C channels.
 """

@@ -1,9 +1,10 @@
 """Semantic segmentation of whole images by a fine-tuned network, scored as ADE20K is.
 
-Sheet: dense transfer, section 2. Images are resized to fit a scale, their shape kept; the network
-sees windows (or the whole image, or several sizes of it), and each pixel of the stored image gets
-the class with the largest mean logit (:mod:`timewalk.evaluation.sliding_window`). One confusion
-matrix of all images gives mIoU, mean and overall accuracy.
+Source: iBOT's evaluation on ADE20K, to which DoRA refers. Images are resized to fit a scale, their
+shape kept; the network sees windows (or the whole image, or several sizes of it), and each pixel of
+the stored image gets the class with the largest mean logit
+(:mod:`timewalk.evaluation.sliding_window`). One confusion matrix of all images gives mIoU, mean and
+overall accuracy.
 
 Shapes: K classes, n windows, H and W rows and columns of a stored image.
 """

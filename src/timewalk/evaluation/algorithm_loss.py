@@ -1,8 +1,9 @@
-"""The loss that a run was trained by, on random clips of both splits. Sheet: phase-eval section 2.
+"""The loss that a run was trained by, on random clips of both splits.
 
-Batches are drawn as in training, without augmentation; statistics are held, nothing is dropped, and
-the L2 term is left out. A run without an embedder gives its encoder's summaries, under TCC's loss.
-Fine-tuning, where asked for, takes some optimiser steps on the training split before.
+Source: TCC's released code, `algo_loss`. Batches are drawn as in training, without augmentation;
+statistics are held, nothing is dropped, and the L2 term is left out. A run without an embedder
+gives its encoder's summaries, under TCC's loss. Fine-tuning, where asked for, takes some optimiser
+steps on the training split before.
 
 Shapes: N videos of a batch, S sampled frames a video, C context frames of each, D embedding size,
 L side of a frame in pixels.

@@ -1,7 +1,7 @@
 """Videos matched frame by frame to a reference video by their embeddings, and how well they fit.
 
-Sheet: phase-eval section 7. Nearest neighbours look at each frame by itself and may jump; dynamic
-time warping goes on through both videos from beginning to end.
+Source: TCC's released code, its alignment videos. Nearest neighbours look at each frame by itself
+and may jump; dynamic time warping goes on through both videos from beginning to end.
 
 Shapes: L frames of the reference, K of another video, D width of an embedding, P steps of a path.
 """

@@ -1,7 +1,7 @@
 """Embedded videos with their frames: from our files and a labelled set, or from the original's.
 
-The original's file holds its frames itself, if it was made with them (sheet: phase-eval sections 1
-and 7); ours names frames of the labelled set.
+The original's file holds its frames itself, if it was made with them (`keep_data` of TCC's released
+code); ours names frames of the labelled set.
 """
 
 from collections.abc import Callable, Sequence

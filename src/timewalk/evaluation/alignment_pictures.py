@@ -1,7 +1,8 @@
 """Pictures of aligned videos: matched frames side by side as mp4 or gif, and the paths as a plot.
 
-Sheet: phase-eval section 7. Under each picture lies a bar, the video from beginning to end in the
-colours of its phases, with a mark at the frame that is shown; the reference has a red frame.
+Source: TCC's released code, its alignment videos. Under each picture lies a bar, the video from
+beginning to end in the colours of its phases, with a mark at the frame that is shown; the reference
+has a red frame.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

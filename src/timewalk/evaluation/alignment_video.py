@@ -1,7 +1,7 @@
 """Videos of a labelled set played in step with one of them, matched by a run's embeddings.
 
-Sheet: phase-eval section 7. The numbers say how well all the split's videos of the same action fit
-the reference; the pictures show some of them.
+Source: TCC's released code, its alignment videos. The numbers say how well all the split's videos
+of the same action fit the reference; the pictures show some of them.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,8 @@
 """Where a ViT's class token looks in the last block: a picture a head, and its largest mass.
 
-Sheet: classification-eval section 5, after the figures of DINO (ICCV 2021). For each image one
-sheet: above, the image and every head's attention as a heat map; below, the smallest set of patches
-that holds a share of each head's attention, coloured over the image with its outline.
+Source: DINO (ICCV 2021), its figures of the heads and the tool released with them. For each image
+one sheet: above, the image and every head's attention as a heat map; below, the smallest set of
+patches that holds a share of each head's attention, coloured over the image with its outline.
 
 Shapes: B images, H heads, h and w rows and columns of patches, S side of the image in pixels.
 """

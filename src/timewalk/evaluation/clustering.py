@@ -1,6 +1,6 @@
 """Clusters of patch features as a segmentation: as many clusters as classes, one for each class.
 
-Sheet: segmentation-eval sections 1 and 2. The figures called K = ground truth in TimeT's tables.
+Source: TimeT and its released evaluation: the figures that its tables call K = ground truth.
 """
 
 from pathlib import Path

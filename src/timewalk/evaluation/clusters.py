@@ -1,7 +1,7 @@
 """Patch features clustered without labels, and what the clusters say of the classes.
 
-What the evaluations `clustering` and `overclustering` share; sheet: segmentation-eval sections 1, 2
-and 4. The scope says over what one K-means and one matching go: a frame, a clip, or the data set.
+What the evaluations `clustering` and `overclustering` share. Source: TimeT's released evaluation.
+The scope says over what one K-means and one matching go: a frame, a clip, or the data set.
 
 Shapes: F frames, S side of the maps.
 """

@@ -1,8 +1,8 @@
 """Object detection and instance segmentation on a set like COCO: AP of boxes and of masks.
 
-Sheet: dense-transfer section 3. A network that was fine-tuned on a training split finds the objects
-of every test image, which is neither flipped nor seen at other scales. What it finds is written in
-the official results format, which the test server takes, and scored as pycocotools does.
+Source: iBOT's evaluation on COCO. A network that was fine-tuned on a training split finds the
+objects of every test image, which is neither flipped nor seen at other scales. What it finds is
+written in the official results format, which the test server takes, and scored as pycocotools does.
 """
 
 import json

@@ -1,8 +1,9 @@
 """DAVIS 2017 scores of a folder of predicted masks, as the official evaluation gives them.
 
-Follows sheet davis-metrics, sections 1, 2, 6, 7 and 9, on the official layout of folders; the files
-it writes are those of `davis_tables.py`. Masks are read frame by frame, sequences in parallel. A
-sequence that cannot be scored is named with its fault, and the others are scored all the same.
+Source: the official evaluation of DAVIS 2017, both of its tasks, on its layout of folders; the
+files it writes are those of `davis_tables.py`. Masks are read frame by frame, sequences in
+parallel. A sequence that cannot be scored is named with its fault, and the others are scored all
+the same.
 """
 
 import logging
@@ -220,7 +221,7 @@ def _matched(
     job: _Job, stems: list[str], size: tuple[int, ...], num_objects: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return J and F, (O, T), of the matched pairs by rising proposal, and the pairs, from 0."""
-    # Sheet section 7: with fewer proposals than objects, empty ones fill up.
+    # As in the official evaluation: with fewer proposals than objects, empty ones fill up.
     most = max(MAX_PROPOSALS, num_objects)
     J, F = np.empty((most, num_objects, len(stems))), np.empty((most, num_objects, len(stems)))
     num_proposals = 0

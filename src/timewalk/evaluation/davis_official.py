@@ -1,7 +1,7 @@
 """The official davis2017-evaluation beside ours: its tables have to be the same, digit for digit.
 
 It is on no package registry; `envs/davis.yaml` installs it from its public repository into an
-environment of its own, and ``tool_path`` names a checkout. Sheet: davis-metrics, section 8.
+environment of its own, and ``tool_path`` names a checkout. Source: DAVIS 2017.
 """
 
 import os

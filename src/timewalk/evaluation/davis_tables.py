@@ -1,8 +1,8 @@
 """The tables of DAVIS 2017 scores: the official CSV files, and a JSON with every frame's value.
 
-Follows sheet davis-metrics, section 8: the CSV files are those of the official evaluation, byte for
-byte, except that they are never read again in place of a computation. Scores of a set of which a
-sequence failed have no global figures, and their files are called `partial_`.
+Source: the official evaluation of DAVIS 2017: the CSV files are its own, byte for byte, except that
+they are never read again in place of a computation. Scores of a set of which a sequence failed have
+no global figures, and their files are called `partial_`.
 """
 
 import csv

@@ -1,9 +1,9 @@
 """Semantic segmentation without training, by looking up the nearest training patches.
 
-Sheet: segmentation-eval section 5 (Hummingbird). A memory holds patch features of the training
-images, each with the shares of the classes among its pixels. A patch of a test image takes the
-shares of its nearest ones, weighted by a softmax of the cosines; they are enlarged bilinearly, and
-the largest decides a pixel. The search is exact: products of a part of the memory at a time, of
+Source: Hummingbird, in the form of TimeT's second release. A memory holds patch features of the
+training images, each with the shares of the classes among its pixels. A patch of a test image takes
+the shares of its nearest ones, weighted by a softmax of the cosines; they are enlarged bilinearly,
+and the largest decides a pixel. The search is exact: products of a part of the memory at a time, of
 which the best so far are kept (published: ScaNN, which approximates).
 
 Shapes: B images, R patches of the memory, Q patches that look up, K neighbours, C classes, D width,

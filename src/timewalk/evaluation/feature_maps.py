@@ -1,6 +1,6 @@
 """Patch features of many images, reduced to few dimensions, and their clusters as maps.
 
-Sheet: segmentation-eval section 1. Features are standardised over all rows, projected on their
+Source: TimeT's released evaluation. Features are standardised over all rows, projected on their
 principal components, enlarged to the map's size and clustered. A data set is worked through in
 parts: neither its features nor its enlarged maps are ever in memory as a whole.
 

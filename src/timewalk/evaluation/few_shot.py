@@ -1,7 +1,8 @@
-"""Phase of each frame with few labelled videos. Sheet: phase-eval section 4.
+"""Phase of each frame with few labelled videos.
 
-In each episode k training videos are drawn; a classifier of single frames is fitted on all their
-frames and scored on all frames of the test split. The draws are the published ones.
+Source: TCC and its released code. In each episode k training videos are drawn; a classifier of
+single frames is fitted on all their frames and scored on all frames of the test split. The draws
+are the published ones.
 """
 
 import logging

@@ -1,10 +1,10 @@
 """Foreground by clusters and attention, then classes without any label.
 
-Sheet: segmentation-eval section 6. Patches of a training set are clustered; clusters that mostly
-lie where the class token looks are foreground, above a threshold that the training set's masks
-tune. The scored set is clustered anew and judged by its own attention and that threshold. With what
-is not foreground set to zero, its features are clustered once more, into as many clusters as there
-are classes, and matched to these.
+Source: Leopart's cluster-based foreground, in the form of TimeT's released code. Patches of a
+training set are clustered; clusters that mostly lie where the class token looks are foreground,
+above a threshold that the training set's masks tune. The scored set is clustered anew and judged by
+its own attention and that threshold. With what is not foreground set to zero, its features are
+clustered once more, into as many clusters as there are classes, and matched to these.
 
 Shapes: F images, K clusters, M side of a map in pixels.
 """

@@ -1,8 +1,10 @@
 """One moving object against all else: J of the foreground that slots or clusters make.
 
-Sheet: object-discovery-eval, section C. The network sees all frames of a video; those with an
+Source: SMTC, which names these sets and has no script for them; what is followed instead is in
+docs/evaluations/foreground_segmentation.md. The network sees all frames of a video; those with an
 annotation are scored, at its size, all objects as one. Which slots are the foreground is told by an
-oracle that reads the annotation (`oracle_slots`, C.3) or by the frame's border (`border`, ours).
+oracle that reads the annotation (`oracle_slots`, a routine of SMTC's release) or by the frame's
+border (`border`, ours).
 
 Shapes: V passes, F annotated frames, K slots or clusters, h and w rows and columns of cells, H and
 W of pixels.

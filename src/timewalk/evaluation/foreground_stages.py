@@ -1,7 +1,8 @@
 """What the evaluation `foreground` computes: clusters of a set, and classes of its foreground.
 
-Sheet: segmentation-eval section 6. Nearest neighbours enlarge whole patches, so clusters are kept a
-patch each; only the truth, and what is counted against it, has the map's pixels.
+Source: Leopart's cluster-based foreground, in the form of TimeT's released code. Nearest neighbours
+enlarge whole patches, so clusters are kept a patch each; only the truth, and what is counted
+against it, has the map's pixels.
 
 Shapes: F images, K clusters, h and w rows and columns of patches, M side of a map in pixels.
 """

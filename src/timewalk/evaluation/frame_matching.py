@@ -1,9 +1,9 @@
 """SMTC's score of object proposals: candidates and objects are matched anew in every frame.
 
-Sheet: object-discovery-eval, A.3 and A.4. The truth picks the candidates of each frame, and whether
-an object keeps its proposal over time does not count: the figures are usually higher than the
-official ones. They may be lower, because candidates overlap and are enlarged by nearest neighbour
-here. Either way the two are never compared.
+Source: SMTC's released evaluation, its changes to that of DAVIS 2017. The truth picks the
+candidates of each frame, and whether an object keeps its proposal over time does not count: the
+figures are usually higher than the official ones. They may be lower, because candidates overlap and
+are enlarged by nearest neighbour here. Either way the two are never compared.
 
 Shapes: T frames, O objects, n candidates of a frame, h and w cells, H and W pixels.
 """

@@ -1,9 +1,9 @@
 """Tracking on GOT-10k without training: the first frame's box carried on by label propagation.
 
-Sheet: dense-transfer, section 4; label-propagation, sections 2 and 3, for the propagation. The box
-becomes soft labels of cells, an encoder's features carry these through the video, and each
-frame's labels become a box (`got10k_boxes.py`). Written are the official toolkit's result files and
-their zip for the authors' server; where boxes are public, AO, SR and their tables and pictures.
+Source: GOT-10k and its toolkit for files and scores, CRW and DINO for the propagation. The box
+becomes soft labels of cells, an encoder's features carry these through the video, and each frame's
+labels become a box (`got10k_boxes.py`). Written are the official toolkit's result files and their
+zip for the authors' server; where boxes are public, AO, SR and their tables and pictures.
 """
 
 import logging

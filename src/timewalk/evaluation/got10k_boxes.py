@@ -1,8 +1,8 @@
 """From the first frame's box to soft labels of cells, and from propagated labels to boxes.
 
-Sheet: dense-transfer, sections 4 and 5. A published procedure there is not; this is ours, with what
-was measured in docs/evaluations/got10k.md. Boxes are (x, y, w, h) in pixels of the frame, x and y
-of the upper left corner; h and w are rows and columns of cells.
+A published procedure there is not; this is ours, with what was measured in
+docs/evaluations/got10k.md. Boxes are (x, y, w, h) in pixels of the frame, x and y of the upper left
+corner; h and w are rows and columns of cells.
 """
 
 from typing import Literal

@@ -1,8 +1,8 @@
 """GOT-10k's result files as the official toolkit writes and reads them, tables, and pictures.
 
-Sheet: dense-transfer, section 4. `<tracker>/<sequence>/<sequence>_001.txt` has a box x,y,w,h a line
-with three decimals, `<sequence>_time.txt` seconds a frame with eight; `<tracker>.zip` holds the
-folders of the sequences, as the authors' server takes them.
+Source: GOT-10k's toolkit. `<tracker>/<sequence>/<sequence>_001.txt` has a box x,y,w,h a line with
+three decimals, `<sequence>_time.txt` seconds a frame with eight; `<tracker>.zip` holds the folders
+of the sequences, as the authors' server takes them.
 """
 
 import zipfile

@@ -1,7 +1,8 @@
-"""How well nearest neighbours keep the order of time between videos. Sheet: phase-eval section 6.
+"""How well nearest neighbours keep the order of time between videos.
 
-For every ordered pair of videos of a split: the nearest frame in the second of each frame of the
-first, and Kendall's tau-b between time and those. No labels are needed.
+Source: TCC and its released code. For every ordered pair of videos of a split: the nearest frame in
+the second of each frame of the first, and Kendall's tau-b between time and those. No labels are
+needed.
 
 Shapes: V videos.
 """

@@ -1,7 +1,7 @@
 """From a labelled first frame to soft labels of every frame, by the features of an encoder.
 
-Sheet: label-propagation, sections 2 to 4. What the evaluations on DAVIS, JHMDB and VIP share: the
-sizes, the features, the first frame's labels on the map, and the way back to pixels.
+Source: the released code of CRW, DINO and SMTC. What the evaluations on DAVIS, JHMDB and VIP share:
+the sizes, the features, the first frame's labels on the map, and the way back to pixels.
 
 Shapes: C channels, H and W pixels, h and w cells of the features' map.
 """

@@ -1,9 +1,9 @@
 """Semantic segmentation by a small head on frozen patch features: a linear one, or an FCN.
 
-Sheet: segmentation-eval section 5. The features are enlarged bilinearly to maps of ``map_size``,
-and the head is trained with SGD and cross-entropy against masks of that size. As published nothing
-is augmented, so the features are computed once, into a file that is mapped into memory; with
-``augment`` every epoch computes those of fresh crops.
+Source: TimeT's released code, the FCN from its second release. The features are enlarged bilinearly
+to maps of ``map_size``, and the head is trained with SGD and cross-entropy against masks of that
+size. As published nothing is augmented, so the features are computed once, into a file that is
+mapped into memory; with ``augment`` every epoch computes those of fresh crops.
 
 A 1x1 convolution and a bilinear resize (its weights sum to 1) may change places, so the linear head
 works on the cells, a twentieth of the pixels, and its logits are enlarged.

@@ -1,9 +1,9 @@
 """Masks that a detector predicts inside boxes, as runs in COCO's form.
 
-Sheet: dense-transfer section 3. A pixel belongs to an object where the probability at its centre,
-interpolated bilinearly with zeros around the predicted cells, is at least one half: never outside
-the box, so only boxes are computed, of all masks together and on their device; the CPU gets the
-ends of runs alone, not pixels.
+Source: Mask R-CNN for the masks, COCO for their form. A pixel belongs to an object where the
+probability at its centre, interpolated bilinearly with zeros around the predicted cells, is at
+least one half: never outside the box, so only boxes are computed, of all masks together and on
+their device; the CPU gets the ends of runs alone, not pixels.
 
 Shapes: N masks of S x S cells, H and W rows and columns of the image, n masks of a part with boxes
 of at most h x w pixels.

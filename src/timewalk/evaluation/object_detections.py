@@ -1,6 +1,6 @@
 """What a detector finds in the images of a set, kept image by image.
 
-Sheet: dense-transfer section 3. Images are resized to fit a short and a long side, and filled up
+Source: iBOT's evaluation on COCO. Images are resized to fit a short and a long side, and filled up
 with zeros below and at the right. The images of a batch have one size once they are filled up, so
 that no image's result depends on the others beside it.
 

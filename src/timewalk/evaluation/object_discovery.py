@@ -1,8 +1,9 @@
 """Unsupervised discovery of several objects on DAVIS 2017: the official J and F, and SMTC's.
 
-Sheet: object-discovery-eval. One pass over each video gives both: candidates of every frame are
-matched with the truth frame by frame, as SMTC's release scores them, and they are linked to tracks
-that are written as masks of ids, which the official protocol matches once a sequence.
+Source: SMTC's released evaluation, and the unsupervised task of DAVIS 2017. One pass over each
+video gives both: candidates of every frame are matched with the truth frame by frame, as SMTC's
+release scores them, and they are linked to tracks that are written as masks of ids, which the
+official protocol matches once a sequence.
 """
 
 from dataclasses import asdict

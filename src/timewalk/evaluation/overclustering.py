@@ -1,6 +1,7 @@
 """Many small clusters of patch features, each of which takes the class of most of its pixels.
 
-Sheet: segmentation-eval section 4. How pure small clusters are: classes may have many of them.
+Source: TimeT and its released evaluation. How pure small clusters are: classes may have many of
+them.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Body parts and garments on VIP by label propagation: mean IoU.
 
-Sheet: label-propagation section 7. CRW's procedure on squares of 560 pixels; one confusion matrix
-over all frames of all videos, the first frames among them.
+Source: CRW's evaluation on VIP. Labels are propagated on squares of 560 pixels; one confusion
+matrix over all frames of all videos, the first frames among them.
 """
 
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""Phase of each frame from its frozen embedding. Sheet: phase-eval section 3.
+"""Phase of each frame from its frozen embedding.
 
-A classifier of single frames is fitted on all frames of the first videos of the training split, for
-several shares of them, and scored on all frames of the test split. Nothing is scaled or shuffled.
+Source: TCC and its released code. A classifier of single frames is fitted on all frames of the
+first videos of the training split, for several shares of them, and scored on all frames of the test
+split. Nothing is scaled or shuffled.
 
 Shapes: F frames, K phases.
 """

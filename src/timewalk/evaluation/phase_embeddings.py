@@ -1,8 +1,8 @@
-"""Per-frame embeddings of whole videos, computed once a run. Sheet: phase-eval section 1.
+"""Per-frame embeddings of whole videos, computed once a run.
 
-Every frame passes the encoder once; the maps of a frame's context come from memory, where the last
-ones are kept. Context is counted in frames that are kept: with stride k it reaches k times as far.
-A run without an embedder gives the encoder's summary of each frame.
+Source: TCC's released code. Every frame passes the encoder once; the maps of a frame's context come
+from memory, where the last ones are kept. Context is counted in frames that are kept: with stride k
+it reaches k times as far. A run without an embedder gives the encoder's summary of each frame.
 
 Shapes: N frames of a chunk, C context frames, c h w channels, rows and columns of a map, D width.
 """

@@ -1,8 +1,8 @@
-"""How far an action has come, from each frame's frozen embedding. Sheet: phase-eval section 5.
+"""How far an action has come, from each frame's frozen embedding.
 
-The end of each phase but the last is an event. A linear regression for each event says how far away
-in time it is, as a share of the video's length; its R2 over all frames of the test split, averaged
-over events, is the score.
+Source: TCC and its released code. The end of each phase but the last is an event. A linear
+regression for each event says how far away in time it is, as a share of the video's length; its R2
+over all frames of the test split, averaged over events, is the score.
 
 Shapes: L frames of a video, K phases.
 """

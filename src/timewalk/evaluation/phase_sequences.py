@@ -1,4 +1,4 @@
-"""Files of per-frame embeddings of videos. Sheet: phase-eval section 1.
+"""Files of per-frame embeddings of videos: ours, and those of TCC's released code.
 
 Ours is one safetensors file a split: `embeddings` float32 (F, D), not normalised, the frames of all
 videos one after the other; `lengths` int64 (V,); `labels` int64 (F,), -1 in videos without labels;

@@ -1,7 +1,7 @@
 """Human pose on JHMDB by label propagation: percentage of correct keypoints.
 
-Sheet: label-propagation section 6. The first frame's joints become heat maps on the grid of cells,
-a channel each; they are propagated as CRW propagates masks, and read out again as coordinates.
+Source: CRW's evaluation on JHMDB. The first frame's joints become heat maps on the grid of cells, a
+channel each; they are propagated as CRW propagates masks, and read out again as coordinates.
 
 Shapes: J joints, T frames, h and w cells.
 """

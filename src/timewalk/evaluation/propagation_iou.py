@@ -1,10 +1,9 @@
 """The first mask of a video carried through it by patch features: IoU of each object.
 
-Sheets: segmentation-eval section 7, and TimeT section 9 for the feature-forwarder, which carries
-the labels: frame 0 and the last ``context`` frames vote, each patch within a square window. By
-default every object is scored by its own id; ``compat: published`` scores as the released code
-does, which matches ids frame by frame though they are known, and compares each prediction with the
-mask of the frame before it.
+Source: TimeT's released mask propagation. Its feature-forwarder carries the labels: frame 0 and the
+last ``context`` frames vote, each patch within a square window. By default every object is scored
+by its own id; ``compat: published`` scores as the released code does, which matches ids frame by
+frame though they are known, and compares each prediction with the mask of the frame before it.
 
 Shapes: F frames, C ids of the first mask, S side of a resized frame, M side of the maps, h and w
 cells.

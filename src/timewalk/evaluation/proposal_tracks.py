@@ -1,10 +1,9 @@
 """Object proposals of single frames, linked to tracks over a video and painted as ids.
 
-Sheet: object-discovery-eval, A.3 (masks) and D (tracks). SMTC's release links nothing, while the
-official scores of DAVIS need one id an object, so what is here beyond A.3 is a choice of our own:
-candidates of a group follow each other if they look alike and cover the same place, the tracks that
-are trusted most and longest are kept but for their near-duplicates, and where they overlap the
-largest soft value wins.
+Source: SMTC's released evaluation for the masks. It links nothing, while the official scores of
+DAVIS 2017 need one id an object, so the tracks are a choice of our own: candidates of a group
+follow each other if they look alike and cover the same place, the tracks that are trusted most and
+longest are kept but for their near-duplicates, and where they overlap the largest soft value wins.
 
 Shapes: T frames, n candidates of a frame, D width of vectors, h and w rows and columns of cells, H
 and W of pixels.

@@ -1,6 +1,6 @@
 """Object proposals of a video: the slots of SMTC, or clusters of any encoder's patch features.
 
-Sheet: object-discovery-eval, A.1. Frames are resized, whatever their shape, to one size, and go
+Source: SMTC's released evaluation. Frames are resized, whatever their shape, to one size, and go
 through the network in chunks that do not overlap. Of every frame those slots are kept whose
 instance resembles its semantic. Clusters are the baseline without slots: spherical K-means over the
 patches of the whole video.

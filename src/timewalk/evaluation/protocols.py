@@ -1,7 +1,7 @@
 """The published protocols of label propagation, as settings that a network completes.
 
-Sheet: label-propagation, sections 1 to 5. CRW, DINO and SMTC propagate labels in ways that differ
-by several points; whatever a run changes of a protocol stands in the result's protocol name.
+Source: CRW, DINO, SMTC and their released code. They propagate labels in ways that differ by
+several points; whatever a run changes of a protocol stands in the result's protocol name.
 """
 
 import math

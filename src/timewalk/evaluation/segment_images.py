@@ -1,6 +1,6 @@
 """A segmentation network over whole images: read ahead, cut into windows, decided pixel by pixel.
 
-Sheet: dense transfer, section 2. Loader workers read and resize; windows of one size pass the
+Source: iBOT's evaluation on ADE20K. Loader workers read and resize; windows of one size pass the
 network together, of whichever image they are; what becomes of their logits is in
 :mod:`timewalk.evaluation.sliding_window`.
 

@@ -1,4 +1,6 @@
-"""Heads from patch features to classes of pixels. Sheet: segmentation-eval section 5.
+"""Heads from patch features to classes of pixels.
+
+Source: TimeT's two releases.
 
 Shapes: B images, D width, C classes, h and w cells, M side of the maps.
 """

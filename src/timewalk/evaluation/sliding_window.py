@@ -1,9 +1,9 @@
 """Classes of an image's pixels from the logits of windows over it.
 
-Sheet: dense transfer, section 2. As published, a window's coarse logits are resized (bilinearly) to
-its pixels, averaged where windows overlap, and the average is resized to the image's stored size.
-All three steps are linear, and the same along rows and along columns: a stored pixel's logit is a
-weighted sum of few cells of few windows. So the weights are put together once a side
+Source: iBOT's evaluation on ADE20K. As published, a window's coarse logits are resized (bilinearly)
+to its pixels, averaged where windows overlap, and the average is resized to the image's stored
+size. All three steps are linear, and the same along rows and along columns: a stored pixel's logit
+is a weighted sum of few cells of few windows. So the weights are put together once a side
 (:func:`side_weights`), and the classes follow tile by tile: logits of all pixels, 150 classes of
 some million pixels, are never in memory.
 

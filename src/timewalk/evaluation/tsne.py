@@ -1,6 +1,7 @@
 """t-SNE of frozen features in two dimensions, with its neighbourhoods' quality as numbers.
 
-Sheet: classification-eval section 5. Features L2-normalised, PCA to 50, then t-SNE.
+Source: t-SNE; the README of DoRA's code shows such a figure and leaves its settings open.
+Features L2-normalised, PCA to 50, then t-SNE.
 """
 
 import logging

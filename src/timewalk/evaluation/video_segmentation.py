@@ -1,7 +1,8 @@
 """Semi-supervised video object segmentation on DAVIS 2017 by label propagation: J and F.
 
-Sheets: label-propagation and davis-metrics. Written are the masks in the layout of the official
-evaluation, its two tables, a JSON with every frame's value, and a video of each sequence.
+Source: CRW, DINO and SMTC for the propagation, DAVIS 2017 for the scores. Written are the masks in
+the layout of the official evaluation, its two tables, a JSON with every frame's value, and a video
+of each sequence.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """The contract of a fine-tuning task: a method of the training loop over labelled images.
 
-Sheet: dense transfer, section 1. The encoder of a run gets a head, and both learn (or the head
-alone) from the training split of a labelled set; the learning rate falls from the head towards the
-image, layer by layer.
+Source: iBOT's fine-tuning, to which DoRA refers. The encoder of a run gets a head, and both learn
+(or the head alone) from the training split of a labelled set; the learning rate falls from the head
+towards the image, layer by layer.
 """
 
 import math

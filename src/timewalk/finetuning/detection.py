@@ -1,8 +1,8 @@
 """Detection and instance segmentation: an encoder learns to find, name and outline objects.
 
-Sheet: dense transfer, sections 1 and 3. The published protocol is a Cascade Mask R-CNN over a
-pyramid of the encoder's maps, all of it fine-tuned for 12 epochs ("1x"); torchvision's Mask R-CNN
-over the same pyramid is a protocol of its own. The sum of all losses of
+Source: iBOT's fine-tuning on COCO, to which DoRA refers. The published protocol is a Cascade Mask
+R-CNN over a pyramid of the encoder's maps, all of it fine-tuned for 12 epochs ("1x"); torchvision's
+Mask R-CNN over the same pyramid is a protocol of its own. The sum of all losses of
 :class:`timewalk.encoders.dense.detector.Detector` is learnt from; each is a mean over the regions
 of the images that are computed together, so a micro-batch weighs as much as any other. A ViT's
 positions stay on their own grid and are interpolated to each image; the original brings them to

@@ -1,9 +1,9 @@
 """Semantic segmentation: a linear head on the frozen encoder, or UperNet with all that is below it.
 
-Sheet: dense transfer, sections 1 and 2. Random crops of scaled images with distorted colours, one
-cross-entropy a pixel, AdamW under a learning rate that falls linearly. The defaults are the
-published ones of ADE20K with a ViT-S; both heads share them, for the layers' decay and the drop
-path do nothing to a frozen encoder.
+Source: iBOT's fine-tuning on ADE20K, to which DoRA refers. Random crops of scaled images with
+distorted colours, one cross-entropy a pixel, AdamW under a learning rate that falls linearly. The
+defaults are the published ones of ADE20K with a ViT-S; both heads share them, for the layers' decay
+and the drop path do nothing to a frozen encoder.
 
 Shapes: B images, K classes, S side of a crop.
 """

@@ -1,6 +1,6 @@
 """The supervised baseline: embeddings of frames from which a linear layer reads their phase.
 
-Sheet: spec/tcc.md, section 10; network and data: methods/phases.py; the loss: ops/objectives.py.
+Source: TCC and its released code; network and data: methods/phases.py; the loss: ops/objectives.py.
 """
 
 from typing import Annotated, Any

@@ -2,8 +2,9 @@
 
 "Space-time correspondence as a contrastive random walk" (NeurIPS 2020). Each frame of a clip yields
 nodes, unit vectors of its patches; their affinities with the next frame's nodes are the transitions
-of a random walk. A walk some frames forward and the same way back has to end at its start. Sheet:
-spec/crw.md, sections named in the docstrings; the walks: ops/cycles.py.
+of a random walk. A walk some frames forward and the same way back has to end at its start. Source:
+CRW, equations 1 to 4, and its released code; docs/deviations.md says where we differ; the walks:
+ops/cycles.py.
 
 Shapes: B clips, T frames, N nodes a frame, C channels, h and w rows and columns of a map, S side of
 a frame, P side of a patch.
@@ -213,7 +214,7 @@ class CRW(Method):
         return dict(self.head.state_dict())
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return `images` and `seed`, from which the device draws what is dropped (section 4).
+        """Return `images` and `seed`, from which the device draws what is dropped.
 
         Every frame and every patch has draws of its own. Images are uint8: with `walk_nodes: grid`
         patches (T, N, 3, P, P), else frames (T, 1, 3, S, S).
@@ -273,7 +274,7 @@ class CRW(Method):
         return Losses(result.loss, terms)
 
     def nodes(self, images_BTNCSS: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """Return the unit nodes of frames or patches, (B, T, N, 128) in full precision (section 3).
+        """Return the unit nodes of frames or patches, (B, T, N, 128) in full precision.
 
         A patch is one node; of a frame alone, every cell of its map is one.
 

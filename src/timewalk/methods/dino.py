@@ -3,7 +3,7 @@
 "Emerging properties in self-supervised vision transformers" (ICCV 2021), here the baseline of DoRA
 on the frames of a video: each frame is an image. The teacher sees two large crops, the student
 these and several small ones; every crop of the student has to get the teacher's answer to the other
-large crops. Sheet: spec/dino.md.
+large crops. Source: DINO, section 3 and algorithm 1, and its released code.
 
 Shapes: B images, V crops (2 global ones first, then L local ones), D width of the head, S and s
 sides of global and local crops. Rows are crop-major: row v * B + b of (V * B, ...).

@@ -3,7 +3,7 @@
 Student and teacher are the same network, a backbone and DINO's head. The teacher's logits, centred
 by their running mean and sharpened by a low temperature, are the target; the teacher follows the
 student by an exponential moving average. A method says which images each of the two sees and which
-answers are compared. Sheet: DoRA section 6, which is DINO's.
+answers are compared. Source: DINO, section 3.1, and its released code, which DoRA's shares.
 
 Shapes: R rows, D width of the head.
 """

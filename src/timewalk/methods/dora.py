@@ -3,8 +3,8 @@
 "Is ImageNet worth 1 video?" (ICLR 2024). A teacher sees the frames of a clip; three heads of its
 last block's class-token attention give three objects in the first frame, Sinkhorn-Knopp keeps them
 apart, the keys of every frame track them. The student sees each frame masked to one object, and
-local crops, and has to say what the teacher says of the whole frame. Sheet: spec/dora.md, sections
-named in the docstrings.
+local crops, and has to say what the teacher says of the whole frame. Source: DoRA and its released
+code; docs/deviations.md says where we differ.
 
 Shapes: B clips, F frames, K objects, L local views, N patches (h x w), H heads, d width of the
 ViT, D width of the head, S and s sides of global and local views. Images lie clip-major: row
@@ -142,7 +142,7 @@ class DoraConfig(DistillationConfig):
 
 @dataclass
 class Objects:
-    """What the first frame of each clip shows (section 4, steps 4 to 8).
+    """What the first frame of each clip shows.
 
     Attributes:
         prototypes: (B, K, d) queries averaged by the attention of K heads.
@@ -215,7 +215,7 @@ def object_weights(objects: int, frames: int, compat: Published) -> list[float]:
     """Return the weight of each object's mean over frames in the loss.
 
     Intended: 1/K. Published: the sum over frames is carried over from object to object and divided
-    by F each time, so object k counts (F^-1 + ... + F^-(K-k)) F / K (section 5, defects).
+    by F each time, so object k counts (F^-1 + ... + F^-(K-k)) F / K (docs/deviations.md).
     """
     if compat == "intended":
         return [1 / objects] * objects
@@ -247,7 +247,7 @@ def dora_loss(
     weights: list[float],
     temperature: float = 0.1,
 ) -> Parts:
-    """Return the loss of section 5 over R = B F frames.
+    """Return the loss over R = B F frames: half of it the objects', half the local views'.
 
     Args:
         objects_KRD: student logits of the frames masked to each object.
@@ -281,7 +281,7 @@ class DoRA(Distillation):
         return ClipShape(self.config.frames_per_clip, self.config.step_between_clips)
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8 (section 2).
+        """Return `global` (F, 3, S, S) and `local` (L, F, 3, s, s), both uint8.
 
         With `augment: device` they are without colours, and beside them are the `draws` of each.
         """

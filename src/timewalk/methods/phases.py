@@ -2,7 +2,7 @@
 
 A base network makes a map of every frame, an embedder one vector of the maps of a frame and its
 context; an objective (ops/objectives.py) says what the vectors of a batch of videos are trained
-for. Sheet: spec/tcc.md, sections 1 to 5.
+for. Source: TCC and its released code.
 
 Shapes: N videos, S sampled frames a video, C context frames (the sampled one last), D embedding
 size, L side of a frame in pixels.
@@ -130,7 +130,7 @@ class Phases(Method):
         return self
 
     def clip_shape(self) -> ClipShape:
-        """Return the frames of a clip: those that are sampled, and their context (section 3)."""
+        """Return the frames of a clip: those that are sampled, and their context."""
         sampler = self.sampler
         pairs = 1 if sampler.positive_window is None else 2
         return ClipShape(
@@ -222,7 +222,7 @@ class Phases(Method):
         return Losses(total + l2, {**terms, **{key: x.detach() for key, x in found.items()}})
 
     def l2_term(self) -> Tensor:
-        """Return the mean over kernels and biases of their weighted sums of squares (section 5)."""
+        """Return the mean over kernels and biases of their weighted sums of squares."""
         counted = [
             *self.encoder.regularised(),
             *self.embedder.regularised(),

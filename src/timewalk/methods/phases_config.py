@@ -1,5 +1,5 @@
 """The keys of the runs that learn from the phases of actions: `tcc`, `sal`, `tcn`, `tcc_sal_tcn`,
-`classification`. Sheet: TCC; after each key the name it was published under."""
+`classification`. Source: TCC's released code; after each key the name it was published under."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -34,7 +34,7 @@ class FrameEncoder(EncoderConfig):
 
 
 class EmbedderKeys(Strict):
-    """What makes a frame's embedding of the maps of the frame and its context (sheet section 2)."""
+    """What makes a frame's embedding of the maps of the frame and its context: TCC's embedder."""
 
     kind: Literal["conv", "convgru"] = "conv"
     """`conv`: convolutions over space and context; `convgru`: over space, then a GRU over the
@@ -65,7 +65,7 @@ class EmbedderKeys(Strict):
 
 
 class TCCKeys(Strict):
-    """The alignment loss (sheet section 6)."""
+    """The alignment loss (TCC, sections 3.2 and 3.3)."""
 
     loss_type: Literal[
         "classification", "regression_mse", "regression_mse_var", "regression_huber"
@@ -96,7 +96,7 @@ class TCCKeys(Strict):
 
 
 class SaLKeys(Strict):
-    """Shuffle and learn (sheet section 7)."""
+    """Shuffle and learn (SaL), in the form of TCC's released code."""
 
     samples: Positive = 8
     """triplets of frames per video (`NUM_SAMPLES`)"""
@@ -120,7 +120,7 @@ class SaLKeys(Strict):
 
 
 class TCNKeys(Strict):
-    """Time-contrastive networks (sheet section 8)."""
+    """Time-contrastive networks (TCN), in the form of TCC's released code."""
 
     positive_window: Positive = 5
     """a frame's positive is 1 to this many frames before it (`POSITIVE_WINDOW`)"""
@@ -129,7 +129,7 @@ class TCNKeys(Strict):
 
 
 class AugmentationKeys(Strict):
-    """One draw for all frames of a clip (sheet section 4)."""
+    """One draw for all frames of a clip, as in TCC's released code."""
 
     flip: bool = True
     """mirror half of the clips (`RANDOM_FLIP`)"""

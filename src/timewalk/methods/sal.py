@@ -1,7 +1,7 @@
 """SaL: embeddings of frames by telling whether three of them are in order.
 
-"Shuffle and learn" (ECCV 2016), as the authors of TCC compare with it. Sheet: spec/tcc.md, section
-7; network and data: methods/phases.py; triplets and head: ops/temporal_order.py.
+"Shuffle and learn" (ECCV 2016), as the authors of TCC compare with it. Source: SaL, and TCC's
+released code; network and data: methods/phases.py; triplets and head: ops/temporal_order.py.
 """
 
 from typing import Any, Self

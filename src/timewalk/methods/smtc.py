@@ -3,8 +3,8 @@
 "Semantics meets temporal correspondence: self-supervised object-centric learning in videos" (ICCV
 2023). A ViT's keys, joined with their correlation to the frame before, are divided among semantic
 slots; each semantic's area is divided among instance slots. A student learns to agree with a slow
-teacher about the other frames of a clip. Sheet: spec/smtc.md, sections named in the docstrings;
-slots: encoders/slots.py; losses: methods/smtc_losses.py.
+teacher about the other frames of a clip. Source: SMTC and its released code; docs/deviations.md
+says where we differ; slots: encoders/slots.py; losses: methods/smtc_losses.py.
 
 Shapes: B clips, V = 2 views (the student's, then the teacher's), T frames, S semantic slots, P
 instances of a semantic, N = h w tokens of a frame, D width, L side of a view in pixels.
@@ -111,7 +111,7 @@ class SMTC(Method):
         return self
 
     def clip_shape(self) -> ClipShape:
-        """Return the frames of a clip: a window around a frame that is drawn (section 1)."""
+        """Return the frames of a clip: a window around a frame that is drawn."""
         config = self.config
         return ClipShape(
             config.frames_per_clip,
@@ -126,7 +126,7 @@ class SMTC(Method):
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
         """Return `images`, uint8 (2, T, 3, L, L), and `noise_seed`, from which the device draws
-        where the instances start (sections 1 and 5)."""
+        where the instances start."""
         seed = torch.randint(2**63 - 1, (), generator=rng)
         images = photometric_view(clip, self.config.image_size, rng, sigma=self._sigma)
         return {"images": images, "noise_seed": seed}
@@ -147,7 +147,7 @@ class SMTC(Method):
         return self.objective(student, teacher)
 
     def objective(self, student: Slots, teacher: Slots) -> Losses:
-        """Return the loss of the slots of both networks (section 7)."""
+        """Return the loss of the slots of both networks."""
         config = self.config
         valid_student, valid_teacher = self._valid(student), self._valid(teacher)
         instances = instance_consistency(
@@ -178,7 +178,7 @@ class SMTC(Method):
         )
 
     def _valid(self, slots: Slots) -> Tensor:
-        """Return which instances take part, (B, T, S, P) (section 7.3)."""
+        """Return which instances take part, (B, T, S, P)."""
         config = self.config
         return valid_instances(
             slots.semantic_logits,
@@ -214,7 +214,7 @@ class SMTC(Method):
         return groups
 
     def after_step(self, step: Step, joint: dict[str, Tensor]) -> dict[str, float | Tensor]:
-        """Let the teacher follow (section 8)."""
+        """Let the teacher follow."""
         student, teacher = self.student, self.teacher
         momentum = self.config.teacher_momentum
         ema_update_(teacher.slots.parameters(), student.slots.parameters(), momentum)

@@ -1,4 +1,4 @@
-"""The keys of a run of SMTC. Sheet: SMTC section 9."""
+"""The keys of a run of SMTC. Source: SMTC's released code."""
 
 from typing import Annotated, Any, Literal
 

@@ -1,6 +1,7 @@
 """What SMTC (ICCV 2023) asks of slots: its three losses, and which instances take part.
 
-Sheet: SMTC section 7. Everything in float32 (float64 stays), whatever the networks' precision.
+Source: SMTC's released code. Everything in float32 (float64 stays), whatever the networks'
+precision.
 
 Shapes: B clips, T frames, S semantic slots, P instances of a semantic, N tokens of a frame, D
 width, R = T (T - 1) ordered pairs of different frames, the first of a pair slowest.

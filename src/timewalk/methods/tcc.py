@@ -1,8 +1,8 @@
 """TCC: embeddings of frames by which videos of the same action are aligned.
 
 "Temporal cycle-consistency learning" (CVPR 2019). From a frame to its soft nearest neighbour in
-another video, and back: that should end at the frame it began with. Sheet: spec/tcc.md, section 6;
-network and data: methods/phases.py; the loss: ops/alignment.py.
+another video, and back: that should end at the frame it began with. Source: TCC, sections 3.1 to
+3.3, and its released code; network and data: methods/phases.py; the loss: ops/alignment.py.
 """
 
 from typing import Any, Self

@@ -1,6 +1,7 @@
 """TCC, SaL and TCN together: their losses on the same embeddings, weighted.
 
-Sheet: spec/tcc.md, section 9; network and data: methods/phases.py; the losses: ops/objectives.py.
+Source: TCC and its released code; network and data: methods/phases.py; the losses:
+ops/objectives.py.
 """
 
 from typing import Any, Self

@@ -1,8 +1,8 @@
 """TCN: embeddings of frames that are alike within moments, and differ from the rest of the video.
 
 "Time-contrastive networks" (ICRA 2018), the single-view form, as the authors of TCC compare with
-it. Every sampled frame comes with a positive from shortly before it. Sheet: spec/tcc.md, section 8;
-network and data: methods/phases.py; the loss: ops/time_contrast.py.
+it. Every sampled frame comes with a positive from shortly before it. Source: TCN, and TCC's
+released code; network and data: methods/phases.py; the loss: ops/time_contrast.py.
 """
 
 from typing import Any

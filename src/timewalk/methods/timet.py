@@ -3,8 +3,8 @@
 "Time does tell: self-supervised time-tuning of dense image representations" (ICCV 2023). The
 patches of a clip's first frame are assigned to prototypes; the labels are forwarded to the last
 frame by the similarity of its patches with those of earlier frames; the last frame's scores learn
-to give the label that arrives. Sheet: spec/timet.md, sections named in the docstrings; forwarding:
-ops/forwarding.py; prototypes: ops/prototypes.py.
+to give the label that arrives. Source: TimeT and its released code; docs/deviations.md says where
+we differ; forwarding: ops/forwarding.py; prototypes: ops/prototypes.py.
 
 Shapes: B clips, F frames, A frames of a clip whose patches are assigned, N = h w patches of a
 frame, D features of the encoder, C channels of the head, K prototypes, S side of a frame.
@@ -106,7 +106,7 @@ class TimeT(Method):
         return self
 
     def clip_shape(self) -> ClipShape:
-        """Return the frames of a clip; which ones is drawn anew each time (section 3)."""
+        """Return the frames of a clip; which ones is drawn anew each time."""
         config = self.config
         step = config.step_between_frames if config.sampling == "regular" else 1
         return ClipShape(
@@ -119,7 +119,7 @@ class TimeT(Method):
         return {"prototypes": self.prototypes, **layers}
 
     def views(self, clip: Tensor, rng: torch.Generator) -> dict[str, Tensor]:
-        """Return `images`, the augmented frames, uint8 (F, 3, S, S) (section 4)."""
+        """Return `images`, the augmented frames, uint8 (F, 3, S, S)."""
         return {"images": clip_view(clip, self.config.image_size, self._augmentation, rng)}
 
     def loss(self, batch: dict[str, Tensor], step: Step) -> Losses:
@@ -161,7 +161,7 @@ class TimeT(Method):
         step: Step,
         masks_BFN: Tensor | None = None,
     ) -> Losses:
-        """Return the loss of features (section 10).
+        """Return the loss of features: the last frames' scores against the labels that arrive.
 
         Args:
             last_BNC: the student's head on the last frame.
@@ -199,8 +199,7 @@ class TimeT(Method):
         )
 
     def _assigned(self, features_BANC: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Return the assignment of the first frames (B, N, K), and of all rows of all processes
-        (sections 6 to 8)."""
+        """Return the assignment of the first frames (B, N, K), and of all rows of all processes."""
         config = self.config
         prototypes = self.prototypes if self.teacher is None else self.teacher.prototypes
         older = None

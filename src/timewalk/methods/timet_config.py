@@ -1,4 +1,4 @@
-"""The keys of a run of TimeT. Sheet: TimeT sections 11 and 16."""
+"""The keys of a run of TimeT. Source: TimeT and its released code."""
 
 from typing import Annotated, Any, Literal
 

@@ -2,7 +2,8 @@
 
 The start runs without a graph, for all frames together. The end runs once with a graph, for the
 frame that is learnt from, and once without, for the others. A teacher has an end of its own behind
-the student's start. Sheet: TimeT sections 5 and 11.
+the student's start. Source: TimeT, whose released code passes the encoder six times a step for the
+same loss.
 
 Shapes: R images, S their side, N = h w cells of a map, D features.
 """

@@ -1,10 +1,10 @@
 """DAVIS 2017 metrics on id maps: region similarity J and contour accuracy F of video objects.
 
-Follows sheet davis-metrics, sections 3 to 7: the figures of the official evaluation, to the last
-digit. One frame is scored at a time, every result id against every object at once: the areas of all
-pairs come from one joint histogram, and each boundary is grown once, in its own bounding box.
-Results that overlap, in no id map, are stacks of masks; their matching anew in every frame is that
-of the sheet's section 11.
+Source: DAVIS 2016 for J and F, and the official evaluation of DAVIS 2017, whose figures these are,
+to the last digit. One frame is scored at a time, every result id against every object at once: the
+areas of all pairs come from one joint histogram, and each boundary is grown once, in its own
+bounding box. Results that overlap, in no id map, are stacks of masks; their matching anew in every
+frame is that of SMTC's release.
 
 Shapes: T frames, H and W rows and columns of pixels, O objects of the truth, P ids of the result.
 In an id map 0 is background.
@@ -339,8 +339,8 @@ def match(J: np.ndarray, F: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def match_frame(J: np.ndarray, F: np.ndarray) -> np.ndarray:
     """Give each object one proposal in one frame so that the sum of J and F is largest.
 
-    As SMTC scores object discovery (section 11 of the sheet): identities over time do not count,
-    and the truth picks the proposals of each frame.
+    As SMTC's release scores object discovery: identities over time do not count, and the truth
+    picks the proposals of each frame.
 
     Args:
         J: (P, O), P at least O.

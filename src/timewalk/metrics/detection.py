@@ -1,9 +1,9 @@
 """Average precision of boxes and masks as COCO defines it.
 
-Sheet: dense-transfer section 3. A class's AP is the mean over the IoU thresholds 0.50, 0.55 to 0.95
-of its precision, interpolated at 101 recalls; AP is the mean over the classes that have an object.
-Crowd regions are neither to be found nor wrong to be found. The matching is done by
-faster-coco-eval, which gives the figures of pycocotools in a fraction of the time.
+Source: COCO. A class's AP is the mean over the IoU thresholds 0.50, 0.55 to 0.95 of its precision,
+interpolated at 101 recalls; AP is the mean over the classes that have an object. Crowd regions are
+neither to be found nor wrong to be found. The matching is done by faster-coco-eval, which gives the
+figures of pycocotools in a fraction of the time.
 
 One thing is told apart from pycocotools: the annotations are numbered anew, since it takes a match
 with an annotation of id 0 for none.

@@ -1,8 +1,9 @@
 """Foreground made of clusters: which ones, and how well it agrees with the truth.
 
-Sheet: segmentation-eval sections 6d to 6h. A cluster's precision is the share of it that lies where
-the class token looks; clusters of high precision are the foreground. All is computed from tables of
-pixel counts, a row an image and a column a cluster, so that a data set of any size fits.
+Source: Leopart's cluster-based foreground, in the form of TimeT's released code. A cluster's
+precision is the share of it that lies where the class token looks; clusters of high precision are
+the foreground. All is computed from tables of pixel counts, a row an image and a column a cluster,
+so that a data set of any size fits.
 
 Shapes: F images, K clusters, H and W rows and columns of pixels.
 """

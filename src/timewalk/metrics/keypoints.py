@@ -1,4 +1,6 @@
-"""Percentage of correct keypoints (PCK) as on JHMDB. Sheet: label-propagation section 6.
+"""Percentage of correct keypoints (PCK) as on JHMDB.
+
+Source: PCK, in the form of CRW's evaluation on JHMDB.
 
 Shapes: K keypoints, T frames; coordinates are x, y in pixels.
 """

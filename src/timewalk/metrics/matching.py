@@ -1,6 +1,7 @@
-"""Clusters or predicted ids to classes, and the mIoU that follows. Sheet: segmentation-eval 2.
+"""Clusters or predicted ids to classes, and the mIoU that follows.
 
-Everything is computed from one table of pixel counts, so that a data set may come in parts.
+Source: TimeT's released evaluation. Everything is computed from one table of pixel counts, so that
+a data set may come in parts.
 
 Shapes: G classes that occur in the truth, P ids that occur in the prediction.
 """

@@ -1,4 +1,6 @@
-"""Scores of per-frame embeddings of videos: phases, progression, order. Sheet: phase-eval 3 to 6.
+"""Scores of per-frame embeddings of videos: phases, progression, order.
+
+Source: TCC and its released code.
 
 Shapes: V videos, L frames of a video, F frames of several videos, D width, K phases and so K - 1
 events (the ends of all phases but the last).

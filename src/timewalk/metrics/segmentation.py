@@ -1,4 +1,6 @@
-"""Figures of semantic segmentation from one confusion matrix. Sheet: label-propagation section 7.
+"""Figures of semantic segmentation from one confusion matrix.
+
+Source: CRW's evaluation on VIP; iBOT's on ADE20K has the same figures.
 
 Shapes: K classes.
 """

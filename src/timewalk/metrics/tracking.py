@@ -1,8 +1,8 @@
 """Overlap, success and speed of single-object trackers, as on GOT-10k.
 
-Sheet: dense-transfer, section 4. Boxes are (x, y, w, h) in pixels, x and y of the upper left
-corner. Of a video the first frame, whose box is given, is left out, and so is every frame in which
-the object cannot be seen. Shapes: T frames.
+Source: GOT-10k and its toolkit. Boxes are (x, y, w, h) in pixels, x and y of the upper left corner.
+Of a video the first frame, whose box is given, is left out, and so is every frame in which the
+object cannot be seen. Shapes: T frames.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """One foreground mask of a frame from the soft masks of many slots, and its J.
 
-Sheet: object-discovery-eval, section C. :func:`oracle_foreground` is C.3, the routine of SMTC's
-release: it reads the annotation. :func:`border_foreground` is ours and reads none.
+Source: SMTC's release for :func:`oracle_foreground`, which reads the annotation.
+:func:`border_foreground` is ours and reads none.
 
 Masks are enlarged to the annotation by nearest neighbour, so that all pixels of a cell are alike.
 Everything is therefore computed on cells, with the number of pixels that each holds: the figures

@@ -1,10 +1,11 @@
 """Temporal cycle-consistency (TCC, CVPR 2019): align videos of one action frame by frame.
 
-Sheet: TCC section 6. A frame of one video has a soft nearest neighbour in another video, whose
-nearest frame in the first video should be the frame it began with. From embeddings to a scalar;
-functions, argument order and defaults are the published library's. All arithmetic is in float32 at
-least. The loss may be differentiated by `backward` and `torch.autograd`, also twice; by
-`torch.func` only where all pairs fit one chunk (CHUNK_NUMEL), since chunks are checkpointed.
+Source: TCC, sections 3.1 to 3.3, and its released code. A frame of one video has a soft nearest
+neighbour in another video, whose nearest frame in the first video should be the frame it began
+with. From embeddings to a scalar; functions, argument order and defaults are the published
+library's. All arithmetic is in float32 at least. The loss may be differentiated by `backward` and
+`torch.autograd`, also twice; by `torch.func` only where all pairs fit one chunk (CHUNK_NUMEL),
+since chunks are checkpointed.
 
 Shapes: N videos, T frames, D embedding size, M and K frames of a single pair, P pairs of videos,
 R cycles of L videos.

@@ -1,6 +1,7 @@
 """Many small assignment problems at once: which column each row takes so that the sum is largest.
 
-Sheet: SMTC section 7.3, where each semantic of each pair of frames is a problem of P instances.
+Source: SMTC's instance term as released, where each semantic of each pair of frames is a problem of
+P instances.
 
 Shapes: P rows and as many columns, any leading dimensions.
 """

@@ -6,8 +6,8 @@ from torch import Tensor
 def keep_mass(attention: Tensor, share: float) -> Tensor:
     """Return a mask of the largest values that together hold at least ``share`` of the sum.
 
-    Sheet: classification-eval section 5: values sorted upwards, those whose cumulative share is
-    strictly greater than 1 - ``share`` are kept.
+    As in DINO's released tool for its figures of attention: values sorted upwards, those whose
+    cumulative share is strictly greater than 1 - ``share`` are kept.
 
     Args:
         attention: (..., N), not negative.

@@ -1,7 +1,7 @@
 """Gradient clipping by the norm of each parameter tensor, or of all together.
 
-Sheet: DoRA section 6: the published code scales each gradient by clip / (norm + 1e-6) where that
-is below 1, which is not PyTorch's global clipping.
+Source: the released code of DINO, which DoRA's shares: it scales each gradient by clip / (norm +
+1e-6) where that is below 1, which is not PyTorch's global clipping.
 """
 
 import math

@@ -1,4 +1,6 @@
-"""Random cycles of videos, and where they start. Sheet: TCC section 6.
+"""Random cycles of videos, and where they start.
+
+Source: TCC's released code, whose own draws are all the same cycle (docs/deviations.md).
 
 Shapes: N videos, T frames, R cycles of L videos.
 """

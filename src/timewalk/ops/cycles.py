@@ -1,8 +1,8 @@
 """Walks along the frames of a clip and back: what CRW (NeurIPS 2020) asks to end where it began.
 
-Sheet: CRW sections 5 and 6. Nodes of neighbouring frames have affinities; a softmax over the nodes
-of the next frame makes them the transitions of a random walk; walks go k + 1 frames forward and the
-same way back. All arithmetic is in float32 at least.
+Source: CRW, equations 1 to 4, and its released code. Nodes of neighbouring frames have affinities;
+a softmax over the nodes of the next frame makes them the transitions of a random walk; walks go k +
+1 frames forward and the same way back. All arithmetic is in float32 at least.
 
 Shapes: B clips, T frames, N nodes a frame, C width of a node, K = T - 2 cycles, S chosen nodes.
 """

@@ -1,7 +1,7 @@
 """Self-distillation without labels: cross-entropy of a student with a centred, sharpened teacher.
 
-Shared by DINO and DoRA. Sheets: DINO "Loss", DoRA section 5. All of it in float32 (float64 stays),
-whatever the networks' precision.
+Shared by DINO and DoRA. Source: DINO, section 3.1, equations 1 to 4, and the released code of both.
+All of it in float32 (float64 stays), whatever the networks' precision.
 
 Shapes: R rows, D head width (65536 in earnest), V student views, G teacher views.
 """

@@ -1,7 +1,8 @@
 """Foreground of an image from where its class token looks: the mask of the attention's top mass.
 
-Sheet: segmentation-eval section 6a. The attention, a mean over heads, is blurred a little; the
-patches of its largest values that hold a share of the mass are kept, without small specks.
+Source: Leopart's cluster-based foreground, in the form of TimeT's released code. The attention, a
+mean over heads, is blurred a little; the patches of its largest values that hold a share of the
+mass are kept, without small specks.
 
 Shapes: B images, h and w rows and columns of patches.
 """

@@ -3,7 +3,7 @@
 Each cell takes the labels of its ``top_k`` most similar cells in the first frame and the most
 recent propagated ones, as :mod:`timewalk.ops.propagation` does for one long video. Clips of a batch
 are few frames of a coarse grid, so here whole affinities are formed, of some clips at a time.
-Sheet: TimeT section 9.
+Source: TimeT's feature-forwarder, as released.
 
 Shapes: B clips, F frames, S source frames, D features, K labels, h and w rows and columns, N = h w.
 """

@@ -1,4 +1,7 @@
-"""K-means by faiss: the published settings, and a faster variant. Sheet: segmentation-eval 1.
+"""K-means by faiss: the published settings, and a faster variant.
+
+Source: TimeT's released evaluation: 50 iterations, the best of 5 starts, trained on 256 points a
+cluster.
 
 Shapes: N points, K clusters, D dimensions.
 """

@@ -1,8 +1,9 @@
 """What the embeddings of a batch of videos are trained for: TCC, SaL, TCN, all three, and phases.
 
-Sheet: TCC sections 6 to 10, named in the docstrings. Each objective is a module of the whole batch:
-its draws come from the generator that is passed in, its state is what it learns beside the
-embedder. :func:`build_objective` builds one again from its ``spec``.
+Source: TCC, section 3, and its released code; SaL and TCN in the form in which TCC compares with
+them. Each objective is a module of the whole batch: its draws come from the generator that is
+passed in, its state is what it learns beside the embedder. :func:`build_objective` builds one again
+from its ``spec``.
 
 Shapes: N videos, T sampled frames a video, S = T, or 2 T where every frame comes with a positive
 one before it (p0, s0, p1, s1, ...), D embedding size, K classes.
@@ -71,12 +72,12 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def regularised(self) -> list[nn.Parameter]:
-        """Return the kernels and biases that the L2 term counts (section 2)."""
+        """Return the kernels and biases that the L2 term counts."""
         return list(self.parameters())
 
 
 class TCC(Objective):
-    """Temporal cycle-consistency (section 6).
+    """Temporal cycle-consistency (TCC, sections 3.2 and 3.3).
 
     Args:
         width: D; it has nothing to learn beside the embedder.
@@ -158,7 +159,7 @@ class TCC(Objective):
 
 
 class SaL(Objective):
-    """Shuffle and learn: whether three frames are in order (section 7).
+    """Shuffle and learn: whether three frames are in order (SaL).
 
     Args:
         width: D.
@@ -216,7 +217,7 @@ class SaL(Objective):
 
 
 class TCN(Objective):
-    """Time-contrastive: each frame against those of other times of its video (section 8).
+    """Time-contrastive: each frame against those of other times of its video (TCN).
 
     Args:
         width: D; it has nothing to learn beside the embedder.
@@ -251,7 +252,7 @@ def mixed_up(embeddings_NSD: Tensor) -> Tensor:
 
 
 class Combination(Objective):
-    """TCC, SaL and TCN, weighted (section 9).
+    """TCC, SaL and TCN, weighted, as TCC's released code combines them.
 
     Args:
         width: D.
@@ -325,7 +326,7 @@ def check_weights(alignment_weight: float, sal_weight: float) -> None:
 
 
 class Classification(Objective):
-    """The phase of each frame, supervised (section 10).
+    """The phase of each frame, supervised: the baseline of TCC.
 
     Args:
         width: D.

@@ -1,8 +1,8 @@
 """Label propagation: the first frame's labels carried through a video by nearest neighbours.
 
 Each cell of a frame takes the labels of its ``top_k`` most similar cells (cosine) in a context of
-earlier frames, weighted by a softmax of the similarities. Sheet: label-propagation, sections 1 to
-4; the protocols of CRW, DINO and SMTC are :class:`Propagation` settings.
+earlier frames, weighted by a softmax of the similarities. Source: the released code of CRW, DINO
+and SMTC, whose protocols are :class:`Propagation` settings (docs/evaluations/davis.md).
 
 The full affinity is never formed. A tile of query cells is compared with the part of each context
 frame that its windows cover, one matrix product for all frames together; of all frames at a

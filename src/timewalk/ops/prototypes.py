@@ -1,6 +1,8 @@
 """Prototypes, as TimeT clusters patches: scores, a balanced assignment, a queue of older features.
 
-Sheet: TimeT sections 5 to 7. Shapes: R rows, C channels, K prototypes, Q length of the queue.
+Source: TimeT and its released code.
+
+Shapes: R rows, C channels, K prototypes, Q length of the queue.
 """
 
 import torch

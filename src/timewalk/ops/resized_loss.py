@@ -1,8 +1,9 @@
 """Cross-entropy of coarse logits that are resized to the pixels of their labels.
 
-Sheet: dense transfer, section 2. The resized logits of a batch (150 classes of 512 x 512 pixels and
-16 images: 2.5 GB, and as much for each step of the way back) are never held together: each image's
-gradient is computed along with its loss, and only that of the coarse logits is kept.
+Source: iBOT's fine-tuning on ADE20K, whose loss this is. The resized logits of a batch (150 classes
+of 512 x 512 pixels and 16 images: 2.5 GB, and as much for each step of the way back) are never held
+together: each image's gradient is computed along with its loss, and only that of the coarse logits
+is kept.
 
 Shapes: B images, K classes, h and w cells, H and W pixels.
 """

@@ -1,7 +1,7 @@
 """A memory of labelled patches, and what unlabelled patches take from it.
 
-Sheet: segmentation-eval section 5 (Hummingbird). The search is exact: products with a part of the
-memory at a time, of which the best so far are kept.
+Source: Hummingbird, in the form of TimeT's second release. The search is exact: products with a
+part of the memory at a time, of which the best so far are kept.
 
 Shapes: B images, S their side in pixels, h and w cells, R patches of the memory, Q patches that
 look up, K neighbours, C classes, D width.

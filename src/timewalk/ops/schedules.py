@@ -1,7 +1,7 @@
 """Schedules as functions of the step, so that a resumed training needs no stored arrays.
 
-Sheet: DoRA section 6 (equal to DINO's): linear warm-up whose end point is included, then a cosine
-whose end value is never quite reached.
+Source: the released code of DINO, which DoRA's shares: linear warm-up whose end point is included,
+then a cosine whose end value is never quite reached.
 """
 
 import math
@@ -52,7 +52,8 @@ def warmup_exponential(
     index: int, base: float, every: int, factor: float, *, warmup_steps: int = 0
 ) -> float:
     """Return ``base`` times ``factor`` for each ``every`` steps that are done, in stairs, after the
-    same warm-up. Steps are counted from the training's start (TCC section 5, `exp_decay`)."""
+    same warm-up. Steps are counted from the training's start (`exp_decay` of TCC's released
+    code)."""
     if index < warmup_steps:
         return _ramp(index, base, warmup_steps)
     return base * factor ** (index // every)
@@ -60,7 +61,7 @@ def warmup_exponential(
 
 def warmup_linear(index: int, total: int, base: float, *, warmup_steps: int = 0) -> float:
     """Return ``base`` falling linearly to 0, which step ``total`` would reach, after the same
-    warm-up. Steps are counted from the training's start (TCC section 5, `poly`)."""
+    warm-up. Steps are counted from the training's start (`poly` of TCC's released code)."""
     if index < warmup_steps:
         return _ramp(index, base, warmup_steps)
     return base * (1 - index / total)
@@ -71,7 +72,7 @@ def polynomial(
 ) -> float:
     """Return ``base`` falling linearly to 0, which step ``total`` would reach; during the warm-up
     that value times a factor that rises from ``warmup_ratio`` to 1, which step ``warmup_steps``
-    has (dense transfer, sections 2 and 3: power 1)."""
+    has (iBOT's fine-tuning on ADE20K: power 1)."""
     return base * (1 - index / total) * _factor(index, warmup_steps, warmup_ratio)
 
 
@@ -85,7 +86,7 @@ def multistep(
     warmup_ratio: float = 0.0,
 ) -> float:
     """Return ``base`` times ``gamma`` for each milestone that is reached, under the warm-up of
-    :func:`polynomial` (dense transfer, section 3)."""
+    :func:`polynomial` (iBOT's fine-tuning on COCO)."""
     value = base * gamma ** sum(index >= milestone for milestone in milestones)
     return value * _factor(index, warmup_steps, warmup_ratio)
 

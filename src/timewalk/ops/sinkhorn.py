@@ -1,7 +1,8 @@
 """Sinkhorn-Knopp: scores of patches for objects to a balanced soft assignment.
 
-Sheet: DoRA section 4, step 7. In the log domain the result is the published one to 4e-7 wherever
-that is finite, and stays finite where float32 exponentials underflow to 0 / 0.
+Source: DoRA's released code: in turn each object's weights are brought to a sum of 1 / K and each
+patch's to 1 / N, and in the end a patch's to 1. In the log domain the result is the published one
+to 4e-7 wherever that is finite, and stays finite where float32 exponentials underflow to 0 / 0.
 
 Shapes: B clips, N patches, K objects.
 """

@@ -1,8 +1,9 @@
 """Slot attention: vectors that compete for the tokens of a set and take up what they win.
 
-Sheet: SMTC sections 4 and 5, whose two stages are the same step: slots compete within their group,
-all of a set in the first stage, those of one semantic and inside its mask in the second. All of it
-in float32 (float64 stays), whatever the networks' precision: a mask is drawn from the logits.
+Source: SMTC as released, after Slot Attention. Its two stages are the same step: slots compete
+within their group, all of a set in the first stage, those of one semantic and inside its mask in
+the second. All of it in float32 (float64 stays), whatever the networks' precision: a mask is drawn
+from the logits.
 
 Shapes: b sets, N tokens of a set, D width, S learnt starts, P slots of a group, G groups.
 """

@@ -1,7 +1,8 @@
 """Shuffle and Learn (SaL, ECCV 2016): are three frames of a video in the order of time?
 
-Sheet: TCC section 7. Rows of three frames, some of them out of order, are told apart by a small
-head on their embeddings. From embeddings to a scalar, in float32 at least.
+Source: SaL, in the form of TCC's released code. Rows of three frames, some of them out of order,
+are told apart by a small head on their embeddings. From embeddings to a scalar, in float32 at
+least.
 
 Shapes: N videos, T frames, D embedding size, R rows (triplets); row r is of video r mod N.
 """

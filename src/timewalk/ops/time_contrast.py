@@ -1,7 +1,8 @@
 """Time-contrastive networks (TCN, ICRA 2018), as single videos use them: an n-pairs loss.
 
-Sheet: TCC section 8. The frame shortly before another one should be nearer to it than to all other
-frames of its video. From embeddings to a scalar, in float32 at least.
+Source: TCN, in the form of TCC's released code. The frame shortly before another one should be
+nearer to it than to all other frames of its video. From embeddings to a scalar, in float32 at
+least.
 
 Shapes: N videos, T pairs of frames, D embedding size.
 """

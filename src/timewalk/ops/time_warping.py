@@ -1,8 +1,8 @@
 """Two sequences of embeddings matched in time: nearest neighbours and dynamic time warping.
 
-Sheet: phase-eval section 7. The costs of paths are computed by anti-diagonals, whose cells do not
-depend on one another; additions and choices are those of the plain double loop, so that ties fall
-the same way.
+Source: TCC's released code, its alignment videos. The costs of paths are computed by
+anti-diagonals, whose cells do not depend on one another; additions and choices are those of the
+plain double loop, so that ties fall the same way.
 
 Shapes: L and K frames of the reference and of the candidate, D width of an embedding, P steps of
 a path.

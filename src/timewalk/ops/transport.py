@@ -1,8 +1,9 @@
 """Optimal transport with an entropy term: how much of each row's mass goes to which column.
 
-Sheet: SMTC section 7.2. Sinkhorn's scalings in the plain domain and few of them, as published: with
-costs up to 2 and epsilon 0.05 the smallest entry of the kernel is exp(-40), far above what float32
-loses. `sinkhorn.py` is another problem: equal masses, and scores that need the log domain.
+Source: SMTC's semantic term as released: the scalings of Sinkhorn distances in the plain domain,
+and few of them. With costs up to 2 and epsilon 0.05 the smallest entry of the kernel is exp(-40),
+far above what float32 loses. `sinkhorn.py` is another problem: equal masses, and scores that need
+the log domain.
 
 Shapes: n rows, m columns, any leading dimensions.
 """

@@ -118,7 +118,7 @@ class SomeOfEach:
 
 @dataclass(frozen=True)
 class OneGroupABatch:
-    """Batches whose clips are all of one group, each group with the same chance (TCC section 3).
+    """Batches whose clips are all of one group, each group with the same chance, as TCC has it.
 
     An epoch has as many batches as the clips make. A group's clips are dealt out in random order,
     again from the start where they are used up; what is left of a pass is dropped.

@@ -1,4 +1,4 @@
-"""Videos to TFRecords of the TCC schema (sheet on TFRecords, section 3).
+"""Videos to TFRecords of the TCC schema, as TCC's `videos_to_tfrecords` writes them.
 
 Every frame, or those whose index is a multiple of ``int(rate of the video / fps)``; upright,
 RGB. A frame's time is its presentation time by the container's clock, in seconds from the first

@@ -1,6 +1,6 @@
 """ADE20K's scene parsing: the archive of the challenge of 2016, or generated scenes in its layout.
 
-Follows the dense transfer sheet, section 2. ``images/{training,validation}/<image>.jpg`` and
+Source: ADE20K. ``images/{training,validation}/<image>.jpg`` and
 ``annotations/{training,validation}/<image>.png``, paired by name; id 0 is no class ("other"), ids 1
 to 150 are the classes.
 """

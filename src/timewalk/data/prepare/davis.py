@@ -1,8 +1,8 @@
 """DAVIS 2016 and 2017, by their lists, paired by name.
 
 ``JPEGImages/<resolution>/<sequence>/00000.jpg``, ``Annotations[_unsupervised]/...png``,
-``ImageSets/<year>/<subset>.txt``. Follows the sheet of the DAVIS metrics, sections 1 and 2: frames
-are numbered from 0 without gaps; every one is annotated, but in the test sets only the first.
+``ImageSets/<year>/<subset>.txt``. Source: DAVIS 2016 and DAVIS 2017. Frames are numbered from 0
+without gaps; every one is annotated, but in the test sets only the first.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 """SegTrack v2 and FBMS-59: short videos whose objects are scored as one foreground.
 
-Follows the sheet of object discovery, section C.1. SegTrack v2 has a mask for every frame, of the
+Source: SegTrack v2 and FBMS-59, prepared after Motion Grouping, with the differences that
+docs/evaluations/foreground_segmentation.md names. SegTrack v2 has a mask for every frame, of the
 whole foreground or in one folder an object; FBMS-59 has a few gray masks a video, of which the
 values above a threshold are foreground. Masks are paired with frames by name.
 """

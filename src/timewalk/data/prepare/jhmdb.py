@@ -2,8 +2,7 @@
 
 ``Rename_Images/<class>/<video>/00001.png``, ``joint_positions/<class>/<video>/
 joint_positions.mat``, ``splits/<class>_test_split<n>.txt`` with `<video>.avi 1` (training) or `2`
-(test) a line. Follows the sheet of label propagation, section 6. A sequence's name is
-`<class>/<video>`.
+(test) a line. Source: JHMDB. A sequence's name is `<class>/<video>`.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """MOSE: ``train/{JPEGImages,Annotations}/<video>/00000.{jpg,png}``, every frame annotated.
 
-Follows the data set sheet, section 1. Ids number the objects of one video; masks are given out for
-the training part only, so that a part to score on is drawn from it by a seed.
+Source: MOSE. Ids number the objects of one video; masks are given out for the training part only,
+so that a part to score on is drawn from it by a seed.
 """
 
 from pathlib import Path

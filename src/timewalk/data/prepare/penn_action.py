@@ -1,7 +1,7 @@
 """Penn Action as published, with phases from a label file.
 
 ``frames/<id>/000001.jpg`` and ``labels/<id>.mat`` with `action`, `train` and `nframes`. Actions,
-key events and numbers of videos: sheet on the evaluation of phases, section 8. The authors of TCC
+key events and numbers of videos are those of TCC and its released code. The authors of TCC
 published no labels of phases; whoever has some writes them as their tools read them.
 """
 

@@ -1,8 +1,8 @@
 """TFRecords of the TCC tools, indexed where they are: ``<dataset>_<split>-<n>-of-<m>.tfrecord``.
 
-Sheet on TFRecords, sections 1, 2 and 6: a video a record, files in the order of their names. Both
-checksums of every record are verified here, once; later a frame is read by offset and verified by a
-checksum of its own.
+Source: TCC's released code: a video a record, files in the order of their names. Both checksums of
+every record are verified here, once; later a frame is read by offset and verified by a checksum of
+its own.
 """
 
 import re

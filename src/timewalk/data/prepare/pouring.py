@@ -1,6 +1,6 @@
 """Pouring as the authors of TCC publish it: TFRecords of 70 training and 14 validation videos.
 
-Sheet on the evaluation of phases, section 8.
+Source: TCC's released code.
 """
 
 import logging

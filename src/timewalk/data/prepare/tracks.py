@@ -1,11 +1,11 @@
 """Videos of one object with a box a frame: GOT-10k, and generated ones in its layout.
 
-Sheet: dense-transfer, section 4. ``<subset>/list.txt`` names the sequences;
-``<subset>/<sequence>/`` holds ``00000001.jpg`` and so on, ``groundtruth.txt`` (x,y,w,h a line),
-``cover.label``, ``absence.label``, ``cut_by_image.label`` and ``meta_info.ini``. Of the subset
-`test` only the first box is given out. ``manifest.json`` (kind `labelled_tracks`) is small;
-``sequences.jsonl`` beside it has one sequence a line (:mod:`timewalk.data.tracks` reads both).
-The digest is over names and sizes of frames, and the bytes of the other files.
+Source: GOT-10k. ``<subset>/list.txt`` names the sequences; ``<subset>/<sequence>/`` holds
+``00000001.jpg`` and so on, ``groundtruth.txt`` (x,y,w,h a line), ``cover.label``,
+``absence.label``, ``cut_by_image.label`` and ``meta_info.ini``. Of the subset `test` only the first
+box is given out. ``manifest.json`` (kind `labelled_tracks`) is small; ``sequences.jsonl`` beside it
+has one sequence a line (:mod:`timewalk.data.tracks` reads both). The digest is over names and sizes
+of frames, and the bytes of the other files.
 """
 
 import hashlib

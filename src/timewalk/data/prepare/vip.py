@@ -1,8 +1,8 @@
 """VIP (Video Instance-level Parsing): body parts and garments as gray ids.
 
 ``Images/<video>/*.jpg``, ``Annotations/Category_ids/<video>/*.png`` (or ``Category_ids`` itself
-below the root) and ``lists/<subset>_videos.txt``. Follows the sheet of label propagation, section
-7; frames without a mask are kept, but the first needs one.
+below the root) and ``lists/<subset>_videos.txt``. Source: VIP. Frames without a mask are kept, but
+the first needs one.
 """
 
 from pathlib import Path

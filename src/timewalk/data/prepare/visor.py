@@ -1,10 +1,9 @@
 """VISOR: hands and objects in kitchens, in the structure of DAVIS, and how its archives get there.
 
 ``JPEGImages/<level>/<video>/*.jpg``, ``Annotations/<level>/<video>/*.png``, and
-``ImageSets/2022/<subset>.txt`` where there are lists. Follows the data set sheet, sections 1 and 7.
-Frames keep their published names, such as ``P01_01_frame_0000000140.jpg``: their order is that of
-the last number in them. The archives are unpacked into a cache and their files linked; nothing is
-moved, renamed or deleted.
+``ImageSets/2022/<subset>.txt`` where there are lists. Source: VISOR. Frames keep their published
+names, such as ``P01_01_frame_0000000140.jpg``: their order is that of the last number in them. The
+archives are unpacked into a cache and their files linked; nothing is moved, renamed or deleted.
 """
 
 import logging

@@ -1,10 +1,10 @@
 """Pascal VOC 2012's segmentation, from the official archive or as "voc_data".
 
-Follows the data set sheet, section 1. Official: ``JPEGImages``, ``SegmentationClass``,
-``ImageSets/Segmentation/<list>.txt``; voc_data: ``images``, ``SegmentationClass``,
-``SegmentationClassAug``, ``sets/<list>.txt``. The training lists' masks are those of
-``SegmentationClassAug``, in the official layout only where that folder is there. A list names an
-image by its stem, or by the paths of image and mask, whose stem is taken.
+Source: Pascal VOC, and TimeT for the second layout. Official: ``JPEGImages``,
+``SegmentationClass``, ``ImageSets/Segmentation/<list>.txt``; voc_data: ``images``,
+``SegmentationClass``, ``SegmentationClassAug``, ``sets/<list>.txt``. The training lists' masks are
+those of ``SegmentationClassAug``, in the official layout only where that folder is there. A list
+names an image by its stem, or by the paths of image and mask, whose stem is taken.
 """
 
 from pathlib import Path, PurePosixPath

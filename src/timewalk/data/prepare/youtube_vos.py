@@ -1,8 +1,8 @@
 """YouTube-VOS: ``<subset>/{JPEGImages,Annotations}/<sequence>/NNNNN.{jpg,png}``, ``meta.json``.
 
-Follows the data set sheet, sections 1 and 6. Frame numbers go in steps of 5; in `train` every one
-is annotated, in `valid` and `test` only those in which an object appears. ``meta.json`` lists the
-sequences and names each object's category.
+Source: YouTube-VOS. Frame numbers go in steps of 5; in `train` every one is annotated, in `valid`
+and `test` only those in which an object appears. ``meta.json`` lists the sequences and names each
+object's category.
 """
 
 import json

@@ -1,9 +1,9 @@
 """The heads of a Cascade Mask R-CNN: three stages, each of which starts from the last one's boxes.
 
-Sheet: dense transfer, section 3. A stage asks for more overlap than the one before, and predicts
-class, box and mask of its regions; the next stage gets the boxes of the regions' classes. Tests
-average the stages' class scores before the softmax and their masks after the sigmoid; boxes are
-those of the last stage.
+Source: Cascade R-CNN, with the settings of iBOT's fine-tuning on COCO. A stage asks for more
+overlap than the one before, and predicts class, box and mask of its regions; the next stage gets
+the boxes of the regions' classes. Tests average the stages' class scores before the softmax and
+their masks after the sigmoid; boxes are those of the last stage.
 
 Shapes: B images, R regions, K classes (labels from 1, 0 is background), N objects of an image.
 """

@@ -1,8 +1,8 @@
 """Detection and instance segmentation: an encoder with a feature pyramid and region heads.
 
-Sheet: dense transfer, sections 1 and 3. The encoder's maps become four levels, a feature pyramid
-network makes five of one width, a first network proposes regions in them, and heads say of each
-region its class, box and mask: torchvision's Mask R-CNN heads, or the published Cascade Mask R-CNN.
+Source: iBOT's fine-tuning on COCO. The encoder's maps become four levels, a feature pyramid network
+makes five of one width, a first network proposes regions in them, and heads say of each region its
+class, box and mask: torchvision's Mask R-CNN heads, or the published Cascade Mask R-CNN.
 
 Shapes: B images, H and W rows and columns, K classes, N objects of an image, n detections of one.
 Boxes are (left, top, right, bottom) in pixels of the images as they are given.

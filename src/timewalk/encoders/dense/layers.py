@@ -1,6 +1,6 @@
 """How deep in an encoder a parameter lies: for learning rates that decay from layer to layer.
 
-Sheet: dense-transfer section 1.
+Source: iBOT's fine-tuning.
 """
 
 from timewalk.encoders.base import Encoder

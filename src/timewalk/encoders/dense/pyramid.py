@@ -1,6 +1,6 @@
 """Maps of an encoder as a pyramid with strides near 4, 8, 16 and 32.
 
-Sheet: dense-transfer section 1. A ViT's maps all have the stride of its patches; from patch 16 the
+Source: iBOT's fine-tuning. A ViT's maps all have the stride of its patches; from patch 16 the
 levels come by x4, x2, x1 and x1/2, from patch 8 by x2, x1, x1/2 and x1/4.
 """
 

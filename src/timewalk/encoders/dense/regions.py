@@ -1,6 +1,6 @@
 """Regions of an image: anchors, their proposals, and what is read from the maps inside a region.
 
-Sheet: dense transfer, section 3. Parts are torchvision's; here is what the sheet has otherwise:
+Source: iBOT's fine-tuning on COCO. Parts are torchvision's; here is what is otherwise there:
 anchors from the maps' own strides, RoIAlign whose samples lie at pixels' centres, and scores and
 boxes in float32 whatever the precision around them. Boxes are (left, top, right, bottom) in pixels
 of the image.
@@ -72,7 +72,7 @@ class ProposalHead(RPNHead):
 
 
 def proposal_network(channels: int, strides: Sequence[float]) -> RegionProposalNetwork:
-    """Return the network that proposes regions, with the sheet's numbers.
+    """Return the network that proposes regions, with iBOT's numbers.
 
     An object's best anchor counts as the object however little they overlap, as in torchvision.
     """

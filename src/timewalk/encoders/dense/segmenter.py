@@ -1,8 +1,9 @@
 """Semantic segmentation: an encoder with a linear head, or with UperNet.
 
-Sheet: dense-transfer sections 1 and 2. UperNet pools the deepest level of the feature pyramid at
-four scales, adds what is deep to what is shallow level by level, and decides from all levels side
-by side. The linear head is one 1x1 convolution of the frozen encoder's maps side by side.
+Source: UperNet, with the settings of iBOT's fine-tuning on ADE20K. UperNet pools the deepest level
+of the feature pyramid at four scales, adds what is deep to what is shallow level by level, and
+decides from all levels side by side. The linear head is one 1x1 convolution of the frozen encoder's
+maps side by side.
 
 Shapes: B images, K classes, H and W rows and columns of the image, h and w of a map.
 """

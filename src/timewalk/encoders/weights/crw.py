@@ -1,8 +1,8 @@
 """CRW's checkpoint: a ResNet under `encoder.model.`, in `model`.
 
 Old files have a padding layer before each convolution that pads: `conv1.1.weight` and
-`layer1.0.conv2.1.weight` instead of `conv1.weight` and `layer1.0.conv2.weight`. Sheet: CRW,
-"State-dict names" and "Loading for evaluation".
+`layer1.0.conv2.1.weight` instead of `conv1.weight` and `layer1.0.conv2.weight`. Source: CRW's
+released code.
 """
 
 import re

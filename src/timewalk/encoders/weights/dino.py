@@ -1,8 +1,8 @@
 """DINO's published files: a backbone alone, a full checkpoint, weights of the linear probe.
 
 Backbone: names are ours. Full: `student` holds `module.backbone.*` and `module.head.*`, `teacher`
-holds `backbone.*` and `head.*`, beside them `optimizer`, `epoch`, `args`. Sheet: DINO, last
-section.
+holds `backbone.*` and `head.*`, beside them `optimizer`, `epoch`, `args`. Source: DINO's released
+code.
 """
 
 from collections.abc import Mapping

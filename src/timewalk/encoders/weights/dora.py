@@ -1,6 +1,7 @@
 """DoRA's published files: a backbone alone, perhaps under `teacher`, or its trainer's checkpoint.
 
-The trainer's checkpoint is DINO's, with `dino_loss` (the centre) beside. Sheet: DoRA section 8.
+The trainer's checkpoint is DINO's, with `dino_loss` (the centre) beside. Source: DoRA's released
+code.
 """
 
 from collections.abc import Mapping

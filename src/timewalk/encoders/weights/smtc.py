@@ -1,6 +1,6 @@
 """SMTC's checkpoint: `model_state_dict` with the ViT under `encoder.`, and the slots.
 
-Beside it `iteration`, `optimizer_state_dict`, `loss`. Sheet: SMTC section 10.
+Beside it `iteration`, `optimizer_state_dict`, `loss`. Source: SMTC's released code.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 
 `feature_extractor.backbone.*` (or `feature_extractor.model.*`) beside heads and prototypes. A file
 may also hold `teacher.backbone.*`: cutting two components blindly would let it overwrite the
-student, so the prefix is chosen. Sheet: TimeT section 13.
+student, so the prefix is chosen. Source: TimeT's released code.
 """
 
 from typing import Any
