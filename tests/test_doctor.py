@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import stat
@@ -33,8 +34,6 @@ def machine(tmp_path, monkeypatch):
 
 def _without(monkeypatch, tmp_path, *names):
     """Take programs from PATH, whatever this machine has."""
-    import shutil
-
     which = shutil.which
     there = tmp_path / "bin"
     there.mkdir()
@@ -191,9 +190,35 @@ def test_an_ffmpeg_without_x264(tmp_path, monkeypatch):
 
 def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    (finding,) = doctor_machine.disk("results")
+    (finding,) = doctor_machine.disk({"results": 0.0})
     assert finding.state == "missing"
     assert "change its permissions" in finding.remedy
+
+
+def test_room_for_what_is_still_to_come(tmp_path, monkeypatch):
+    """Two tours of which one is fetched, one's own video, COCO from its address."""
+    data = tmp_path / "data"
+    files = suite(
+        tmp_path,
+        data_dir=str(data),
+        videos={"mine": {"source": str(tmp_path / "mine.mp4")}},
+        datasets={"walk": {"videos": ["venice", "zurich", "mine"]}},
+        labelled={"coco": {"kind": "coco", "root": str(tmp_path / "coco"), "url": "official"}},
+    )
+    (data / "videos").mkdir(parents=True)
+    (data / "videos" / "venice.mp4").touch()
+    usage = shutil.disk_usage(tmp_path)
+    tours = 2 * (15 + 15 + 25) - 15
+    for free, state in ((tours + 40, "ok"), (tours + 39, "missing")):
+        room = usage._replace(free=free * 2**30)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, room=room: room)
+        finding = found(examine(files), "disk", str(data))
+        assert finding.state == state
+        assert f"{free} GiB free" in finding.text
+        assert f"about {tours + 40} GiB are to come" in finding.text
+    (data / "datasets" / "coco").mkdir(parents=True)
+    (data / "datasets" / "coco" / "manifest.json").write_text("{}")
+    assert f"about {tours} GiB are to come" in found(examine(files), "disk", str(data)).text
 
 
 def test_partitions_of_a_cluster(tmp_path):

@@ -13,7 +13,14 @@ from timewalk.config import Config
 from timewalk.config.files import read_configs
 from timewalk.doctor.finding import Finding
 from timewalk.doctor.machine import disk, ffmpeg, gpus, mlflow, slurm, software
-from timewalk.doctor.suite import datasets, evaluations, needed_packages, videos, weights
+from timewalk.doctor.suite import (
+    datasets,
+    evaluations,
+    needed_packages,
+    to_come_gib,
+    videos,
+    weights,
+)
 
 __all__ = ["Finding", "as_json", "examine", "healthy"]
 
@@ -33,7 +40,7 @@ def examine(files: Sequence[Path]) -> list[Finding]:
         *software(needed_packages(config) if files else {}),
         *gpus(),
         *ffmpeg(needed=films),
-        *disk(config.data_dir, config.results_dir),
+        *disk({config.data_dir: to_come_gib(config), config.results_dir: 0.0}),
         *slurm(),
         *mlflow(Path(config.results_dir)),
         *videos(config),

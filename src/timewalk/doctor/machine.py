@@ -26,8 +26,6 @@ BASE = ("torch", "torchvision", "timm", "numpy")
 MODULES = {"faiss-cpu": "faiss", "onnxruntime": "onnxruntime"}
 """modules that more than one distribution brings: for GPUs, from conda"""
 GIB = 2**30
-TIGHT_GIB = 20
-"""room below which a suite of videos soon stops"""
 SQLITE = "sqlite:///"
 TIMEOUT_S = 5.0
 IMPORT_S = 120.0
@@ -142,9 +140,13 @@ def _answer(*command: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def disk(*folders: str) -> Iterator[Finding]:
-    """Yield the room of the folders that a suite writes, and whether they can be written."""
-    for folder in folders:
+def disk(wanted_gib: Mapping[str, float]) -> Iterator[Finding]:
+    """Yield the room of the folders that a suite writes, and whether they can be written.
+
+    Args:
+        wanted_gib: folder, and how much is still to come into it, in GiB.
+    """
+    for folder, wanted in wanted_gib.items():
         place = Path(folder).absolute()
         there = next(path for path in (place, *place.parents) if path.exists())
         if not os.access(there, os.W_OK):
@@ -153,8 +155,11 @@ def disk(*folders: str) -> Iterator[Finding]:
             continue
         usage = shutil.disk_usage(there)
         text = f"{usage.free / GIB:.0f} GiB free of {usage.total / GIB:.0f}"
-        tight = usage.free < TIGHT_GIB * GIB
-        yield Finding("disk", folder, "ok", text + (" (little for videos)" if tight else ""))
+        if wanted >= 1:
+            text += f"; about {wanted:.0f} GiB are to come (an estimate)"
+        short = usage.free < wanted * GIB
+        remedy = "make room, name a larger disk as data_dir, or take fewer data sets"
+        yield Finding("disk", folder, "missing" if short else "ok", text, remedy if short else None)
 
 
 def slurm() -> Iterator[Finding]:

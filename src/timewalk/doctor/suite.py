@@ -31,6 +31,11 @@ PACKAGES = {
 """distributions of an evaluation beside those of everything"""
 HOW = "docs/datasets.md says where to get it"
 WEB = ("http://", "https://")
+TOUR_GIB = {"videos": 15, "blurred": 15, "shards": 25}
+"""what a fetched video takes at each stage: a walking tour in 4K, from usual rates (docs/datasets/
+walking_tours.md); others are mostly smaller"""
+OFFICIAL_GIB = {"coco": 40, "ade20k": 2}
+"""archives and what is in them, of the sets that `url: official` fetches"""
 
 
 def needed_packages(config: Config) -> dict[str, str]:
@@ -58,6 +63,25 @@ def videos(config: Config) -> Iterator[Finding]:
     cookies = config.download.cookies
     if cookies is not None and not Path(cookies).is_file():
         yield _missing("videos", "cookies", cookies, "download.cookies")
+
+
+def to_come_gib(config: Config) -> float:
+    """Return about how much a suite will still fetch and make of it, in GiB.
+
+    Videos and archives with addresses alone: what is on the disk already is read where it lies.
+    """
+    data = Path(config.data_dir)
+    names = {video for dataset in config.datasets.values() for video in dataset.videos}
+    fetched = [n for n in names if resolve_video(n, config.videos).source.startswith(WEB)]
+    places = {"videos": "videos/{}.mp4", "blurred": "blurred/{}.mp4", "shards": "shards/*/{}.json"}
+    total = 0.0
+    for stage, place in places.items():
+        total += TOUR_GIB[stage] * sum(not any(data.glob(place.format(n))) for n in fetched)
+    for name, labelled in config.labelled.items():
+        here = (data / "datasets" / name / "manifest.json").is_file()
+        if getattr(labelled, "url", None) == "official" and not here:
+            total += OFFICIAL_GIB.get(labelled.kind, 0)
+    return total
 
 
 def datasets(config: Config) -> Iterator[Finding]:
