@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
-# Nothing here is a matter of time, least of all on a busy machine.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
+# Nothing here is a matter of time, least of all on a busy machine, nor of chance: the same examples
+# again and again. With `--hypothesis-profile=default` they are others each time.
+settings.register_profile(
+    "repeated", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeated")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-import socket
 
 import torch
 
+from tests.ports import free_port
 from timewalk.data.clips import Clip
 from timewalk.data.seeds import generator
 from timewalk.methods import get_method
@@ -86,16 +86,9 @@ def train(config, folder, group=ALONE, clips=9):
     return trainer
 
 
-def free_port():
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def train_in_processes(config, folder, size):
     """Train in ``size`` processes; return the weights that each of them ends with."""
-    port = free_port()
+    port = str(free_port())
     # One server imports torch once; a plain fork would take the parent's autograd threads along.
     multiprocessing.set_forkserver_preload(["torch", "timm", "tests.training.processes"])
     context = multiprocessing.get_context("forkserver")

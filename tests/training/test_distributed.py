@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from tests.training.processes import free_port
+from tests.ports import free_port
 from timewalk.ops.collectives import mean_over_processes, rows_of_processes
 from timewalk.training.distributed import (
     JointBatchNorm,
@@ -85,7 +85,7 @@ def _worker(rank, folder, port):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     context = multiprocessing.get_context("forkserver")
-    port = free_port()
+    port = str(free_port())
     workers = [context.Process(target=_worker, args=(n, str(folder), port)) for n in range(SIZE)]
     for worker in workers:
         worker.start()
