@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.browser import chromium  # noqa: F401
+from tests.browser import PATIENCE_MS, chromium  # noqa: F401
 from tests.ports import free_port
 from tests.report.mirrored import content, knn, make_run, write
 from timewalk.errors import UserError
@@ -23,8 +23,6 @@ from timewalk.report.mlflow import mirror, store_uri
 
 CURRENT = quote("tags.timewalk.superseded = 'false'")
 RUNS = f"runs?workflowType=machine_learning&searchFilter={CURRENT}"
-PATIENCE_MS = 120_000
-"""of a machine with much else to do"""
 
 
 @dataclass

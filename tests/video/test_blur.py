@@ -369,9 +369,16 @@ def test_lost_frames_are_an_error_that_keeps_finished_pieces(carphone, tmp_path,
 
 RUN = """
 import sys
-import time
 from pathlib import Path
 from timewalk.config import BlurConfig
+from timewalk.video.blur import blur_video
+if __name__ == "__main__":
+    settings = BlurConfig.model_validate_json(sys.argv[3])
+    blur_video(Path(sys.argv[1]), Path(sys.argv[2]), settings, workers=2)
+"""
+# The pool's processes run these lines too.
+HALTED = """
+import time
 from timewalk.video import blur
 
 decoded = blur.decoded
@@ -381,12 +388,9 @@ def halted(piece):
     if piece.first:
         time.sleep(600)
 
-blur.decoded = halted  # in the processes of the pool too: they run these lines
-if __name__ == "__main__":
-    settings = BlurConfig.model_validate_json(sys.argv[3])
-    blur.blur_video(Path(sys.argv[1]), Path(sys.argv[2]), settings, workers=2)
+blur.decoded = halted
 """
-"""blurs but comes to no other piece's end than the first one's"""
+"""in front of the other: comes to no other piece's end than the first one's"""
 
 
 def children(pid):
@@ -404,7 +408,7 @@ def alive(pid):
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_a_killed_run_goes_on(carphone, phone, tmp_path, monkeypatch):
     output, script = tmp_path / "carphone.mp4", tmp_path / "run.py"
-    script.write_text(RUN)
+    script.write_text(HALTED + RUN)
     command = [sys.executable, str(script), str(carphone), str(output), QUICK.model_dump_json()]
     run = subprocess.Popen(command)
     deadline = time.monotonic() + 300

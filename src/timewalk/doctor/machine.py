@@ -29,7 +29,7 @@ GIB = 2**30
 TIGHT_GIB = 20
 """room below which a suite of videos soon stops"""
 SQLITE = "sqlite:///"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 IMPORT_S = 120.0
 """how long importing torch may take on a slow network disk"""
 
