@@ -19,6 +19,9 @@ TRAINED = [name for name in method_names() if get_method(name).trains]
 DECAY_ALONE = {"smtc": {"student.slots.slot_attention.slots_sigma"}}
 """parameters whose gradient is zero by design, so that only the weight decay moves them"""
 
+ROUNDING = 1e-5
+"""of weights after four steps whose sums were made in another order: 2e-6 was seen, with AVX2"""
+
 DRAWS_BY_PLACE = {"sal", "tcc_sal_tcn"}
 """methods that draw for each clip by its place in the batch: its order counts"""
 
@@ -215,8 +218,8 @@ def test_two_processes_train_as_one(tmp_path, name):
     (tmp_path / "two").mkdir()
     first, second = train_in_processes(config, tmp_path / "two", 2)
     assert_near(second, first, 0)
-    assert_near(first, expected, 1e-6)
-    assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), 1e-6)
+    assert_near(first, expected, ROUNDING)
+    assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), ROUNDING)
     for found, line in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert found == pytest.approx(line, rel=2e-5, abs=2e-5)
 
@@ -226,7 +229,7 @@ def test_micro_batches_train_as_the_whole_batch(tmp_path, name):
     expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
     parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
     assert parts.share.parts == 4
-    assert_near(parts.method.state_dict(), expected, 1e-6)
+    assert_near(parts.method.state_dict(), expected, ROUNDING)
 
 
 @pytest.mark.parametrize("what", ["cheap", "full"])

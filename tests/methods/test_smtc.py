@@ -416,7 +416,7 @@ class TestFrozenPhase:
         first, second = train_in_processes(keys, tmp_path / "two", 2)
         for key, x in expected.items():
             assert torch.equal(first[key], second[key]), key
-            torch.testing.assert_close(first[key], x, rtol=0, atol=1e-6, msg=key)
+            torch.testing.assert_close(first[key], x, rtol=0, atol=1e-5, msg=key)
         start = SMTC(keys).student.encoder.pos_embed
         assert not torch.equal(first["student.encoder.pos_embed"], start)
 

@@ -76,7 +76,7 @@ def test_two_devices_give_the_encoder_of_one(manifest, tmp_path):
     finish(start(manifest, tmp_path / "two", keys, devices="0,1"))
     one, two = (load_file(tmp_path / n / "encoder.safetensors") for n in ("one", "two"))
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
     for name, size in (("one", 1), ("two", 2)):
         about = json.loads((tmp_path / name / "encoder.json").read_text())
         assert about["provenance"]["processes"] == size
