@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from tests.training.processes import as_clip, miniature, moments, train_in_processes
+from tests.training.processes import as_clip, float64, miniature, moments, train_in_processes
 from tests.training.processes import train as train_run
 from timewalk.encoders import load_encoder, save_encoder
 from timewalk.methods import get_method, method_names
@@ -18,9 +18,6 @@ from timewalk.training.loop import InterruptedTraining, Trainer
 TRAINED = [name for name in method_names() if get_method(name).trains]
 DECAY_ALONE = {"smtc": {"student.slots.slot_attention.slots_sigma"}}
 """parameters whose gradient is zero by design, so that only the weight decay moves them"""
-
-ROUNDING = 1e-5
-"""of weights after four steps whose sums were made in another order: 2e-6 was seen, with AVX2"""
 
 DRAWS_BY_PLACE = {"sal", "tcc_sal_tcn"}
 """methods that draw for each clip by its place in the batch: its order counts"""
@@ -210,26 +207,28 @@ def assert_near(found, expected, tolerance):
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_train_as_one(tmp_path, name):
     config = miniature(name)
-    one = train_run(config, tmp_path / "one")
-    start = get_method(name)(config).state_dict()
+    (tmp_path / "two").mkdir()
+    with float64():
+        one = train_run(config, tmp_path / "one")
+        start = get_method(name)(config).state_dict()
+        first, second = train_in_processes(config, tmp_path / "two", 2)
     expected = one.method.state_dict()
     moved = max(float((expected[k].float() - start[k].float()).abs().max()) for k in start)
     assert moved > 1e-3
-    (tmp_path / "two").mkdir()
-    first, second = train_in_processes(config, tmp_path / "two", 2)
     assert_near(second, first, 0)
-    assert_near(first, expected, ROUNDING)
-    assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), ROUNDING)
+    assert_near(first, expected, 1e-6)
+    assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), 1e-6)
     for found, line in zip(curve(tmp_path / "two"), curve(tmp_path / "one"), strict=True):
         assert found == pytest.approx(line, rel=2e-5, abs=2e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if get_method(n).splits])
 def test_micro_batches_train_as_the_whole_batch(tmp_path, name):
-    expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
-    parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
+    with float64():
+        expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
+        parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
     assert parts.share.parts == 4
-    assert_near(parts.method.state_dict(), expected, ROUNDING)
+    assert_near(parts.method.state_dict(), expected, 1e-6)
 
 
 @pytest.mark.parametrize("what", ["cheap", "full"])

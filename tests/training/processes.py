@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from contextlib import contextmanager
 
 import torch
 
@@ -75,6 +76,21 @@ def miniature(name, **training):
     return config.model_validate(keys)
 
 
+@contextmanager
+def float64():
+    """Have new tensors be float64, in processes that are started here too.
+
+    At the kinks of ReLU float32's rounding, which is each processor's own, decides on whole
+    gradients.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def train(config, folder, group=ALONE, clips=9):
     """Train in this process and return the trainer."""
     torch.set_num_threads(1)
@@ -92,8 +108,9 @@ def train_in_processes(config, folder, size):
     # One server imports torch once; a plain fork would take the parent's autograd threads along.
     multiprocessing.set_forkserver_preload(["torch", "timm", "tests.training.processes"])
     context = multiprocessing.get_context("forkserver")
+    kind = torch.get_default_dtype()
     workers = [
-        context.Process(target=_worker, args=(config, folder, Processes(n, size, n), port))
+        context.Process(target=_worker, args=(config, folder, Processes(n, size, n), port, kind))
         for n in range(size)
     ]
     for worker in workers:
@@ -104,7 +121,8 @@ def train_in_processes(config, folder, size):
     return [torch.load(folder / f"rank-{n}.pt", weights_only=True) for n in range(size)]
 
 
-def _worker(config, folder, group, port):
+def _worker(config, folder, group, port, kind):
+    torch.set_default_dtype(kind)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     with joined(group, CPU):
         trainer = train(config, folder, group)
