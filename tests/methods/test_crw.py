@@ -275,7 +275,7 @@ def test_a_resnet_on_two_processes_learns_as_on_one(tmp_path):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0, 0]
     expected, buffers = gradients(slice(None))
     for rank in range(2):

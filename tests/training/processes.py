@@ -116,7 +116,7 @@ def train_in_processes(config, folder, size):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(240)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0] * size
     return [torch.load(folder / f"rank-{n}.pt", weights_only=True) for n in range(size)]
 

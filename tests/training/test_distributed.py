@@ -90,7 +90,7 @@ def found(tmp_path_factory):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0] * SIZE
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(SIZE)]
 

@@ -52,13 +52,13 @@ def start(manifest, output, keys, devices="0,1", **popen):
 
 
 def finish(process, code=0):
-    text, _ = process.communicate(timeout=240)
+    text, _ = process.communicate(timeout=600)
     assert process.returncode == code, text
     return text
 
 
 def wait_for_checkpoint(folder, process):
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not checkpoints(folder / "checkpoints"):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
@@ -102,7 +102,7 @@ def test_a_signal_ends_all_with_a_checkpoint_and_a_kill_leaves_nobody(manifest, 
     assert len(family) >= 3
     killed.kill()
     killed.communicate()
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while any(alive(pid) for pid in family):
         assert time.monotonic() < limit
         time.sleep(0.1)
