@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,13 @@ settings.load_profile("repeated")
 def few_threads():
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Have each test, and the fixtures made for it, draw the same numbers whatever ran before."""
+    torch.manual_seed(0)
+    np.random.seed(0)  # libraries draw from it
 
 
 @pytest.fixture(scope="session")
