@@ -37,6 +37,8 @@ OPTIONS = (
     "--mute-audio",
 )
 MISSING = "CHROMIUM IS MISSING"
+PATIENCE_MS = 120_000
+"""of a machine with much else to do; to be set as the default timeout of each page"""
 
 
 class NoBrowser(Exception):
@@ -76,7 +78,8 @@ def browser() -> Iterator:
 
     path = executable()
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
+        words = {"args": list(OPTIONS), "timeout": PATIENCE_MS}
+        found = playwright.chromium.launch(executable_path=path, **words)
         try:
             yield found
         finally:

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.browser import chromium  # noqa: F401
+from tests.browser import PATIENCE_MS, chromium  # noqa: F401
 from tests.conftest import ROOT
 from tests.docs.blocks import pages
 from timewalk.evaluation import evaluation_names, get_evaluation
@@ -135,6 +135,7 @@ def address(site):
 def page(chromium, address):  # noqa: F811
     """A page of the browser, which notes what it asks for."""
     found = chromium.new_page(viewport={"width": 1280, "height": 800})
+    found.set_default_timeout(PATIENCE_MS)
     asked: list[str] = []
     found.on("request", lambda request: asked.append(request.url))
     found.asked = asked
@@ -169,6 +170,6 @@ def test_the_reader_chooses_light_or_dark(page, address):
     scheme = "document.body.getAttribute('data-md-color-scheme')"
     assert page.evaluate(scheme) == "default"
     page.locator("form[data-md-component=palette] label:visible").click()
-    assert page.evaluate(scheme) == "slate"
+    page.wait_for_function(f"{scheme} === 'slate'")
     page.goto(f"{address}/methods/dora.html")
-    assert page.evaluate(scheme) == "slate"
+    page.wait_for_function(f"{scheme} === 'slate'")

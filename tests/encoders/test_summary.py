@@ -19,13 +19,14 @@ def gradients(encoder, call, images):
 @pytest.mark.parametrize("size", [(32, 32), (48, 16)])
 def test_vit(drop_path, size):
     keys = {"depth": 3, "width": 24, "heads": 3, "patch_size": 8, "image_size": 32}
-    encoder = build_encoder(EncoderConfig(name="vit_tiny", **keys, drop_path=drop_path), seed=0)
-    images = torch.randn(5, 3, *size)
+    config = EncoderConfig(name="vit_tiny", **keys, drop_path=drop_path)
+    encoder = build_encoder(config, seed=0).double()
+    images = torch.randn(5, 3, *size, dtype=torch.float64)
     expected, expected_grads = gradients(encoder, lambda x: encoder(x).summary, images)
     found, found_grads = gradients(encoder, encoder.summary, images)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     for key, value in expected_grads.items():
-        torch.testing.assert_close(found_grads[key], value, rtol=1e-4, atol=1e-4, msg=key)
+        torch.testing.assert_close(found_grads[key], value, rtol=0, atol=1e-9, msg=key)
 
 
 def test_the_bias_of_keys_changes_nothing_and_gets_no_gradient():

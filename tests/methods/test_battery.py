@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from tests.training.processes import as_clip, miniature, moments, train_in_processes
+from tests.training.processes import as_clip, float64, miniature, moments, train_in_processes
 from tests.training.processes import train as train_run
 from timewalk.encoders import load_encoder, save_encoder
 from timewalk.methods import get_method, method_names
@@ -207,13 +207,14 @@ def assert_near(found, expected, tolerance):
 @pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_train_as_one(tmp_path, name):
     config = miniature(name)
-    one = train_run(config, tmp_path / "one")
-    start = get_method(name)(config).state_dict()
+    (tmp_path / "two").mkdir()
+    with float64():
+        one = train_run(config, tmp_path / "one")
+        start = get_method(name)(config).state_dict()
+        first, second = train_in_processes(config, tmp_path / "two", 2)
     expected = one.method.state_dict()
     moved = max(float((expected[k].float() - start[k].float()).abs().max()) for k in start)
     assert moved > 1e-3
-    (tmp_path / "two").mkdir()
-    first, second = train_in_processes(config, tmp_path / "two", 2)
     assert_near(second, first, 0)
     assert_near(first, expected, 1e-6)
     assert_near(moments(tmp_path / "two"), moments(tmp_path / "one"), 1e-6)
@@ -223,8 +224,9 @@ def test_two_processes_train_as_one(tmp_path, name):
 
 @pytest.mark.parametrize("name", [n for n in TRAINED if get_method(n).splits])
 def test_micro_batches_train_as_the_whole_batch(tmp_path, name):
-    expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
-    parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
+    with float64():
+        expected = train_run(miniature(name), tmp_path / "one").method.state_dict()
+        parts = train_run(miniature(name, micro_batch_size=1), tmp_path / "parts")
     assert parts.share.parts == 4
     assert_near(parts.method.state_dict(), expected, 1e-6)
 

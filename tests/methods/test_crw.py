@@ -11,7 +11,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tests.methods.batches import batch, clip, generator
-from tests.training.processes import free_port, train
+from tests.ports import free_port
+from tests.training.processes import train
 from timewalk.config import RunConfig
 from timewalk.data.patches import patch_grid
 from timewalk.data.views import normalise
@@ -269,12 +270,12 @@ def _worker(rank, folder, port):
 def test_a_resnet_on_two_processes_learns_as_on_one(tmp_path):
     """In float64: at the kinks of ReLU float32's rounding decides on whole gradients."""
     context = multiprocessing.get_context("forkserver")
-    port = free_port()
+    port = str(free_port())
     workers = [context.Process(target=_worker, args=(n, str(tmp_path), port)) for n in range(2)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0, 0]
     expected, buffers = gradients(slice(None))
     for rank in range(2):

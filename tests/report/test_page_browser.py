@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from tests.browser import chromium  # noqa: F401
+from tests.browser import PATIENCE_MS, chromium  # noqa: F401
 from tests.report import results
 from timewalk.report.page_html import content, write_page
 
@@ -67,6 +67,7 @@ def opened(chromium, address):  # noqa: F811
 
     def call(chosen="", width=1280, place=address, **options):
         page = chromium.new_page(viewport={"width": width, "height": 900}, **options)
+        page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
         pages.append(page)
@@ -206,7 +207,7 @@ def test_arrow_keys_walk_and_enter_opens(opened):
     for said in ("top1_k5", "19.00", "knn-cls-t0.07", "kind: knn, k: [5,20]", "training: steps"):
         assert said in text
     page.keyboard.press("Escape")
-    assert not page.locator("#detail").is_visible()
+    page.locator("#detail").wait_for(state="hidden")
     assert page.evaluate(OF_FOCUS) == "random 1"
 
 
@@ -218,7 +219,7 @@ def test_the_detail_of_seeds_and_of_a_failure(opened):
     line = page.locator("#detail tr", has_text="top1_k20").locator("td").all_inner_texts()
     assert [" ".join(cell.split()) for cell in line] == ["60.00 ± 2.83 , second best", "58", "62"]
     assert "map <1>.png" in text
-    assert page.locator("#detail img").evaluate("image => image.naturalWidth") > 0
+    page.wait_for_function("document.querySelector('#detail img').naturalWidth")
     assert "open=dora%2C" in page.url or "open=dora," in page.url
     page.keyboard.press("Escape")
     page.locator("tr[data-row=dora] td.failed a.open").click()

@@ -138,7 +138,7 @@ OverTimeLimit=0
 MinJobAge=1800
 MaxArraySize=1001
 SlurmctldTimeout=30
-SlurmdTimeout=30
+SlurmdTimeout=300
 InactiveLimit=0
 StateSaveLocation=$state/ctld
 SlurmctldPidFile=$state/run/slurmctld.self.pid
@@ -200,7 +200,7 @@ munge_args=(--foreground --force --num-threads=2
   --log-file="$state/log/munged.log" --pid-file="$state/run/munged.self.pid")
 alive munged || rm -f "$state/run/munge.socket"*
 launch munged munged "${munge_args[@]}"
-wait_for 20 munged bash -c "munge -S '$state/run/munge.socket' -n | unmunge -S '$state/run/munge.socket'"
+wait_for 300 munged bash -c "munge -S '$state/run/munge.socket' -n | unmunge -S '$state/run/munge.socket'"
 
 # --- accounting -----------------------------------------------------------------------------
 if [[ $accounting == yes ]]; then
@@ -214,13 +214,13 @@ if [[ $accounting == yes ]]; then
   launch mariadbd mariadbd --no-defaults --user=root --datadir="$db" --socket="$state/run/db.sock" \
     --bind-address=127.0.0.1 --port=$((port + 3)) --pid-file="$state/run/mariadbd.self.pid" \
     --innodb-buffer-pool-size=64M --innodb-log-file-size=32M --innodb-lock-wait-timeout=900 --skip-log-bin
-  wait_for 60 MariaDB "${sql[@]}" -e 'select 1'
+  wait_for 300 MariaDB "${sql[@]}" -e 'select 1'
   "${sql[@]}" -e "create database if not exists slurm_acct;
     create user if not exists 'slurm'@'127.0.0.1' identified by 'loopback';
     create user if not exists 'slurm'@'localhost' identified by 'loopback';
     grant all on slurm_acct.* to 'slurm'@'127.0.0.1'; grant all on slurm_acct.* to 'slurm'@'localhost';"
   launch slurmdbd slurmdbd -D
-  wait_for 60 slurmdbd sacctmgr -n show cluster
+  wait_for 300 slurmdbd sacctmgr -n show cluster
   sacctmgr -n -P show cluster format=Cluster | grep -qx loopback ||
     sacctmgr -i add cluster loopback >/dev/null
   sacctmgr -n -P show account format=Account | grep -qx tests ||
@@ -229,7 +229,7 @@ fi
 
 # --- Slurm ----------------------------------------------------------------------------------
 launch slurmctld slurmctld -D -f "$SLURM_CONF"
-wait_for 30 slurmctld scontrol ping
+wait_for 300 slurmctld scontrol ping
 for node in "${node_names[@]}"; do
   launch "slurmd-$node" slurmd -D -N "$node" -f "$SLURM_CONF"
 done
@@ -237,6 +237,6 @@ all_idle() { # no node unknown, down or not responding
   local states; states=$(sinfo -h -N -o '%T' | sort -u)
   [[ -n $states ]] && ! grep -qE 'unk|down|\*|drain' <<<"$states"
 }
-wait_for 60 "nodes" all_idle
+wait_for 300 "nodes" all_idle
 sinfo -o '%P %D %t %c %m %G'
 echo "ready: source $state/env.sh"

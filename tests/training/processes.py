@@ -2,10 +2,11 @@
 
 import multiprocessing
 import os
-import socket
+from contextlib import contextmanager
 
 import torch
 
+from tests.ports import free_port
 from timewalk.data.clips import Clip
 from timewalk.data.seeds import generator
 from timewalk.methods import get_method
@@ -75,6 +76,21 @@ def miniature(name, **training):
     return config.model_validate(keys)
 
 
+@contextmanager
+def float64():
+    """Have new tensors be float64, in processes that are started here too.
+
+    At the kinks of ReLU float32's rounding, which is each processor's own, decides on whole
+    gradients.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def train(config, folder, group=ALONE, clips=9):
     """Train in this process and return the trainer."""
     torch.set_num_threads(1)
@@ -86,32 +102,27 @@ def train(config, folder, group=ALONE, clips=9):
     return trainer
 
 
-def free_port():
-    """Return a port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def train_in_processes(config, folder, size):
     """Train in ``size`` processes; return the weights that each of them ends with."""
-    port = free_port()
+    port = str(free_port())
     # One server imports torch once; a plain fork would take the parent's autograd threads along.
     multiprocessing.set_forkserver_preload(["torch", "timm", "tests.training.processes"])
     context = multiprocessing.get_context("forkserver")
+    kind = torch.get_default_dtype()
     workers = [
-        context.Process(target=_worker, args=(config, folder, Processes(n, size, n), port))
+        context.Process(target=_worker, args=(config, folder, Processes(n, size, n), port, kind))
         for n in range(size)
     ]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(240)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0] * size
     return [torch.load(folder / f"rank-{n}.pt", weights_only=True) for n in range(size)]
 
 
-def _worker(config, folder, group, port):
+def _worker(config, folder, group, port, kind):
+    torch.set_default_dtype(kind)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     with joined(group, CPU):
         trainer = train(config, folder, group)

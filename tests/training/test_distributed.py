@@ -8,7 +8,7 @@ import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from tests.training.processes import free_port
+from tests.ports import free_port
 from timewalk.ops.collectives import mean_over_processes, rows_of_processes
 from timewalk.training.distributed import (
     JointBatchNorm,
@@ -85,12 +85,12 @@ def _worker(rank, folder, port):
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     context = multiprocessing.get_context("forkserver")
-    port = free_port()
+    port = str(free_port())
     workers = [context.Process(target=_worker, args=(n, str(folder), port)) for n in range(SIZE)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(600)
     assert [worker.exitcode for worker in workers] == [0] * SIZE
     return [torch.load(folder / f"{n}.pt", weights_only=True) for n in range(SIZE)]
 

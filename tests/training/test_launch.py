@@ -52,13 +52,13 @@ def start(manifest, output, keys, devices="0,1", **popen):
 
 
 def finish(process, code=0):
-    text, _ = process.communicate(timeout=240)
+    text, _ = process.communicate(timeout=600)
     assert process.returncode == code, text
     return text
 
 
 def wait_for_checkpoint(folder, process):
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not checkpoints(folder / "checkpoints"):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < limit
@@ -76,7 +76,7 @@ def test_two_devices_give_the_encoder_of_one(manifest, tmp_path):
     finish(start(manifest, tmp_path / "two", keys, devices="0,1"))
     one, two = (load_file(tmp_path / n / "encoder.safetensors") for n in ("one", "two"))
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(two[key], value, rtol=0, atol=1e-5)
     for name, size in (("one", 1), ("two", 2)):
         about = json.loads((tmp_path / name / "encoder.json").read_text())
         assert about["provenance"]["processes"] == size
@@ -102,7 +102,7 @@ def test_a_signal_ends_all_with_a_checkpoint_and_a_kill_leaves_nobody(manifest, 
     assert len(family) >= 3
     killed.kill()
     killed.communicate()
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 300
     while any(alive(pid) for pid in family):
         assert time.monotonic() < limit
         time.sleep(0.1)
@@ -131,10 +131,15 @@ def test_a_mistake_seen_by_the_processes_is_one_sentence(manifest, tmp_path):
 def test_processes_that_hear_no_signal_do_not_outlive_a_failed_one(tmp_path, monkeypatch):
     monkeypatch.setattr(launch, "POLL_S", 0.05)
     monkeypatch.setattr(launch, "GRACE_S", 0.3)
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
-    agent = subprocess.Popen([sys.executable, "-c", deaf])
-    (tmp_path / "error").write_text("one has failed")
-    assert launch._wait(agent, tmp_path / "error") == -signal.SIGKILL
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print('deaf', flush=True); time.sleep(600)"
+    )
+    agent = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    with agent.stdout:
+        assert agent.stdout.readline() == b"deaf\n"
+        (tmp_path / "error").write_text("one has failed")
+        assert launch._wait(agent, tmp_path / "error") == -signal.SIGKILL
 
 
 def test_who_am_i():

@@ -288,20 +288,22 @@ def test_sgd_steps(tmp_path):
 def test_a_second_training_into_a_folder_waits_for_the_first(tmp_path, caplog):
     whole = make(tmp_path / "whole")
     whole.run()
-    held, release = threading.Event(), threading.Event()
+    held, over, written = threading.Event(), threading.Event(), []
 
     def hold():
         with alone(tmp_path / "shared", tmp_path / "shared" / "lock"):
             held.set()
-            release.wait(60)
-            assert not (tmp_path / "shared" / "metrics.jsonl").exists()
+            while "waiting for it to end" not in caplog.text and not over.wait(0.01):
+                pass
+            written.extend((tmp_path / "shared").glob("metrics.jsonl"))
 
     other = threading.Thread(target=hold)
     other.start()
-    held.wait(60)
-    threading.Timer(0.5, release.set).start()
+    held.wait()
     second = make(tmp_path / "shared")
     second.run()
+    over.set()
     other.join()
     assert "waiting for it to end" in caplog.text
+    assert written == []
     assert_same(weights(whole), weights(second))

@@ -164,12 +164,11 @@ def test_elsewhere_nothing_is_asked(job, monkeypatch, outside):
 
 
 WORK = """
-import time
+import sys
 from timewalk.training.preemption import spared
 def work():
     print("started", flush=True)
-    for _ in range(40):
-        time.sleep(0.05)
+    sys.stdin.read()
     return 0
 raise SystemExit(spared(work))
 """
@@ -181,12 +180,12 @@ raise SystemExit(spared(work))
 def test_a_verb_goes_on_within_a_grace_alone(slurm, answer, status, requeues):
     slurm.answer.write_text(answer)
     environment = os.environ | slurm.environment
-    with subprocess.Popen(
-        [sys.executable, "-c", WORK], stdout=subprocess.PIPE, env=environment
-    ) as verb:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", WORK], env=environment, **pipes) as verb:
         assert verb.stdout.readline() == b"started\n"
         verb.send_signal(signal.SIGTERM)
-        assert verb.wait(timeout=60) == status
+        verb.stdin.close()  # the end of its work
+        assert verb.wait(timeout=240) == status
     assert slurm.requeues() == requeues
 
 
@@ -194,10 +193,14 @@ FORKS = """
 import os, signal, time
 from timewalk.training.preemption import spared
 def work():
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
-        time.sleep(60)
-    time.sleep(0.2)
+        # As it begins, Python forgets signals that have come already.
+        os.write(writer, b"begun")
+        time.sleep(600)
+        os._exit(1)
+    os.read(reader, 5)
     os.kill(child, signal.SIGTERM)
     ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     return int(ended != -signal.SIGTERM)

@@ -15,7 +15,7 @@ from timewalk.config import DownloadConfig, VideoConfig
 from timewalk.errors import UserError
 from timewalk.video.download import download, ytdlp_options
 
-FAST = DownloadConfig(retries=3, timeout_s=3)
+FAST = DownloadConfig(retries=3, timeout_s=60)
 
 
 class Server:

@@ -112,7 +112,7 @@ def bad_videos(tmp_path_factory, servers):
     workflow = Workflow(folder)
     workflow.config = {
         "blur": "off",
-        "download": {"retries": 0, "timeout_s": 3},
+        "download": {"retries": 0, "timeout_s": 10},
         "videos": videos,
         "datasets": {name: {"videos": [name], "frames": {"short_side": 48}} for name in videos},
         "labelled": {"pets": {"kind": "folder", "root": "images", "resize": 32, "crop": 32}},

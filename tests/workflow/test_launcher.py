@@ -86,7 +86,7 @@ def test_a_lock_stays_while_a_job_of_the_killed_run_lives(run, monkeypatch):
     begun = context.Event()
     job = context.Process(target=work, args=(begun,))
     job.start()
-    assert begun.wait(60)
+    assert begun.wait(300)
     with launcher.running(launcher.HERE):
         assert launcher.locked()
     job.kill()

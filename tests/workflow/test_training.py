@@ -48,13 +48,13 @@ def test_a_signalled_job_is_retried_and_goes_on(suite):
         text=True,
     )
     folder = suite.folder / "results" / "dora" / "checkpoints"
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 300
     while not checkpoints(folder):
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < limit
         time.sleep(0.05)
     os.kill(trainer_of(job.pid), signal.SIGTERM)
-    text, _ = job.communicate(timeout=240)
+    text, _ = job.communicate(timeout=600)
     assert job.returncode == 0, text
     assert "Trying to restart job" in text, text
     assert "going on from step" in suite.log("results/train-dora")

@@ -27,7 +27,7 @@ MODULES = {"faiss-cpu": "faiss", "onnxruntime": "onnxruntime"}
 """modules that more than one distribution brings: for GPUs, from conda"""
 GIB = 2**30
 SQLITE = "sqlite:///"
-TIMEOUT_S = 5.0
+TIMEOUT_S = 20.0
 IMPORT_S = 120.0
 """how long importing torch may take on a slow network disk"""
 

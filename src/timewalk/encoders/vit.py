@@ -356,9 +356,10 @@ def _finish_block(block: Any, x_BTD: Tensor, attended_BHTE: Tensor) -> Tensor:
 
 
 def _attention(q_BHQE: Tensor, k_BHTE: Tensor) -> Tensor:
-    """Softmax of scaled products in float32, (B, H, Q, T)."""
+    """Softmax of scaled products in float32, or float64 where that is given, (B, H, Q, T)."""
+    exact = torch.promote_types(q_BHQE.dtype, torch.float32)
     with torch.autocast(q_BHQE.device.type, enabled=False):
-        scores = q_BHQE.float() @ k_BHTE.float().transpose(-2, -1)
+        scores = q_BHQE.to(exact) @ k_BHTE.to(exact).transpose(-2, -1)
         return (scores / math.sqrt(q_BHQE.shape[-1])).softmax(dim=-1)
 
 

@@ -74,6 +74,8 @@ class SystemLog:
         busy, whole = (
             after - former for after, former in zip(self._processors, before, strict=True)
         )
+        # The kernel's count of waiting for disks goes back at times.
+        whole = max(whole, busy)
         return {"cpu_utilization_percentage": 100 * busy / whole} if whole > 0 else {}
 
 
