@@ -208,7 +208,9 @@ def test_published_figures_stand_below_all_tables_with_differences(tmp_path):
     write_tables([tmp_path / "given" / f"{n}.json" for n in ("knn", "linear")], tmp_path)
     parts = (tmp_path / "summary.md").read_text().split("###")
     notes = {
-        part.splitlines()[0].split(":")[0].strip(): [x for x in part.splitlines() if "Published" in x]
+        part.splitlines()[0].split(":")[0].strip(): [
+            x for x in part.splitlines() if "Published" in x
+        ]
         for part in parts[1:]
     }
     assert len(notes["linear"]) == len(notes["knn"]) == 1
@@ -216,7 +218,9 @@ def test_published_figures_stand_below_all_tables_with_differences(tmp_path):
     assert notes["linear"][0].startswith(said)
     assert notes["linear"][0].endswith("(ImageNet).")
     headline = notes["The headline metric of each evaluation"]
-    assert headline[0].startswith("- Published for pretrained: [1] 74.5 (given - published = -0.50)")
+    assert headline[0].startswith(
+        "- Published for pretrained: [1] 74.5 (given - published = -0.50)"
+    )
     assert len(headline) == 1
     assert r"top1\_best 77 (given - published" in (tmp_path / "summary.tex").read_text()
 
