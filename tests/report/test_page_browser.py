@@ -109,7 +109,7 @@ def test_every_table_sorts_by_keys_and_the_address_keeps_it(opened):
     page.locator(f"{group} th[data-key=top1_k5] .sort").focus()
     page.keyboard.press("Enter")
     order = [text.split("\n")[0] for text in page.evaluate(names, group)]
-    assert order == ["pretrained", "dora", nasty, "random"]
+    assert order == ["pretrained", "dora", nasty, "random", "crw"]
     page.keyboard.press("Space")
     assert page.evaluate(names, group)[0] == "random"
     losses = "section.group[data-evaluation=losses] table"

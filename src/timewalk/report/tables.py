@@ -168,14 +168,16 @@ def _published(made: Square, columns: Sequence[Column], names: Sequence[str]) ->
             if cell.mean is not None:
                 decimals = decimals_of(made.cell(other, column).mean for other in made.rows)
                 difference = cell.mean - cell.published.value
-                runs.append(f"{row_title(row)} - published = {difference:+.{decimals}f}")
+                runs.append(f"{row_title(row)} {difference:+.{decimals}f}")
     sentences = []
     for (method, source), figures in found.items():
         said = [
             f"{name} {value:g}" + (f" ({', '.join(runs)})" if runs else "")
             for (name, value), runs in figures.items()
         ]
-        sentences.append(f"Published for {method}: {', '.join(said)}; {source}.")
+        sentences.append(
+            f"Published for {method} (value - published): {', '.join(said)}; {source}."
+        )
     return sentences
 
 

@@ -34,8 +34,8 @@ function svg(name, attributes, ...children) {
   element.append(...children);
   return element;
 }
-// From the fullest line to the thinnest, in which order they are drawn: of equal curves all are seen.
-const DASHES = ["", "14 4", "8 5", "9 4 2 4", "4 5", "1 6"];
+// Each is a part of the one before and is drawn over it: of equal curves all are seen.
+const DASHES = ["", "13 3", "8 2 3 3", "6 10", "2 2 2 10", "2 14"];
 const dash = (line) => line.number % DASHES.length;
 const look = (number) => ({ stroke: `var(--s${number % 10})`, "stroke-dasharray": DASHES[dash({ number })] });
 
