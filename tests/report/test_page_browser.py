@@ -138,6 +138,7 @@ def test_the_detail_has_the_published_figure_of_another_metric(opened, tmp_path)
     assert page.locator("#square .beside:visible").all_inner_texts() != []  # to random
     page.locator("tr[data-row=given] a.open").first.click()
     line = page.locator("#detail tr", has_text="top1_best").locator("td").inner_text()
+    line = " ".join(line.split())
     assert "published 77.00, \N{MINUS SIGN}0.50 (value \N{MINUS SIGN} published)" in line
     assert "published" not in page.locator("#detail tr", has_text="top1_final").inner_text()
     assert "top1_best: DINO (ICCV 2021), README" in page.inner_text("#detail")
