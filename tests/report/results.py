@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from timewalk.video.write import write_mp4
 
 NASTY = "<b>\"ü'&amp; </script>"
 """a name that no page may take for its own text"""
@@ -46,6 +49,7 @@ def result(
     protocol: str = "knn-cls-t0.07",
     dataset: str = "digits",
     artefacts: tuple[str, ...] = (),
+    **origin: str,
 ) -> Path:
     """Write the result of an evaluation of a run."""
     training = json.loads((place / "encoder.json").read_text())["provenance"]
@@ -66,6 +70,7 @@ def result(
             "device": "cpu (x86_64)",
             "packages": {"torch": "2.14.1"},
             "training": training,
+            **origin,
         },
     }
     path = place / f"{evaluation}.json"
@@ -84,6 +89,32 @@ def picture(path: Path, width: int = 96, height: int = 64, colour: str = "#33669
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (width, height), colour).save(path)
     return path
+
+
+def video(path: Path, size: int = 64, frames: int = 10) -> Path:
+    """Write a video of a growing square."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = np.full((frames, size, size, 3), 40, np.uint8)
+    for number, image in enumerate(images):
+        image[: 4 * number, : 4 * number] = 220
+    write_mp4(path, images, fps=10)
+    return path
+
+
+def given(root: Path, headline: bool = False) -> Path:
+    """Write a suite in which one figure is published: of a headline metric, or of another one."""
+    folder = root / "results"
+    settings = {"dataset": "imagenet", "dataset_kind": "folder"}
+    encoder = {"name": "vit_small", "weights": "https://host/dino_deitsmall16_pretrain.pth"}
+    run(folder, "given", "pretrained", encoder=encoder)
+    run(folder, "random", "random")
+    for name, value in (("given", 76.0), ("random", 5.0)):
+        place = folder / name
+        metrics = {"top1_final": value, "top1_best": value + 0.5}
+        result(place, "linear", metrics, kind="linear", protocol="linear-n4-aug", **settings)
+        if headline:
+            result(place, "knn", {"top1_k20": value}, **settings)
+    return folder
 
 
 def failed(root: Path, run: str, evaluation: str, sentence: str) -> None:

@@ -29,6 +29,7 @@ def test_settings_that_differ_and_no_others(folders):
 
 def test_differences_to_the_first(folders):
     text = compare_runs(folders, width=80)
+    assert lines(text, "metric") == [["metric", "a", "b", "b", "-", "a"]]
     assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "+2.50"]]
     assert lines(text, "top1_k5") == [["top1_k5", "40.00", "–", "–"]]
 

@@ -1,5 +1,6 @@
 """The report page as text: what it says, that nothing in it is taken for HTML, what it embeds."""
 
+import base64
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from tests.report import results
 from tests.report.results import NASTY
 from timewalk.errors import UserError
 from timewalk.report import failures
-from timewalk.report.page_html import write_page
+from timewalk.report.page_html import media, write_page
 from timewalk.report.page_html.content import NOT_DONE, gather
 from timewalk.report.page_html.data import page_data
 from timewalk.report.page_html.html import anchor, script_json, tag
@@ -73,7 +74,7 @@ def test_the_best_is_bold_and_the_second_underlined(page):
 
 def test_less_is_better_where_it_is(page):
     assert "<b>0.2000</b>" in cells(page, "dora")[1]
-    assert "<u>0.4000</u>" in cells(page, "random")[1]
+    assert "<span>0.4000</span>" in cells(page, "random")[1]  # the worse of two is no second
 
 
 def test_differences_to_the_rows_to_beat(page):
@@ -86,7 +87,38 @@ def test_differences_to_the_rows_to_beat(page):
 
 
 def page_number(page, name):
-    return re.search(rf'<option value="(\d)">difference to {name}</option>', page)[1]
+    return re.search(rf'<option value="(\d)"[^>]*>value \N{{MINUS SIGN}} {name}</option>', page)[1]
+
+
+def shown_first(page):
+    """Return what stands beside each value when the page is opened."""
+    number = re.search(r'<html lang="en" data-shown="([^"]+)">', page)[1]
+    label = re.search(rf'<option value="{number}" selected>([^<]+)</option>', page)[1]
+    return label.replace("\N{MINUS SIGN}", "-")
+
+
+def test_beside_a_value_is_first_what_there_is(tmp_path):
+    published = results.given(tmp_path / "a", headline=True)
+    assert shown_first(write_page(published).read_text()) == "published figure"
+    other = results.given(tmp_path / "b")
+    page = write_page(other).read_text()
+    assert shown_first(page) == "value - random"
+    assert "published figure" not in page  # no value of the square has one
+    (other / "random").rename(tmp_path / "random")
+    results.result(results.run(other, "dora", "dora"), "knn", {"top1_k20": 1.0})
+    assert shown_first(write_page(other).read_text()) == "nothing"
+    results.result(other / "given", "knn", {"top1_k20": 2.0})
+    assert shown_first(write_page(other).read_text()) == "value - given"
+
+
+def test_a_published_figure_of_any_metric_stands_in_its_table(tmp_path):
+    page = write_page(results.given(tmp_path)).read_text()
+    section = re.search(r'<section class="group".*?</section>', page, re.DOTALL)[0]
+    text = " ".join("".join(Elements(section).text).split())
+    assert "76.50" in text
+    assert "published 77.00, \N{MINUS SIGN}0.50 (value \N{MINUS SIGN} published)" in text
+    assert "Published for pretrained, top1_best: DINO (ICCV 2021)" in text
+    assert text.count("published 77.00") == 1
 
 
 def test_failures_and_missing_results_are_said(page, elements):
@@ -286,6 +318,23 @@ def test_pictures_are_embedded_until_the_page_is_full(tmp_path):
     assert len(gallery.media) == EACH
     assert gallery.more == {("dora", "knn"): 2}
     assert 0 < gallery.left < 20_000 < BUDGET
+
+
+def test_small_videos_are_inside_first_the_first_of_each(tmp_path, monkeypatch):
+    gallery = Gallery(tmp_path)
+    for run in ("a", "b"):
+        names = (f"{run}0 <1>.mp4", f"{run}1.mp4")
+        gallery.add(run, "davis", [results.video(tmp_path / name) for name in names])
+    large = results.video(tmp_path / "large.mp4", 256)
+    gallery.add("c", "davis", [large])
+    monkeypatch.setattr(media, "VIDEO", large.stat().st_size - 1)
+    sizes = [len(base64.b64encode(file.read_bytes())) for file in tmp_path.glob("?0*.mp4")]
+    gallery.embed_videos(sum(sizes) + 100)
+    inside = {medium.name: medium.inside for medium in gallery.media}
+    assert [name for name, address in inside.items() if address] == ["a0 <1>.mp4", "b0 <1>.mp4"]
+    kind, data = inside["a0 <1>.mp4"].split(",")
+    assert kind == "data:video/mp4;base64"
+    assert base64.b64decode(data) == (tmp_path / "a0 <1>.mp4").read_bytes()
 
 
 def test_a_damaged_picture_keeps_its_link(tmp_path):

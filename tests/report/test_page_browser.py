@@ -100,6 +100,71 @@ def test_a_click_sorts_best_first(opened):
     assert page.locator("[aria-sort]").count() == 0
 
 
+def test_every_table_sorts_by_keys_and_the_address_keeps_it(opened):
+    page = opened()
+    rows = "(s) => [...document.querySelectorAll(s + ' tbody tr')].map(r => r.cells[{}].innerText)"
+    names, models = rows.format(0), "#models table"
+    page.evaluate("document.querySelector('#all').open = true")
+    nasty = results.NASTY.replace("/", "|")
+    group = "section.group[data-evaluation=knn] table"
+    page.locator(f"{group} th[data-key=top1_k5] .sort").focus()
+    page.keyboard.press("Enter")
+    order = [text.split("\n")[0] for text in page.evaluate(names, group)]
+    assert order == ["pretrained", "dora", nasty, "random", "crw"]
+    page.keyboard.press("Space")
+    assert page.evaluate(names, group)[0] == "random"
+    losses = "section.group[data-evaluation=losses] table"
+    page.locator(f"{losses} th[data-key=loss_test] .sort").click()
+    assert page.evaluate(names, losses)[0].startswith("dora")
+    page.locator(f"{models} .sort", has_text="Method").click()
+    methods = page.evaluate(rows.format(1), models)
+    assert methods == sorted(methods) != []
+    page.locator(f"{models} .sort", has_text="Steps").click()
+    assert page.evaluate(names, models)[-1] == "crw"  # without an encoder
+    page.locator("#missing .sort", has_text="Evaluation").click()
+    page.locator("#missing .sort", has_text="Evaluation").click()
+    missing = page.evaluate(rows.format(1), "#missing table")
+    assert missing == sorted(missing, reverse=True)
+    assert len(set(missing)) == 3
+    assert page.locator("[aria-sort]").count() == 4
+    again = opened(page.url[page.url.index("#") :])
+    assert again.evaluate(rows.format(1), "#missing table") == missing
+    page.click("#clear")
+    assert page.locator("[aria-sort]").count() == 0
+    assert page.evaluate(rows.format(1), "#missing table") != missing
+
+
+def test_the_detail_has_the_published_figure_of_another_metric(opened, tmp_path):
+    page = opened(place=write_page(results.given(tmp_path)).as_uri())
+    assert page.locator("#square .beside:visible").all_inner_texts() != []  # to random
+    page.locator("tr[data-row=given] a.open").first.click()
+    line = page.locator("#detail tr", has_text="top1_best").locator("td").inner_text()
+    line = " ".join(line.split())
+    assert "published 77.00, \N{MINUS SIGN}0.50 (value \N{MINUS SIGN} published)" in line
+    assert "published" not in page.locator("#detail tr", has_text="top1_final").inner_text()
+    assert "top1_best: DINO (ICCV 2021), README" in page.inner_text("#detail")
+    page.keyboard.press("Escape")
+    page.locator("tr[data-row=random] a.open").first.click()
+    assert "DINO (ICCV 2021)" not in page.inner_text("#detail")
+
+
+def test_a_small_video_plays_without_its_file(opened, tmp_path):
+    place = results.run(tmp_path / "results", "crw", "crw")
+    film = results.video(place / "davis" / "overlays" / "bear.mp4")
+    results.result(place, "davis", {"JF_mean": 1.0}, artefacts=("davis/overlays/bear.mp4",))
+    alone = write_page(tmp_path / "results").rename(tmp_path / "sent.html")
+    film.unlink()
+    page = opened(place=alone.as_uri())
+    page.evaluate("document.querySelector('#pictures video').play()")
+    page.wait_for_function(
+        "(video => video.readyState >= 2 && video.currentTime > 0)"
+        "(document.querySelector('#pictures video'))"
+    )
+    assert page.evaluate("document.querySelector('#pictures video').videoWidth") == 64
+    link = page.get_by_role("link", name="bear.mp4")
+    assert link.get_attribute("href") == "crw/davis/overlays/bear.mp4"
+
+
 def test_words_filter_rows_and_columns(opened):
     page = opened()
     page.fill("#words", "dora")
@@ -125,7 +190,7 @@ def test_choices_filter_and_live_in_the_address(opened):
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
     page.click("#evaluations summary")
     page.get_by_label("losses", exact=True).check()
-    page.select_option("#beside", label="difference to random")
+    page.select_option("#beside", label="value \N{MINUS SIGN} random")
     page.select_option("#theme", "dark")
     page.select_option("#scale", "log")
     again = opened(page.url[page.url.index("#") :])
@@ -133,7 +198,9 @@ def test_choices_filter_and_live_in_the_address(opened):
         assert one.evaluate(ROWS) == ["dora"]  # the other was not asked for losses
         assert one.evaluate(COLUMNS) == ["losses"]
         beside = one.locator("#square .beside:visible").all_inner_texts()
-        assert [" ".join(text.split()) for text in beside] == ["\N{MINUS SIGN}0.2000 to random"]
+        assert [" ".join(text.split()) for text in beside] == [
+            "\N{MINUS SIGN}0.2000 (value \N{MINUS SIGN} random)"
+        ]
         assert one.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 27)"
         assert one.input_value("#scale") == "log"
         assert one.inner_text("#methods-said") == "dora, timet"
@@ -215,7 +282,7 @@ def test_the_detail_of_seeds_and_of_a_failure(opened):
     page = opened()
     page.locator("tr[data-row=dora] a.open").first.click()
     text = page.inner_text("#detail")
-    assert "+40.00 to random" in text
+    assert "+40.00 (value \N{MINUS SIGN} random)" in text
     line = page.locator("#detail tr", has_text="top1_k20").locator("td").all_inner_texts()
     assert [" ".join(cell.split()) for cell in line] == ["60.00 ± 2.83 , second best", "58", "62"]
     assert "map <1>.png" in text
@@ -247,11 +314,33 @@ def test_curves_have_values_under_the_keys(opened):
     assert "runs=none" in page.url
 
 
+def test_curves_differ_by_more_than_their_colour(opened):
+    page = opened()
+    looks = "[...document.querySelectorAll('{}')].map(x => x.getAttribute('stroke-dasharray'))"
+    drawn = page.evaluate(looks.format(".chart path"))
+    legend = page.evaluate(looks.format(".legend line"))
+    assert len(set(drawn)) == 4
+    assert drawn == legend
+    assert drawn[0] == ""  # the line that would hide the others is below them
+
+
+def test_targets_on_a_phone_are_large_enough(opened):
+    page = opened(width=360, has_touch=True, is_mobile=True)
+    page.click("#methods summary")
+    sizes = page.evaluate(
+        "[...document.querySelectorAll('input, button, select, summary, .legend label')]"
+        ".filter(x => x.checkVisibility()).map(x => [x.className + x.id + x.type,"
+        " x.getBoundingClientRect().width, x.getBoundingClientRect().height])"
+    )
+    assert sum(name.endswith("checkbox") for name, _, _ in sizes) > 6
+    assert [one for one in sizes if min(one[1:]) < 24] == []
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_contrast_of_all_text(opened, theme):
     page = opened(color_scheme=theme)
     page.evaluate("document.querySelector('#all').open = true")
-    page.select_option("#beside", label="difference to random")
+    page.select_option("#beside", label="value \N{MINUS SIGN} random")
     found = page.evaluate(CONTRAST)
     page.locator("tr[data-row=dora] a.open").first.click()
     found += page.evaluate(CONTRAST)

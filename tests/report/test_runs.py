@@ -39,7 +39,7 @@ def begin(results, name, steps=3):
 def test_finished_runs_with_their_figures(results):
     text = show_runs(results, {"dora": ["knn", "linear"], "größe": ["knn"]}, width=100)
     assert row(text, "dora")[:4] == ["dora", "finished", "4/4", "2"]
-    assert {"1/2", "knn 50.00'", "walk"} <= set(row(text, "dora"))
+    assert {"1/2", "knn 50.00", "walk"} <= set(row(text, "dora"))
     assert {"1/1", "knn 60.00*", "crw"} <= set(row(text, "größe"))
 
 
@@ -129,6 +129,8 @@ def test_the_age_is_that_of_the_newest_sign(results):
 def test_the_mark_of_a_mean_stands_beside_no_single_run(results):
     write_run(results, "dora_s1", seed=1)
     write_result(results, "dora_s1", top1_k20=90.0)
+    write_run(results, "random", method="random")
+    write_result(results, "random", method="random", top1_k20=10.0)
     text = show_runs(results, width=100)
     assert "knn 50.00" in row(text, "dora")
     assert "knn 90.00" in row(text, "dora_s1")

@@ -30,6 +30,7 @@ def test_a_run_its_facts_metrics_and_pictures(results):
     assert "knn: knn-a on digits (test, 10 samples)" in text
     line = next(line for line in text.splitlines() if line.startswith("top1_k20"))
     assert line.split() == ["top1_k20", "50.00", "52.00", "±", "2.83*", "+10.00"]
+    assert "value - random" in text
     assert f"  {results}/dora_s0/figures/Köpfe.png" in text
 
 
@@ -40,7 +41,8 @@ def test_a_published_figure_has_its_source(results):
     write_result(results, "crw", "davis", protocol, **davis, JF_mean=60.0, J_mean=50.0)
     text = show_run(results / "crw", width=80)
     line = next(line for line in text.splitlines() if line.startswith("JF_mean"))
-    assert line.split() == ["JF_mean", "60.00", "67.6"]
+    assert line.split() == ["JF_mean", "60.00", "67.6", "-7.60"]
+    assert "published  value - published" in text
     assert "published: CRW (NeurIPS 2020)" in text
 
 

@@ -211,7 +211,11 @@ def test_a_published_figure_stands_only_beside_a_result(tmp_path):
         ("pretrained", "linear-n4-aug", "folder", "photos", "top1_best", None),
         ("pretrained", "linear-n4-aug-1ep", "folder", "imagenet", "top1_best", None),
         ("pretrained", "linear-n1-aug", "folder", "imagenet", "top1_best", None),
-        ("pretrained", "knn-cls-t0.07", "folder", "imagenet", "top1_k20", None),
+        ("pretrained", "knn-cls-t0.07", "folder", "imagenet", "top1_k20", 74.5),
+        ("pretrained", "knn-cls-t0.07", "folder", "imagenet", "top1_k10", None),
+        ("pretrained", "knn-cls-t0.1", "folder", "imagenet", "top1_k20", None),
+        ("pretrained", "knn-cls-t0.07", "folder", "imagenette", "top1_k20", None),
+        ("dino", "knn-cls-t0.07", "folder", "imagenet", "top1_k20", None),
         ("smtc", "davis2017-val-unsupervised", "davis2017", "d", "frame_matched_JF_mean", 44.8),
         ("smtc", "davis2017-val-unsupervised-n3", "davis2017", "d", "frame_matched_JF_mean", None),
     ],
@@ -225,16 +229,36 @@ def test_a_published_figure_is_of_its_exact_protocol(
     assert (figure and figure.value) == value
 
 
+@pytest.mark.parametrize(
+    ("method", "encoder", "protocol", "kind", "metric", "value"),
+    [
+        ("dino", "vit_small", "knn-cls-t0.07", "folder", "top1_k20", 69.3),
+        ("dino", "vit_base", "knn-cls-t0.07", "folder", "top1_k20", None),
+        ("crw", "resnet18_s8", "davis2017-val-crw-s8", "davis2017", "F_decay", 24.7),
+        ("crw", "resnet18_s8", "jhmdb-test-crw-s8-320px", "jhmdb", "PCK_0.2", 79.59),
+        ("crw", "resnet18_s8", "jhmdb-test2-crw-s8-320px", "jhmdb", "PCK_0.2", None),
+        ("crw", "resnet18_s8", "vip-val-crw-s8-560px", "vip", "mIoU", 37.12),
+        ("crw", "resnet18_s8", "vip-val-crw-s8-560px-k5", "vip", "mIoU", None),
+    ],
+)
+def test_a_published_figure_of_a_training(method, encoder, protocol, kind, metric, value):
+    place = {"protocol": protocol, "kind": kind, "dataset": "imagenet", "metric": metric}
+    figure = published(method, {"name": encoder}, **place)
+    assert (figure and figure.value) == value
+
+
 def test_every_published_figure_can_be_read():
-    from timewalk.config.labelled import Davis2017, FolderLabels
+    from timewalk.config.labelled import JHMDB, VIP, Davis2017, FolderLabels
     from timewalk.evaluation import evaluation_names, get_evaluation
     from timewalk.methods import method_names
 
     headlines = {p for n in evaluation_names() for p in get_evaluation(n).headline}
     rows = load_published()
     assert len(rows) > 15
-    of_kind = {get_kind(Davis2017), get_kind(FolderLabels), "ade20k"}
+    of_kind = {get_kind(model) for model in (JHMDB, VIP, Davis2017, FolderLabels)} | {"ade20k"}
     assert {row["kind"] for row in rows} <= of_kind
+    keys = ("method", "encoder", "weights", "protocol", "kind", "dataset", "metric")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
     for row in rows:
         assert row["method"] in method_names()
         assert float(row["value"]) > 0
@@ -321,7 +345,8 @@ def _check(made):
             assert (cell.mean is None) == (cell.state != "value")
             numbers = [cell.mean, cell.std, *cell.values.values(), *cell.deltas.values()]
             assert all(math.isfinite(n) for n in numbers if n is not None)
-            assert cell.rank == (best.index(text) + 1 if ranked and text in best[:2] else None)
+            marked = best[: 2 if len(valued) > 2 else 1] if ranked and len(best) > 1 else []
+            assert cell.rank == (marked.index(text) + 1 if text in marked else None)
             assert cell.comparable or cell.note
             assert all(
                 next(r for r in made.rows if r.name == n).method in BASELINES for n in cell.deltas
@@ -401,6 +426,24 @@ def test_what_reads_the_same_shares_a_rank(tmp_path):
     values = {"a": 50.001, "b": 50.004, "c": 49.99}
     made = square([write_result(tmp_path, run, top1_k20=x) for run, x in values.items()])
     assert [made.cell(run, made.columns[0]).rank for run in "abc"] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3.0, 2.0], [1, None]),
+        ([2.0, 2.0], [None, None]),
+        ([2.0, 2.0, 2.001], [None, None, None]),
+        ([3.0, None, 2.0], [1, None, None]),
+        ([3.0, 3.0, 2.0], [1, 1, 2]),
+        ([1.0, 3.0, 2.0], [None, 1, 2]),
+    ],
+)
+def test_the_worse_of_two_is_no_second_and_a_tie_has_no_best(tmp_path, values, expected):
+    runs = [f"run{number}" for number in range(len(values))]
+    pairs = zip(runs, values, strict=True)
+    made = square([write_result(tmp_path, run, top1_k20=value) for run, value in pairs])
+    assert [made.cell(run, made.columns[0]).rank for run in runs] == expected
 
 
 def test_a_copied_run_has_the_name_of_its_folder(tmp_path):

@@ -197,6 +197,32 @@ def test_notes_are_said_once(tmp_path):
     assert sum("67.6" in note for note in tables(made)[0].notes) == 1
 
 
+def test_published_figures_stand_below_all_tables_with_differences(tmp_path):
+    weights = "https://host/dino_deitsmall16_pretrain.pth"
+    encoder = {"name": "vit_small", "weights": weights}
+    write_run(tmp_path, "given", method="pretrained", encoder=encoder)
+    keys = {"method": "pretrained", "dataset": "imagenet", "dataset_kind": "folder"}
+    scores = {"top1_final": 76.0, "top1_best": 76.5, "best_epoch": None}
+    write_result(tmp_path, "given", "linear", "linear-n4-aug", metrics=scores, **keys)
+    write_result(tmp_path, "given", "knn", "knn-cls-t0.07", metrics={"top1_k20": 74.0}, **keys)
+    write_tables([tmp_path / "given" / f"{n}.json" for n in ("knn", "linear")], tmp_path)
+    parts = (tmp_path / "summary.md").read_text().split("###")
+    notes = {
+        part.splitlines()[0].split(":")[0].strip(): [
+            x for x in part.splitlines() if "Published" in x
+        ]
+        for part in parts[1:]
+    }
+    assert len(notes["linear"]) == len(notes["knn"]) == 1
+    said = "- Published for pretrained (value - published): "
+    assert notes["linear"][0].startswith(f"{said}top1_best 77 (given -0.50); DINO (ICCV 2021)")
+    assert notes["linear"][0].endswith("(ImageNet).")
+    headline = notes["The headline metric of each evaluation"]
+    assert headline[0].startswith(f"{said}[1] 74.5 (given -0.50)")
+    assert len(headline) == 1
+    assert r"top1\_best 77 (given -0.50)" in (tmp_path / "summary.tex").read_text()
+
+
 def test_why_nothing_is_ranked_stands_below_both_tables(tmp_path):
     paths = [
         write_result(tmp_path, name, top1_k20=value, digest=name)

@@ -104,7 +104,7 @@ def _evaluation(found: Sequence[Result | None], names: Sequence[str], width: int
         values = [None if r is None else r["metrics"].get(metric) for r in found]
         mark = "↓" if entry.lower_is_better(metric) and entry.is_score(metric) else ""
         rows.append([Text(metric + mark), *map(Text, _figures(values, same))])
-    deltas = ["difference"] if len(names) == 2 else [f"{name} - {names[0]}" for name in names[1:]]
+    deltas = [f"{name} - {names[0]}" for name in names[1:]]
     notes = [
         f"not subtracted: {note}"
         for name, result in zip(names[1:], found[1:], strict=True)

@@ -177,7 +177,8 @@ def _evaluation(made: Square, row: Row, run: str, columns: Sequence[Column]) -> 
     baselines = list(dict.fromkeys(name for cell in cells for name in cell.deltas))
     several, figures = len(row.runs) > 1, any(cell.published for cell in cells)
     header = ["metric", "value", *([f"{len(row.runs)} seeds"] if several else [])]
-    header += [*(f"to {name}" for name in baselines), *(["published"] if figures else [])]
+    header += [f"value - {name}" for name in baselines]
+    header += ["published", "value - published"] if figures else []
     rows = []
     for column, cell in zip(columns, cells, strict=True):
         decimals = decimals_of([made.cell(other, column).mean for other in made.rows])
@@ -191,7 +192,10 @@ def _evaluation(made: Square, row: Row, run: str, columns: Sequence[Column]) -> 
             delta = None if own is None or mean is None else own - mean
             texts.append(Text(_number(delta, decimals, "+")))
         if figures:
-            texts.append(Text(f"{cell.published.value:g}" if cell.published else DASH))
+            figure = cell.published.value if cell.published else None
+            texts.append(Text(DASH if figure is None else f"{figure:g}"))
+            less = None if own is None or figure is None else own - figure
+            texts.append(Text(_number(less, decimals, "+")))
         rows.append(texts)
     first = columns[0]
     title = (

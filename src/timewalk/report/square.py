@@ -73,7 +73,8 @@ class Cell:
         std: sample standard deviation; None of fewer than two values.
         values: of each run, where it is finite.
         samples: how many images, objects or videos were scored.
-        rank: 1 for the best of a column, 2 for the second best; ties share a rank.
+        rank: 1 for the best of a column, 2 for the second best of three or more; ties share a rank,
+            and where all tie there is none.
         deltas: the mean less that of each row to beat, by that row's name.
         published: what the method's paper reports for this column.
         state: whether there is a value, and if not, why.
@@ -360,10 +361,17 @@ def _compare(made: Square, column: Column) -> None:
 
 
 def _rank(column: Column, cells: Mapping[str, Cell]) -> None:
-    """Rank cells by their means as they are printed: what reads the same shares a rank."""
+    """Rank cells by their means as they are printed: what reads the same shares a rank.
+
+    Where all read the same none is best, and the worse of two is no second.
+    """
     decimals = decimals_of(cell.mean for cell in cells.values())
     means = {n: round(cell.mean, decimals) for n, cell in cells.items() if cell.mean is not None}
-    best = sorted(set(means.values()), reverse=not column.lower_is_better)[:2]
+    best = sorted(set(means.values()), reverse=not column.lower_is_better)
+    if len(best) < 2:
+        return
     for name, mean in means.items():
-        if mean in best:
-            cells[name].rank = 1 if mean == best[0] else 2
+        if mean == best[0]:
+            cells[name].rank = 1
+        elif mean == best[1] and len(means) > 2:
+            cells[name].rank = 2

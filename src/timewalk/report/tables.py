@@ -2,8 +2,8 @@
 
 Two results of different protocols, data sets or splits never share a column. The first table has
 the headline metric of each evaluation, the others all metrics of one protocol each. The best of a
-column is bold and the second best underlined; runs of several seeds are mean ± sample standard
-deviation.
+column is bold and the second best of three or more underlined; runs of several seeds are mean ±
+sample standard deviation. Published figures stand in the notes, with the differences to them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -125,18 +125,13 @@ def headline_table(made: Square) -> Table:
     for number, column in enumerate(columns, start=1):
         what = f"{column.metric} under {_place(made, column)}" if column.protocol else "no result"
         notes.append(f"[{number}] {column.evaluation}: {what}")
-    for row in made.rows:
-        for number, column in enumerate(columns, start=1):
-            if figure := made.cell(row, column).published:
-                notes.append(
-                    f"Published for {row.method} in [{number}]: {figure.value:g}, {figure.source}."
-                )
     header = [
         f"{column.evaluation} [{number}]{'↓' if column.lower_is_better else ''}"
         for number, column in enumerate(columns, start=1)
     ]
     rows = _texts(made, made.rows, columns)
-    notes = [*dict.fromkeys(notes), *_not_compared(made, columns)]
+    numbers = [f"[{number}]" for number in range(1, len(columns) + 1)]
+    notes += [*_published(made, columns, numbers), *_not_compared(made, columns)]
     return Table("The headline metric of each evaluation", ["run", "method", *header], rows, notes)
 
 
@@ -149,8 +144,41 @@ def _protocol_table(made: Square, columns: Sequence[Column]) -> Table:
     ]
     header = [f"{c.metric}{'↓' if c.lower_is_better and c.ranked else ''}" for c in columns]
     title = f"{columns[0].evaluation}: {_place(made, columns[0])}"
-    notes = _not_compared(made, columns)
+    names = [column.metric for column in columns]
+    notes = [*_published(made, columns, names), *_not_compared(made, columns)]
     return Table(title, ["run", "method", *header], _texts(made, rows, columns), notes)
+
+
+def _published(made: Square, columns: Sequence[Column], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each source of published figures, with the runs' differences to them.
+
+    Args:
+        made: the square.
+        columns: of a table.
+        names: of these columns in the sentences.
+    """
+    found: dict[tuple[str, str], dict[tuple[str, float], list[str]]] = {}
+    for row in made.rows:
+        for column, name in zip(columns, names, strict=True):
+            cell = made.cell(row, column)
+            if cell.published is None:
+                continue
+            figures = found.setdefault((row.method, cell.published.source), {})
+            runs = figures.setdefault((name, cell.published.value), [])
+            if cell.mean is not None:
+                decimals = decimals_of(made.cell(other, column).mean for other in made.rows)
+                difference = cell.mean - cell.published.value
+                runs.append(f"{row_title(row)} {difference:+.{decimals}f}")
+    sentences = []
+    for (method, source), figures in found.items():
+        said = [
+            f"{name} {value:g}" + (f" ({', '.join(runs)})" if runs else "")
+            for (name, value), runs in figures.items()
+        ]
+        sentences.append(
+            f"Published for {method} (value - published): {', '.join(said)}; {source}."
+        )
+    return sentences
 
 
 def _not_compared(made: Square, columns: Sequence[Column]) -> list[str]:

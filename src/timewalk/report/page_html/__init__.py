@@ -44,7 +44,9 @@ def page(content: Content) -> str:
     """Return the page as text."""
     square = content.square
     names = tables.deltas_of(square)
-    published = any(cell.published for cell in square.cells.values())
+    published = tables.has_published(square)
+    # What is random comes first of the rows to beat.
+    default = "published" if published else "0" if names else "none"
     return Template(_file("page.html")).substitute(
         title=_escaped(f"{content.folder.as_posix()}: timewalk"),
         suite=_escaped(content.folder.as_posix()),
@@ -52,8 +54,8 @@ def page(content: Content) -> str:
         script=_file("page.js") + _file("curves.js"),
         data=script_json(page_data(content)),
         counts=sections.counts(content),
-        beside=_beside_options(names, published),
-        default="published" if published else "none",
+        beside=_beside_options(names, published, default),
+        default=default,
         square=tables.square_table(square, {(x.run, x.evaluation): x for x in content.problems}),
         metrics=joined(tables.metric_tables(square)),
         columns=len(square.columns),
@@ -72,12 +74,10 @@ def _escaped(text: str) -> Markup:
     return joined([text])
 
 
-def _beside_options(names: Sequence[str], published: bool) -> Markup:
-    options = [tag("option", "nothing", value="none")]
-    options += [tag("option", f"difference to {x}", value=n) for n, x in enumerate(names)]
-    if published:
-        options.append(tag("option", "published figure", value="published", selected=True))
-    return joined(options)
+def _beside_options(names: Sequence[str], published: bool, default: str) -> Markup:
+    options = [("none", "nothing"), *((str(n), tables.less(x)) for n, x in enumerate(names))]
+    options += [("published", "published figure")] if published else []
+    return joined(tag("option", x, value=key, selected=key == default) for key, x in options)
 
 
 def _beside_rules(count: int) -> str:

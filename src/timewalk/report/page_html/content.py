@@ -179,6 +179,7 @@ def _gallery(
                 files = [folder / run / file for file in result.get("artefacts", ())]
                 gallery.add(run, name, _spread(files))
         gallery.add(run, TRAINING, _contact_sheets(abouts[run]))
+    gallery.embed_videos()
     return gallery
 
 

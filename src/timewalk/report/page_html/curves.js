@@ -34,7 +34,10 @@ function svg(name, attributes, ...children) {
   element.append(...children);
   return element;
 }
-const look = (number) => ({ stroke: `var(--s${number % 10})`, "stroke-dasharray": ["", "7 3", "2 3", "8 3 2 3"][Math.floor(number / 10) % 4] });
+// Each is a part of the one before and is drawn over it: of equal curves all are seen.
+const DASHES = ["", "13 3", "8 2 3 3", "6 10", "2 2 2 10", "2 14"];
+const dash = (line) => line.number % DASHES.length;
+const look = (number) => ({ stroke: `var(--s${number % 10})`, "stroke-dasharray": DASHES[dash({ number })] });
 
 function chart() {
   const names = unique(data.curves.flatMap((curve) => curve.parts.flatMap((part) => Object.keys(part[1]))));
@@ -56,7 +59,7 @@ function chart() {
   plot.append(tools, frame, make("p", { class: "sr", role: "status", id: "values" }), note, legend);
   const boxes = data.curves.map((curve, number) => {
     const box = make("input", { type: "checkbox" });
-    const swatch = svg("svg", { "aria-hidden": "true", viewBox: "0 0 28 12" }, svg("line", { x1: 0, x2: 28, y1: 6, y2: 6, ...look(number) }));
+    const swatch = svg("svg", { "aria-hidden": "true", viewBox: "0 0 44 12" }, svg("line", { x1: 2, x2: 42, y1: 6, y2: 6, ...look(number) }));
     legend.append(make("li", { "data-curve": curve.run }, make("label", {}, box, swatch, make("span", { class: "name" }, curve.name), make("output"))));
     box.addEventListener("change", () => {
       const names = boxes.flatMap((other, n) => (other.checked ? [data.curves[n].name] : []));
@@ -145,7 +148,7 @@ function scaled(lines, log, width, height) {
     picture.append(svg("text", { x: toX(tick), y: box.bottom + 16, "text-anchor": "middle" }, tick.toLocaleString("en")));
   const label = svg("text", { x: box.right, y: height - 4, "text-anchor": "end" }, "step");
   picture.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }), label);
-  for (const line of lines) {
+  for (const line of [...lines].sort((a, b) => dash(a) - dash(b))) {
     let path = "", pen = "M", count = 0;
     line.values.forEach((value, n) => {
       if (value === null || (log && value <= 0)) { pen = "M"; return; }
@@ -153,7 +156,7 @@ function scaled(lines, log, width, height) {
       pen = "L";
       count += 1;
     });
-    picture.append(svg("path", { d: count === 1 ? `${path}h0.01` : path, "stroke-linecap": "round", ...look(line.number), ...(count === 1 ? { "stroke-width": 6 } : {}) }));
+    picture.append(svg("path", { d: count === 1 ? `${path}h0.01` : path, ...look(line.number), ...(count === 1 ? { "stroke-width": 6, "stroke-linecap": "round" } : {}) }));
   }
   const cursor = svg("line", { class: "cursor", y1: box.top, y2: box.bottom, visibility: "hidden" });
   picture.append(cursor);

@@ -1,14 +1,15 @@
-"""Pictures and videos of a page: small pictures inside it, everything in full beside it."""
+"""Pictures and videos of a page: small ones inside it, everything in full beside it."""
 
 import base64
 import io
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from PIL import Image
 
@@ -19,6 +20,8 @@ KEEP = 12_000
 """bytes of a file that goes into the page as it is"""
 BUDGET = 2_500_000
 """bytes of all pictures inside the page; further ones are linked"""
+VIDEO, VIDEO_BUDGET = 1_000_000, 4_000_000
+"""bytes of a video that goes into the page, and of all of these there; further ones are linked"""
 EACH = 4
 """pictures or videos of one result on the page"""
 
@@ -37,6 +40,7 @@ class Medium:
         height: the same.
         video: whether it moves under controls.
         why: a picture is not shown.
+        inside: address of a video that is inside the page.
     """
 
     run: str
@@ -48,6 +52,7 @@ class Medium:
     height: int
     video: bool
     why: str | None = None
+    inside: str | None = None
 
 
 @dataclass
@@ -67,6 +72,20 @@ class Gallery:
             self.media.append(self._medium(run, source, file))
         if len(found) > EACH:
             self.more[run, source] = len(found) - EACH
+
+    def embed_videos(self, room: int = VIDEO_BUDGET) -> None:
+        """Put small videos inside the page, the first of each result before the second of any."""
+        places: dict[tuple[str, str], list[int]] = {}
+        for number, medium in enumerate(self.media):
+            if medium.video:
+                places.setdefault((medium.run, medium.source), []).append(number)
+        for number in (n for turn in zip_longest(*places.values()) for n in turn if n is not None):
+            file = self.folder / unquote(self.media[number].link)
+            if file.stat().st_size > min(VIDEO, room * 3 // 4):
+                continue
+            address = _address("video/mp4", file.read_bytes())
+            room -= len(address)
+            self.media[number] = replace(self.media[number], inside=address)
 
     def _medium(self, run: str, source: str, file: Path) -> Medium:
         link = relative(file, self.folder)
@@ -88,11 +107,15 @@ class Gallery:
             data = file.read_bytes()
         else:
             kind, data = "webp", _reduced(image)
-        address = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        address = _address(f"image/{kind}", data)
         if len(address) > self.left:
             return None
         self.left -= len(address)
         return address
+
+
+def _address(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def relative(file: Path, folder: Path) -> str:

@@ -100,7 +100,7 @@ beside.addEventListener("change", () => choose("beside", beside.value === beside
 theme.addEventListener("change", () => choose("theme", theme.value));
 one(".tools").addEventListener("submit", (event) => event.preventDefault());
 one("#clear").addEventListener("click", () => {
-  for (const key of ["methods", "evaluations", "sort", "beside"]) chosen.delete(key);
+  for (const key of [...chosen.keys()]) if (/^(methods|evaluations|beside|sort.*)$/.test(key)) chosen.delete(key);
   words.value = "";
   choose("q", "");
 });
@@ -114,31 +114,38 @@ changed.push(() => {
 });
 
 // Sorting -----------------------------------------------------------------------------------
-const keyOf = (head) => head.dataset.key || "run";
-function sort() {
-  const [key, way] = (chosen.get("sort") || "").split("|");
-  const head = all("thead th", table).find((found) => keyOf(found) === key);
-  for (const other of all("thead th", table)) other.removeAttribute("aria-sort");
-  let rows = inOrder;
-  if (head) {
-    head.setAttribute("aria-sort", way);
-    const column = head.cellIndex, sign = way === "ascending" ? 1 : -1;
-    const value = (row) => (column ? row.cells[column].dataset.v : row.dataset.row);
-    const order = column ? (a, b) => a - b : (a, b) => a.localeCompare(b);
-    const filled = inOrder.filter((row) => value(row) !== undefined);
-    filled.sort((a, b) => sign * order(value(a), value(b)));
-    rows = [...filled, ...inOrder.filter((row) => value(row) === undefined)];
-  }
-  if (rows.some((row, number) => body.rows[number] !== row)) body.append(...rows);
-}
-for (const button of all(".sort", table))
-  button.addEventListener("click", () => {
-    const head = button.parentElement, now = head.getAttribute("aria-sort");
-    const upFirst = !head.dataset.key || head.dataset.lower !== undefined;
-    const ways = upFirst ? ["ascending", "descending"] : ["descending", "ascending"];
-    const next = now === ways[0] ? ways[1] : now === ways[1] ? "" : ways[0];
-    choose("sort", next && `${keyOf(head)}|${next}`);
+function sortable(table) {
+  const body = table.tBodies[0], inOrder = [...body.rows], heads = all("thead th", table);
+  const words = (a, b) => a.localeCompare(b, "en", { numeric: true });
+  for (const head of heads)
+    one(".sort", head).addEventListener("click", () => {
+      const now = head.getAttribute("aria-sort");
+      const upFirst = head.dataset.words !== undefined || head.dataset.lower !== undefined;
+      const ways = upFirst ? ["ascending", "descending"] : ["descending", "ascending"];
+      const next = now === ways[0] ? ways[1] : now === ways[1] ? "" : ways[0];
+      choose(table.dataset.sorts, next && `${head.dataset.key}|${next}`);
+    });
+  changed.push(() => {
+    const [, key, way] = (chosen.get(table.dataset.sorts) || "").match(/^(.*)[|](ascending|descending)$/) || [];
+    const head = heads.find((found) => found.dataset.key === key);
+    for (const other of heads) other.removeAttribute("aria-sort");
+    let rows = inOrder;
+    if (head) {
+      head.setAttribute("aria-sort", way);
+      const text = head.dataset.words !== undefined, sign = way === "ascending" ? 1 : -1;
+      const order = text ? words : (a, b) => a - b;
+      const value = (row) => {
+        const cell = row.cells[head.cellIndex]; // none where one before it spans several columns
+        return cell && (cell.dataset.v ?? (text ? cell.textContent : undefined));
+      };
+      const filled = inOrder.filter((row) => value(row) !== undefined);
+      filled.sort((a, b) => sign * order(value(a), value(b)));
+      rows = [...filled, ...inOrder.filter((row) => value(row) === undefined)];
+    }
+    if (rows.some((row, number) => body.rows[number] !== row)) body.append(...rows);
   });
+}
+all("table[data-sorts]").forEach(sortable);
 
 // Keys: one stop of the tab key for all cells, arrows between them ------------------------------
 function rove(target) {
@@ -180,8 +187,8 @@ function metricsOf(target, row, evaluation) {
   if (several) head.append(...row.runs.map((run) => make("th", { scope: "col" }, run)));
   const lines = names.map((name, number) => {
     const cell = source.cells[number + 1].cloneNode(true);
-    const label = name.dataset.metric;
-    const line = make("tr", {}, make("th", { scope: "row" }, ...[...name.cloneNode(true).childNodes]), cell);
+    const label = name.dataset.key, shown = [...one(".sort", name).cloneNode(true).childNodes].slice(1);
+    const line = make("tr", {}, make("th", { scope: "row" }, ...shown), cell);
     if (several)
       line.append(...found.map((one) => {
         const value = one && one.metrics && one.metrics[label];
@@ -190,7 +197,9 @@ function metricsOf(target, row, evaluation) {
     return line;
   });
   const made = make("table", {}, make("thead", {}, head), make("tbody", {}, ...lines));
-  return [make("h3", {}, "Metrics"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Metrics" }, made)];
+  const sources = all(".source", source.closest(".group")).filter((note) => note.dataset.row === row.name);
+  return [make("h3", {}, "Metrics"), make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Metrics" }, made),
+    ...sources.map((note) => make("p", { class: "note" }, note.textContent))];
 }
 function originOf(run, evaluation, several) {
   const key = `${run}/${evaluation}`, result = data.results[key], parts = [];
@@ -223,12 +232,12 @@ function detail() {
   const close = make("button", { type: "button" }, "Close");
   close.addEventListener("click", () => dialog.close());
   const square = all("a.open", body).find((link) => link.dataset.open === `${key}-r${number}`);
-  const asides = square ? all(".beside", square.parentElement).map((x) => x.cloneNode(true)) : [];
+  const asides = square ? all(".beside:not(.published)", square.parentElement).map((x) => x.cloneNode(true)) : [];
   dialog.replaceChildren(
     make("div", { class: "top" }, make("h2", { id: "detail-title" }, `${row.name}: ${evaluation}`), close),
     make("div", { class: "body" },
       make("p", {}, make("code", {}, group.protocol || "no result yet"), ` ${[group.dataset, group.split].filter(Boolean).join(", ")}`),
-      ...asides.map((aside) => make("p", { class: "note" }, aside, aside.title ? ` ${aside.title}` : "")),
+      ...asides.map((aside) => make("p", { class: "note" }, aside)),
       ...metricsOf(`${key}-r${number}`, row, evaluation),
       ...row.runs.flatMap((run) => originOf(run, evaluation, several))));
   if (!dialog.open) dialog.showModal();
@@ -252,7 +261,7 @@ for (const link of all("nav a, .skip"))
     target.tabIndex = -1;
     target.focus({ preventScroll: true });
   });
-changed.push(filter, sort, detail);
+changed.push(filter, detail);
 addEventListener("hashchange", () => {
   // An address that was pasted; of a link into the page, what is chosen stays.
   if (location.hash && !location.hash.includes("=")) return;

@@ -8,7 +8,7 @@ from timewalk.artefacts import version
 from timewalk.report.page_html.content import Content
 from timewalk.report.page_html.html import Markup, joined, tag
 from timewalk.report.page_html.media import Medium, relative
-from timewalk.report.page_html.tables import problem_id, row_data
+from timewalk.report.page_html.tables import problem_id, row_data, sort_head
 from timewalk.report.square import Row
 
 HEIGHT, WIDTH = 190, 380
@@ -58,8 +58,12 @@ def problems(content: Content) -> Markup:
         )
         for problem in sorted(content.problems, key=lambda problem: problem.state)
     ]
-    head = [tag("th", name, scope="col") for name in ("Run", "Evaluation", "State", "Why")]
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain wrap")
+    head = [sort_head(name) for name in ("Run", "Evaluation", "State", "Why")]
+    table = tag(
+        *("table", tag("thead", tag("tr", head)), tag("tbody", rows)),
+        class_="plain wrap",
+        data_sorts="sort-missing",
+    )
     return joined([_scroll(table, "What is missing and what failed"), notes])
 
 
@@ -92,7 +96,8 @@ def gallery(content: Content) -> Markup:
 
 def _figure(medium: Medium, row: Row) -> Markup:
     whose = f"{medium.run}, " if len(row.runs) > 1 else ""
-    caption = tag("figcaption", whose, tag("b", medium.source), " ", medium.name)
+    name = tag("a", medium.name, href=medium.link) if medium.video else medium.name
+    caption = tag("figcaption", whose, tag("b", medium.source), " ", name)
     size = _size(medium)
     return tag(
         *("figure", _shown(medium, size), caption),
@@ -123,7 +128,7 @@ def _shown(medium: Medium, size: dict[str, Any]) -> Markup:
     link = tag("a", medium.name, href=medium.link)
     return tag(
         *("video", link),
-        src=medium.link,
+        src=medium.inside or medium.link,
         poster=medium.image,
         controls=True,
         muted=True,
@@ -146,8 +151,12 @@ def models(content: Content) -> Markup:
         for run in row.runs
         for about in (content.abouts[run],)
     ]
-    head = [tag("th", name, scope="col") for name in FACTS]
-    table = tag("table", tag("thead", tag("tr", head)), tag("tbody", rows), class_="plain")
+    head = [sort_head(name, name == "Steps") for name in FACTS]
+    table = tag(
+        *("table", tag("thead", tag("tr", head)), tag("tbody", rows)),
+        class_="plain",
+        data_sorts="sort-models",
+    )
     return _scroll(table, "Models")
 
 
@@ -162,17 +171,20 @@ def _facts(about: Mapping[str, Any], row: Row) -> list[Markup]:
     origin = about.get("provenance", {})
     config = origin.get("config", {})
     steps = origin.get("steps")
-    values = (
+    texts = (
         config.get("method", row.method),
         _architecture(config.get("encoder", {}), about.get("architecture", {})),
         f"{about.get('width')} numbers",
         f"{about.get('patch_width')} channels every {about.get('stride')} px",
         config.get("dataset") or "–",
-        f"{steps:,}" if steps else "–",
-        origin.get("seed", config.get("seed", "–")),
     )
     digest = str(about.get("sha256", ""))
-    return [*(tag("td", x) for x in values), tag("td", tag("code", digest[:12]), title=digest)]
+    return [
+        *(tag("td", text) for text in texts),
+        tag("td", f"{steps:,}" if steps else "–", data_v=steps),
+        tag("td", origin.get("seed", config.get("seed", "–"))),
+        tag("td", tag("code", digest[:12]), title=digest),
+    ]
 
 
 def _architecture(encoder: Mapping[str, Any], built: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from timewalk.report.page_html.content import Problem
 from timewalk.report.page_html.html import Markup, anchor, breakable, tag
-from timewalk.report.square import Cell, Column, Row, Square, decimals_of
+from timewalk.report.square import BASELINES, Cell, Column, Row, Square, decimals_of
 
 WORDS = {"no meaning": "–", "missing": "missing", "failed": "failed", "not asked for": "·"}
 
@@ -32,9 +32,21 @@ def groups_of(square: Square) -> list[Group]:
 
 
 def deltas_of(square: Square) -> list[str]:
-    """Return the names of the rows that others are subtracted from, in the rows' order."""
-    names = {name for cell in square.cells.values() for name in cell.deltas}
-    return [row.name for row in square.rows if row.name in names]
+    """Return the names of the rows that others are subtracted from, those of random weights first;
+    then in the rows' order."""
+    names = {name for cell in _headline_cells(square) for name in cell.deltas}
+    rows = sorted(square.rows, key=lambda row: row.method != BASELINES[0])
+    return [row.name for row in rows if row.name in names]
+
+
+def has_published(square: Square) -> bool:
+    """Return whether a published figure stands beside a value of the square."""
+    return any(cell.published and cell.mean is not None for cell in _headline_cells(square))
+
+
+def _headline_cells(square: Square) -> Iterator[Cell]:
+    for column in square.headlines():
+        yield from (square.cell(row, column) for row in square.rows)
 
 
 def decimals(square: Square, column: Column) -> int:
@@ -51,8 +63,7 @@ def square_table(square: Square, problems: Mapping[tuple[str, str], Problem]) ->
     """
     keys = {group.first.group: group.key for group in groups_of(square)}
     columns, names = square.headlines(), deltas_of(square)
-    head = [_head(column, number) for number, column in enumerate(columns)]
-    first = tag("th", _sort("run", "Run"), scope="col", class_="run", data_sort="run")
+    head = [_head(column) for column in columns]
     digits = [decimals(square, column) for column in columns]
     body = []
     for number, row in enumerate(square.rows):
@@ -66,12 +77,13 @@ def square_table(square: Square, problems: Mapping[tuple[str, str], Problem]) ->
         body.append(tag("tr", row_header(row), cells, **row_data(row)))
     caption = (
         "Headline metric of every run under every evaluation. Best of a column bold, second best "
-        "underlined; ± is the standard deviation over seeds."
+        "of three or more underlined; ± is the standard deviation over seeds."
     )
     return tag(
-        *("table", tag("caption", caption), tag("thead", tag("tr", first, head))),
+        *("table", tag("caption", caption), tag("thead", tag("tr", RUN, head))),
         *(tag("tbody", body),),
         id="square",
+        data_sorts="sort",
     )
 
 
@@ -88,10 +100,11 @@ def row_header(row: Row) -> Markup:
     """Return the header of a row: its name, method and seeds."""
     seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
     about = tag("small", f"{row.method}{seeds}") if row.method != row.name or seeds else None
-    return tag("th", tag("span", breakable(row.name)), about, scope="row", class_="run")
+    name = tag("span", breakable(row.name))
+    return tag("th", name, about, scope="row", class_="run", data_v=row.name)
 
 
-def _head(column: Column, number: int) -> Markup:
+def _head(column: Column) -> Markup:
     place = ", ".join(filter(None, (column.dataset, column.split)))
     text = " ".join((column.evaluation, column.kind, column.protocol, column.dataset)).lower()
     label, hidden = _direction(column)
@@ -100,9 +113,8 @@ def _head(column: Column, number: int) -> Markup:
         *("th", tag("span", breakable(column.evaluation), class_="evaluation")),
         tag("span", breakable(protocol), class_="protocol", title=protocol),
         tag("span", place or "–", class_="set"),
-        _sort(str(number), column.metric or "–", label, hidden),
+        _sort(column.metric or "–", label, hidden),
         scope="col",
-        data_sort=number,
         data_evaluation=column.evaluation,
         data_key="/".join((*column.group, column.metric)),
         data_lower=column.lower_is_better,
@@ -116,7 +128,13 @@ def _direction(column: Column) -> tuple[str, str]:
     return ("↓", "lower is better") if column.lower_is_better else ("↑", "higher is better")
 
 
-def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
+def sort_head(label: str, numbers: bool = False, class_: str | None = None) -> Markup:
+    """Return the header of a column by which the script sorts: by words, or by `data-v`."""
+    key, words = label.lower(), not numbers
+    return tag("th", _sort(label), scope="col", class_=class_, data_key=key, data_words=words)
+
+
+def _sort(label: str, arrow: str = "", hidden: str = "") -> Markup:
     return tag(
         *("button", tag("span", class_="sorted", aria_hidden="true"), breakable(label)),
         tag("span", f"\N{NO-BREAK SPACE}{arrow}", aria_hidden="true", title=hidden)
@@ -125,8 +143,11 @@ def _sort(key: str, label: str, arrow: str = "", hidden: str = "") -> Markup:
         tag("span", f", {hidden}", class_="sr") if hidden else None,
         type="button",
         class_="sort",
-        data_by=key,
     )
+
+
+RUN = sort_head("Run", class_="run")
+"""header of the rows' names"""
 
 
 def _cell(
@@ -180,24 +201,34 @@ def _beside(cell: Cell, column: Column, digits: int, names: Sequence[str]) -> It
         return
     for number, name in enumerate(names):
         if name in cell.deltas:
-            yield _delta(cell.deltas[name], column, digits, str(number), f" to {name}")
-    if cell.published is not None:
-        difference = _delta(cell.mean - cell.published.value, column, digits, None, "")
-        yield tag(
-            *("span", f"published {cell.published.value:.{digits}f}, ", difference),
-            class_="beside published",
-            data_beside="published",
-            title=cell.published.source,
-        )
+            yield _delta(cell.deltas[name], column, digits, name, str(number))
+    figure = _figure(cell, column, digits, class_="beside published", data_beside="published")
+    if figure is not None:
+        yield figure
 
 
-def _delta(value: float, column: Column, digits: int, key: str | None, sr: str) -> Markup:
+def _figure(cell: Cell, column: Column, digits: int, **attributes: str) -> Markup | None:
+    """Return the published figure beside a value, with the difference to it."""
+    if cell.published is None or cell.mean is None:
+        return None
+    difference = _delta(cell.mean - cell.published.value, column, digits, "published")
+    text = f"published {cell.published.value:.{digits}f}, "
+    return tag("span", text, difference, title=cell.published.source, **attributes)
+
+
+def _delta(value: float, column: Column, digits: int, of: str, key: str | None = None) -> Markup:
+    """Return a difference, and for those who do not see the table what is subtracted."""
     text = f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
     better = value < 0 if column.lower_is_better else value > 0
     kind = "" if not value or not column.ranked else " better" if better else " worse"
-    said = tag("span", sr, class_="sr") if sr else None
     name = f"beside{kind}" if key is not None else kind.strip() or None
+    said = tag("span", f" ({less(of)})", class_="sr")
     return tag("span", text, said, class_=name, data_beside=key)
+
+
+def less(name: str) -> str:
+    """Return what a difference is."""
+    return f"value \N{MINUS SIGN} {name}"
 
 
 def metric_tables(square: Square) -> list[Markup]:
@@ -213,44 +244,61 @@ def _metrics(square: Square, group: Group) -> Markup:
         cells = [square.cell(row, column) for column in group.columns]
         if all(cell.state == "not asked for" for cell in cells):
             continue
-        values = [_plain(cell, n) for cell, n in zip(cells, digits, strict=True)]
+        values = [_plain(*one) for one in zip(cells, group.columns, digits, strict=True)]
         target = f"{group.key}-r{number}"
         rows.append(tag("tr", row_header(row), values, id=target, **row_data(row)))
     head = [
-        tag("th", breakable(c.metric), _arrow(c), scope="col", data_metric=c.metric)
+        tag(
+            *("th", _sort(c.metric, *_direction(c))),
+            scope="col",
+            data_key=c.metric,
+            data_lower=c.lower_is_better,
+        )
         for c in group.columns
     ]
     samples = {square.cell(row, first).samples for row in square.rows} - {0}
     counts = ", ".join(f"{count:,}" for count in sorted(samples))
     title = f"{first.dataset}, {first.split}" + (f", {counts} samples" if counts else "")
     table = tag(
-        *("table", tag("thead", tag("tr", tag("th", "Run", scope="col", class_="run"), head))),
-        *(tag("tbody", rows),),
+        *("table", tag("thead", tag("tr", RUN, head)), tag("tbody", rows)),
         aria_labelledby=group.key,
+        data_sorts=f"sort-{group.key}",
     )
     text = " ".join((first.evaluation, first.kind, first.protocol, first.dataset)).lower()
     return tag(
         *("section", tag("h3", first.evaluation, " ", tag("small", title), id=group.key)),
         tag("p", tag("code", first.protocol), class_="protocol"),
         tag("div", table, class_="scroll", tabindex="0", role="region", aria_labelledby=group.key),
+        [_sources(row, [square.cell(row, c) for c in group.columns], group) for row in square.rows],
         class_="group",
         data_evaluation=first.evaluation,
         data_text=text,
     )
 
 
-def _arrow(column: Column) -> Markup | None:
-    arrow, said = _direction(column)
-    if not arrow:
-        return None
+def _plain(cell: Cell, column: Column, digits: int) -> Markup:
+    figure = _figure(cell, column, digits, class_="figure")
+    value = None if cell.mean is None else repr(cell.mean)
     return tag(
-        *("span", f"\N{NO-BREAK SPACE}{arrow}", tag("span", said, class_="sr")),
-        title=said,
+        "td", _value(cell, digits), figure, class_=cell.state.replace(" ", "-"), data_v=value
     )
 
 
-def _plain(cell: Cell, digits: int) -> Markup:
-    return tag("td", _value(cell, digits), class_=cell.state.replace(" ", "-"))
+def _sources(row: Row, cells: Sequence[Cell], group: Group) -> list[Markup]:
+    """Return sentences on where the published figures beside a row's values are from."""
+    metrics: dict[str, list[str]] = {}
+    for cell, column in zip(cells, group.columns, strict=True):
+        if cell.published is not None and cell.mean is not None:
+            metrics.setdefault(cell.published.source, []).append(column.metric)
+    return [
+        tag(
+            *("p", f"Published for {row.method}, {', '.join(names)}: {source}."),
+            f" The difference is {less('published')}.",
+            class_="note source",
+            **row_data(row),
+        )
+        for source, names in metrics.items()
+    ]
 
 
 def problem_id(run: str, evaluation: str) -> str:
