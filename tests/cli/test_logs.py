@@ -1,5 +1,6 @@
 """What several attempts of a job leave in their one log."""
 
+import errno
 import os
 import re
 import subprocess
@@ -56,6 +57,30 @@ def test_who_still_writes_to_the_log_goes_on_doing_so(tmp_path):
         earlier.write("a last word\n")
     assert log.read_text().count("no.mp4 is missing") == 2
     assert log.read_text().endswith("a last word\n")
+
+
+def test_a_log_that_snakemake_removes_comes_back_until_a_success(tmp_path):
+    log = tmp_path / "x.log"
+    for number in (1, 2):
+        fails(log)
+        assert log.read_text().count("no.mp4 is missing") == number
+        log.unlink()
+    assert attempt(log, "methods").returncode == 0
+    assert log.read_text().count("no.mp4 is missing") == 2
+    log.unlink()
+    assert attempt(log, "methods").returncode == 0
+    assert log.read_text().count("an attempt begins") == 1
+
+
+def test_without_second_names_it_goes_on(tmp_path, monkeypatch):
+    def refuse(path, name):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    log = tmp_path / "x.log"
+    log.touch()
+    logs._keep(log)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.log"]
 
 
 @pytest.mark.parametrize(("lines", "kept"), [(10, 10), (11, 4)])

@@ -55,7 +55,10 @@ def _run(arguments: argparse.Namespace) -> int:
         )
         if arguments.log:
             logs.begin(arguments)
-        return arguments.call(arguments) or 0
+        code: int = arguments.call(arguments) or 0
+        if arguments.log and code == 0:
+            logs.succeed(arguments.log)
+        return code
     except UserError as error:
         return _said(disk.sentence(error, arguments) or error, arguments, terminal)
     except BrokenPipeError:

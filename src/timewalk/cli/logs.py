@@ -23,9 +23,12 @@ def redirect(path: Path) -> TextIO:
     """Send both streams, those of child processes too, to the end of a file; return the terminal.
 
     What was there stays: it tells why an earlier attempt failed, and whoever still writes to it, a
-    process of a job that Slurm has started again, goes on doing so.
+    process of a job that Slurm has started again, goes on doing so. Snakemake removes a job's log
+    before it starts the job, so that until a success the log has a second name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists() and _second(path).exists():
+        os.link(_second(path), path)
     _cut(path)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -36,6 +39,7 @@ def redirect(path: Path) -> TextIO:
     sys.stdout, sys.stderr = lossy(1), lossy(2)
     if os.fstat(file).st_size:
         print(file=sys.stderr)  # a killed process may have left half a line
+    _keep(path)
     return terminal
 
 
@@ -47,6 +51,23 @@ def begin(arguments: Namespace) -> None:
     if restarts := os.environ.get("SLURM_RESTART_COUNT"):
         about.append(f"restart {restarts}")
     log.info("%s: %s", BEGINS, ", ".join(about))
+
+
+def succeed(path: Path) -> None:
+    """Let go of the attempts: what comes next is another job."""
+    _second(path).unlink(missing_ok=True)
+
+
+def _second(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.attempts")
+
+
+def _keep(path: Path) -> None:
+    """Give a log its second name, that of the file as it is after a cut."""
+    if path.is_file():
+        with suppress(OSError):  # a disk without such names: the log is then of one attempt
+            _second(path).unlink(missing_ok=True)
+            os.link(path, _second(path))
 
 
 def _cut(path: Path) -> None:
