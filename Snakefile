@@ -41,7 +41,7 @@ include: "workflow/rules/report.smk"
 onstart:
     checked(check_finished, workflow.dag.needrun_jobs())
     checked(check_writable, workflow.dag.needrun_jobs())
-    retry_trainings()
+    limit_retries()
 
 
 onerror:

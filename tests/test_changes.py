@@ -4,7 +4,12 @@ import json
 
 import pytest
 
-from timewalk.config.changes import MACHINE_KEYS, decisive, refuse_other_settings
+from timewalk.config.changes import (
+    MACHINE_KEYS,
+    decisive,
+    refuse_other_settings,
+    refuse_other_videos,
+)
 from timewalk.errors import UserError
 from timewalk.methods.dora import DoraConfig
 
@@ -67,3 +72,37 @@ def test_a_changed_validation_is_a_job_but_no_other_training(about):
 def test_nothing_finished_and_a_new_key_are_fine(about, tmp_path):
     refuse_other_settings(tmp_path / "missing" / "encoder.json", SETTINGS)
     refuse_other_settings(about, SETTINGS | {"key_of_a_later_version": 1})
+
+
+@pytest.fixture
+def trained_on(tmp_path):
+    """The card of an encoder trained on two videos."""
+    path = tmp_path / "encoder.json"
+    inputs = {f"data/shards/walk/{name}.json": "0" * 64 for name in ("venice", "zurich")}
+    path.write_text(json.dumps({"provenance": {"config": SETTINGS, "inputs": inputs}}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("videos", "told"),
+    [
+        (["venice", "zurich", "bangkok"], "added: bangkok"),
+        (["venice"], "removed: zurich"),
+        (["bangkok", "venice"], "added: bangkok; removed: zurich"),
+        (
+            ["venice", "zurich", *(f"v{number}" for number in range(7))],
+            "added: v0, v1, v2, v3, v4 and 2 more",
+        ),
+    ],
+)
+def test_other_videos_are_refused(trained_on, videos, told):
+    message = (
+        rf"{trained_on.parent} holds the finished training on other videos of walk \({told}\);"
+    )
+    with pytest.raises(UserError, match=message):
+        refuse_other_videos(trained_on, "walk", [f"data/shards/walk/{x}.json" for x in videos])
+
+
+def test_the_same_videos_in_any_order_and_any_folder_are_not(trained_on, tmp_path):
+    refuse_other_videos(trained_on, "walk", ["/disk/walk/zurich.json", "/disk/walk/venice.json"])
+    refuse_other_videos(tmp_path / "none" / "encoder.json", "walk", ["bangkok.json"])

@@ -116,6 +116,12 @@ def remove_stale_locks(mine: Path) -> None:
     others = [file.name for file in RUNNING.iterdir() if file != mine and file.stat().st_size]
     if others:
         say(f"a snakemake on {others[0]} is at work in this folder, or was killed.")
+    elif CLUSTER in left:
+        say(
+            "one was killed here whose jobs on the cluster may still run (Slurm shows them: "
+            '`squeue --me -o "%i %T %k %N"`): wait for their end or cancel them (`scancel`), then '
+            "`snakemake --unlock`, then the same command."
+        )
     elif left == {HERE} and not plain_snakemakes():
         for file in LOCKS.glob("*.lock"):
             file.unlink()

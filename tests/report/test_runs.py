@@ -184,3 +184,18 @@ def test_fine_tunings_stand_below_their_run(results):
     assert "ade20k (finished, 6 of 6 steps), coco (failed: no room., 3 of ? steps)" in " ".join(
         show_run(results / "dora", width=200).split()
     )
+
+
+def test_an_attempt_that_goes_on_after_a_failed_one_has_not_failed(results):
+    begin(results, "mine")
+    log = results.parent / "logs" / "results" / "train-mine.log"
+    record = "2026-01-01 00:00:00,000 INFO timewalk.cli.logs: "
+    begins = f"{record}an attempt begins: train, on node1, process 7\n"
+    log.write_text(f"{begins}{record}step 3 of 77\ntimewalk train: no room.\n")
+    run = read_run(results / "mine")
+    assert (run.state, run.note, run.steps) == ("failed", "no room.", 77)
+    log.write_text(f"{log.read_text()}\n{begins}")
+    run = read_run(results / "mine")
+    assert (run.state, run.note, run.steps) == ("stopped", None, 10), "running, without a step yet"
+    log.write_text(f"{log.read_text()}{record}step 9 of 50\n")
+    assert (read_run(results / "mine").state, read_run(results / "mine").steps) == ("stopped", 50)

@@ -1,6 +1,7 @@
 """Leases of pretend GPUs, taken by real processes."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -45,6 +46,31 @@ def test_four_jobs_get_four_devices_and_a_dead_ones_comes_back(tmp_path):
         for job in jobs:
             job.kill()
             job.communicate()
+
+
+def test_who_waits_says_for_whom_and_for_how_long(tmp_path):
+    holder, script = hold(tmp_path, 4), f"import logging; logging.basicConfig(level='INFO'){HOLD}"
+    assert holder.stdout.readline().strip() == "0,1,2,3"
+    waiter = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0,1"},
+    )
+    try:
+        said = waiter.stderr.readline()
+        by = f"is held by process {holder.pid}"
+        assert f"waiting for 2 GPU(s): 0 {by}, 1 {by}\n" in said
+        holder.kill()
+        assert waiter.stdout.readline() == "0,1\n"
+        assert re.search(r"waited \d+ s for GPU 0, 1\n", waiter.stderr.readline())
+    finally:
+        for job in (holder, waiter):
+            job.kill()
+            job.communicate()
+    assert (tmp_path / "gpu0.lock").read_text() == str(waiter.pid)
 
 
 def test_a_lease_of_two(tmp_path):

@@ -1,13 +1,15 @@
 """The paper's suite: the whole graph without any data; mistakes before the first job."""
 
 import importlib.util
+import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.workflow.conftest import ROOT, Workflow
+from tests.workflow.conftest import ROOT, Workflow, miniature
 
 SPEC = importlib.util.spec_from_file_location("launcher", ROOT / "workflow" / "launcher.py")
 launcher = importlib.util.module_from_spec(SPEC)
@@ -162,3 +164,20 @@ def test_an_out_of_range_number(tmp_path):
     assert outcome.code == 1
     assert "blur.threshold is 3" in outcome.text
     assert "Traceback" not in outcome.text
+
+
+def test_more_videos_than_a_command_can_name(workflow):
+    """Linux takes 128 KiB for a word, which a command of Snakemake's is."""
+    config = miniature()
+    draw = random.Random(0)
+    names = [f"v{draw.getrandbits(700):0176x}" for _ in range(650)]
+    config["videos"] = {name: {"source": "none.mp4"} for name in names}
+    config["datasets"]["talk"]["videos"] = names
+    workflow.configure(config)
+    outcome = workflow.run("results/dora/encoder.safetensors", "--dry-run", "--printshellcmds")
+    assert outcome.code == 0, outcome.text[-2000:]
+    assert counts(outcome.text)["total"] == 3 * 650 + 1
+    (command,) = (x for x in outcome.text.splitlines() if " train dora results/dora " in x)
+    assert len(command) < 10_000
+    listed = Path(workflow.folder, command.partition(" --shards ")[2]).read_text()
+    assert listed.splitlines() == [f"data/shards/talk/{name}.json" for name in names]

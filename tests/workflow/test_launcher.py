@@ -138,11 +138,30 @@ def test_it_stays_after_a_kill_too_while_that_one_lives(run, words, tmp_path):
         assert not launcher.locked()
 
 
-def test_a_lock_stays_when_jobs_on_a_cluster_may_have_outlived_their_snakemake(run):
+@pytest.mark.parametrize("left", [launcher.CLUSTER, launcher.HERE + launcher.CLUSTER])
+def test_a_lock_stays_when_jobs_on_a_cluster_may_have_outlived_their_snakemake(run, left, capsys):
     kill(run)
-    mark().write_text(launcher.HERE + launcher.CLUSTER)
-    with launcher.running(launcher.HERE):
-        assert launcher.locked()
+    mark().write_text(left)
+    for jobs in (launcher.CLUSTER, launcher.HERE):
+        with launcher.running(jobs):
+            assert launcher.locked()
+        said = capsys.readouterr().err
+        assert "one was killed here whose jobs on the cluster may still run" in said
+        assert 'squeue --me -o "%i %T %k %N"' in said
+        assert "snakemake --unlock" in said
+
+
+def test_after_unlock_nothing_is_said_of_the_cluster(run, capsys, monkeypatch):
+    kill(run)
+    mark().write_text(launcher.CLUSTER)
+    monkeypatch.setattr(
+        "snakemake.cli.main", lambda: launcher.LOCKS.joinpath("0.output.lock").unlink()
+    )
+    monkeypatch.setattr(sys, "argv", ["snakemake"])
+    launcher.start(["--unlock"])
+    with launcher.running(launcher.CLUSTER):
+        assert mark().read_text() == launcher.CLUSTER
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS])

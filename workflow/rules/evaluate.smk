@@ -32,7 +32,8 @@ rule evaluate:
         dataset=evaluation_dataset,
         train_dataset=evaluation_train_dataset,
         network=evaluation_network,
-        frames=evaluation_frames,
+        frames=or_list(evaluation_frames),
+        listed=if_listed(evaluation_frames),
         embeddings=evaluation_embeddings,
     output:
         f"{RESULTS}/{{run}}/{{evaluation}}.json",

@@ -1,7 +1,8 @@
 # A labelled set, checked and indexed in place.
 rule prepare:
     input:
-        frames=labelled_frames,
+        frames=or_list(labelled_frames),
+        listed=if_listed(labelled_frames),
         lists=labelled_lists,
     output:
         f"{DATA}/datasets/{{labelled}}/manifest.json",

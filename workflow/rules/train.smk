@@ -5,7 +5,8 @@ SEVERAL = {name for name, about in SUITE.runs.items() if about.get("nodes", 1) >
 # As many processes as GPUs: --set-resources train:gpu=4. Results do not depend on their number.
 rule train:
     input:
-        shards=run_shards,
+        shards=or_list(run_shards),
+        listed=if_listed(run_shards),
         weights=run_weights,
         validation=validation_datasets,
     output:

@@ -22,6 +22,7 @@ from timewalk.cli import (
     data,
     disk,
     info,
+    logs,
     look,
     metrics,
     records,
@@ -48,11 +49,16 @@ def _run(arguments: argparse.Namespace) -> int:
     terminal = sys.stderr
     try:
         if arguments.log:
-            terminal = _redirect(arguments.log)
+            terminal = logs.redirect(arguments.log)
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
-        return arguments.call(arguments) or 0
+        if arguments.log:
+            logs.begin(arguments)
+        code: int = arguments.call(arguments) or 0
+        if arguments.log and code == 0:
+            logs.succeed(arguments.log)
+        return code
     except UserError as error:
         return _said(disk.sentence(error, arguments) or error, arguments, terminal)
     except BrokenPipeError:
@@ -100,24 +106,11 @@ def _share_lock() -> None:
             fcntl.flock(os.open(running, os.O_RDONLY), fcntl.LOCK_SH)
 
 
-def _redirect(path: Path) -> TextIO:
-    """Send both streams, those of child processes too, to a file; return the terminal."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    terminal = os.fdopen(os.dup(2), "w")
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout, sys.stderr = disk.lossy(1), disk.lossy(2)
-    return terminal
-
-
 def parser() -> Root:
     """Return the parser with all verbs."""
     root = Root(prog="timewalk", description=package_doc)
     root.add_argument("--version", action="version", version=version(), help="print the version")
-    root.add_argument("--log", type=Path, metavar="FILE", help="write all output to this file")
+    root.add_argument("--log", type=Path, metavar="FILE", help="append all output to this file")
     verbs = root.add_subparsers(
         dest="verb", required=True, metavar="VERB", parser_class=Parser, help="what to do"
     )

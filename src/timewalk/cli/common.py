@@ -5,13 +5,14 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from timewalk.cli.guide import subparser_options
+from timewalk.errors import UserError
 
 Arguments = argparse.Namespace
 
@@ -57,6 +58,35 @@ def add_machine(verb: argparse.ArgumentParser) -> None:
     """Add the options of a verb that computes."""
     verb.add_argument("--gpus", type=int, default=1, help="GPUs wanted; 0: the CPU")
     verb.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU cores to use")
+
+
+def add_manifests(verb: argparse.ArgumentParser, name: str, what: str) -> None:
+    """Add an option that takes manifests, or lists of them: see :func:`manifests`."""
+    verb.fromfile_prefix_chars = "@"
+    verb.add_argument(
+        f"--{name}",
+        type=Path,
+        nargs="*",
+        default=[],
+        help=f"{what}; FILE.txt or @FILE: those that FILE names, one a line",
+    )
+
+
+def manifests(paths: Sequence[Path]) -> list[Path]:
+    """Return the manifests that are given by name, or in lists, ``….txt``, that name them.
+
+    Raises:
+        UserError: there is no such list.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.suffix == ".txt":
+            if not path.is_file():
+                raise UserError(f"{path} is missing: name a list of manifests, one a line.")
+            found += map(Path, path.read_text(encoding="utf-8").splitlines())
+        else:
+            found.append(path)
+    return found
 
 
 def device_of(arguments: Arguments) -> Any:

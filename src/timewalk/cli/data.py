@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from timewalk.cli.common import Arguments, add_settings, add_verb
+from timewalk.cli.common import Arguments, add_manifests, add_settings, add_verb, manifests
 from timewalk.errors import UserError
 
 
@@ -33,9 +33,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("name", help="the labelled set's name")
     verb.add_argument("manifest", type=Path, help="manifest.json to write")
     add_settings(verb, "settings", "keys of an entry of `labelled:`")
-    verb.add_argument(
-        "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for some kinds"
-    )
+    add_manifests(verb, "frames", "manifests of frames, for some kinds")
     verb.add_argument(
         "--root", help="instead of settings, where the name is a kind such as davis2017: its folder"
     )
@@ -78,7 +76,7 @@ def prepare(arguments: Arguments) -> None:
         labelled: Labelled
 
     entry = check(Entry, {"labelled": _labelled_settings(arguments)}).labelled
-    by_video = {path.parent.name: path for path in arguments.frames}
+    by_video = {path.parent.name: path for path in manifests(arguments.frames)}
     call(arguments.name, entry, arguments.manifest, by_video)
 
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from timewalk.cli.common import (
     Arguments,
     add_machine,
+    add_manifests,
     add_settings,
     add_verb,
     device_of,
+    manifests,
     read_settings,
     workers_of,
 )
@@ -28,7 +30,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("run", help="the run's name")
     verb.add_argument("output", type=Path, help="the run's folder")
     add_settings(verb, "settings", "keys of an entry of `runs:`")
-    verb.add_argument("--shards", type=Path, nargs="*", default=[], help="shard manifests")
+    add_manifests(verb, "shards", "shard manifests")
     verb.add_argument(
         "--validation",
         type=read_settings,
@@ -75,9 +77,7 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument(
         "--embeddings", type=Path, nargs="*", default=[], help="features: train split, test split"
     )
-    verb.add_argument(
-        "--frames", type=Path, nargs="*", default=[], help="manifests of frames, for key `frames`"
-    )
+    add_manifests(verb, "frames", "manifests of frames, for key `frames`")
     verb.add_argument(
         "--train-dataset", type=Path, nargs="?", help="manifest.json, for key `train_dataset`"
     )
@@ -103,7 +103,8 @@ def train(arguments: Arguments) -> int | None:
         evaluate = None
         if arguments.validation is not None:
             evaluate = validator(arguments.validation, machine.device, machine.workers)
-        call(arguments.run, config, arguments.shards, arguments.output, machine, evaluate)
+        shards = manifests(arguments.shards)
+        call(arguments.run, config, shards, arguments.output, machine, evaluate)
 
     nodes = config.nodes if isinstance(config, TrainedRunConfig) else None
     return _in_processes(arguments, ["train", *words], nodes, work)
@@ -243,7 +244,7 @@ def evaluate(arguments: Arguments) -> None:
             device=device_of(arguments),
             train=train,
             test=test,
-            frames=tuple(arguments.frames),
+            frames=tuple(manifests(arguments.frames)),
             train_dataset=arguments.train_dataset,
             network=arguments.network and arguments.network.parent,
             workers=workers_of(arguments),

@@ -3,7 +3,7 @@
 Read by the workflow, so without torch.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ MACHINE_KEYS: Any = {
 
 RESUMABLE: Any = {**MACHINE_KEYS, "validation": True}
 """keys that may change before a resume: those, and what is evaluated on the way"""
+
+
+SHOWN = 5
+"""names of videos in a sentence"""
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,6 +59,38 @@ def refuse_other_settings(about: Path, settings: Mapping[str, Any]) -> None:
                 f"{was} and is {now}); give the changed one a name of its own, put the value back, "
                 f"or delete {about.parent} to train anew."
             )
+
+
+def refuse_other_videos(about: Path, dataset: str, shards: Iterable[str]) -> None:
+    """Refuse to train where a finished training on other videos lies: it would be deleted first.
+
+    Contents are compared by the training itself; folders may have moved.
+
+    Args:
+        about: ``encoder.json``, which may be missing.
+        dataset: name of the run's data set.
+        shards: paths of the manifests of the shards now.
+
+    Raises:
+        UserError: videos have been added or removed.
+    """
+    if not about.is_file():
+        return
+    before = {Path(path).stem for path in read_json(about)["provenance"]["inputs"]}
+    now = {Path(path).stem for path in shards}
+    changes = {"added": sorted(now - before), "removed": sorted(before - now)}
+    told = "; ".join(f"{what}: {_some(names)}" for what, names in changes.items() if names)
+    if told:
+        raise UserError(
+            f"{about.parent} holds the finished training on other videos of {dataset} ({told}); "
+            "give the run on the new ones a name of its own, put the list back, or delete "
+            f"{about.parent} to train anew."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Why a result is missing: the sentence at the end of a job's log."""
+"""Why a result is missing: the sentence with which the newest attempt ends a job's log."""
 
 import os
 import re
@@ -10,6 +10,8 @@ TAIL = 256 * 1024
 SENTENCE = re.compile(r"^timewalk [a-z]+: ", re.MULTILINE)
 RECORD = re.compile(r"^\d{4}-\d\d-\d\d ", re.MULTILINE)
 """how a line of a log begins"""
+BEGINS = "an attempt begins"
+"""words of the record that each attempt of a job writes first into its log"""
 TRACEBACK = re.compile(r"^.*Traceback \(most recent call last\):$", re.MULTILINE)
 RAISED = re.compile(r"^(?:\[\w+\]: ?)?([A-Za-z_][\w.]*(?:: .*)?)$", re.MULTILINE)
 """the exception below a traceback, whose own lines are indented; of several processes each line may
@@ -76,6 +78,13 @@ def failures_before(logs: Path, run: str, others: Sequence[str] = ()) -> list[st
     of_others = tuple(f"{stage}-{o}-" for stage in stages for o in others if o.startswith(run))
     own = [path for path in found if not path.name.startswith(of_others)]
     return list(dict.fromkeys(sentence for path in own if (sentence := ended_by(path))))
+
+
+def last_attempt(log: Path) -> str:
+    """Return what the newest attempt of a job has written into its log."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    # The record's own beginning, its date, does not matter to who looks for what was done.
+    return text.rpartition(f": {BEGINS}: ")[2]
 
 
 def ended_by(log: Path) -> str | None:

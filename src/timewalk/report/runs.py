@@ -14,7 +14,7 @@ from timewalk.artefacts import read_json
 from timewalk.check import check
 from timewalk.config import Config
 from timewalk.errors import UserError, nearest
-from timewalk.report.failures import ended_by, logs_of
+from timewalk.report.failures import ended_by, last_attempt, logs_of
 from timewalk.report.square import Square, result_files, square
 from timewalk.report.tables import DASH, Table, Text, decimals_of
 from timewalk.report.terminal import LEGEND, MARKS, plain_table, wrapped
@@ -153,9 +153,9 @@ def locked(path: Path) -> bool:
 
 
 def _steps_asked(run: Run) -> int | None:
-    """Return how many steps a training has: as its log counts them, or as configured."""
+    """Return how many steps a training has: as its newest attempt counts them, or as configured."""
     if run.log is not None and run.log.is_file():
-        found = STEP.findall(run.log.read_text(encoding="utf-8", errors="replace"))
+        found = STEP.findall(last_attempt(run.log))
         if found:
             return int(found[-1][1])
     steps = run.config.get("training", {}).get("max_steps")

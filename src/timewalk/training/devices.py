@@ -13,7 +13,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -38,8 +39,8 @@ def visible_devices() -> list[str]:
 def lease(count: int, poll_s: float = 0.2, folder: Path | None = None) -> Iterator[list[str]]:
     """Hold ``count`` GPUs of this machine and set ``CUDA_VISIBLE_DEVICES`` to them.
 
-    Waits while others hold them. With no GPU at all the list is empty and work runs on the CPU.
-    Must be entered before torch starts CUDA.
+    Waits while others hold them, and says for whom. With no GPU at all the list is empty and work
+    runs on the CPU. Must be entered before torch starts CUDA.
 
     Args:
         count: GPUs wanted; 0 hides them all from this process.
@@ -66,19 +67,48 @@ def lease(count: int, poll_s: float = 0.2, folder: Path | None = None) -> Iterat
 
 
 def _take(locks: dict[str, Path], wanted: int, poll_s: float, keep: ExitStack) -> list[str]:
+    begun, waits = time.monotonic(), False
     while True:
         with ExitStack() as attempt:
-            held: list[str] = []
+            held: dict[str, BufferedRandom] = {}
             for device, lock in locks.items():
                 if len(held) == wanted:
                     break
-                handle = attempt.enter_context(open(lock, "w"))
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                held.append(device)
+                handle = attempt.enter_context(open(lock, "ab+"))
+                if _locked(handle):
+                    held[device] = handle
             if len(held) == wanted:
+                for handle in held.values():
+                    _sign(handle)
                 keep.push(attempt.pop_all())
-                return held
+                if waits:
+                    log.info("waited %.0f s for GPU %s", time.monotonic() - begun, ", ".join(held))
+                return list(held)
+            if not waits:
+                busy = [
+                    _holder(device, lock) for device, lock in locks.items() if device not in held
+                ]
+                log.info("waiting for %d GPU(s): %s", wanted, ", ".join(busy))
+                waits = True
         time.sleep(poll_s)
+
+
+def _locked(handle: BufferedRandom) -> bool:
+    """Take the lock of a device, if nobody else has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(handle: BufferedRandom) -> None:
+    """Leave the own number in the lock, for those who wait."""
+    with suppress(OSError):  # a full disk: they will not know for whom
+        handle.truncate(0)
+        os.write(handle.fileno(), str(os.getpid()).encode())
+
+
+def _holder(device: str, lock: Path) -> str:
+    process = lock.read_text()
+    return f"{device} is held by process {process}" if process else f"{device} is held"
