@@ -483,3 +483,23 @@ def test_features_that_failed_fail_the_evaluations_that_read_them(tmp_path):
     assert made.problems == {("a", "knn"): "pouring is damaged.", ("a", "scenes"): "no room."}
     # Of `tau` there is no result that would tell what it reads.
     assert made.unclear == {"a": ["pouring is damaged.", "no room."]}
+
+
+def test_fresh_weights_are_those_of_the_same_network(tmp_path):
+    """A residual network is not said to beat a transformer that nobody trained."""
+    for name, method, encoder, score in (
+        ("random", "random", "vit_small", 20.0),
+        ("random_resnet", "random", "resnet18", 50.0),
+        ("pretrained", "pretrained", "vit_base", 80.0),
+        ("dora", "dora", "vit_small", 30.0),
+        ("crw", "crw", "resnet18", 45.0),
+        ("timet", "timet", "vit_tiny", 25.0),
+    ):
+        write_run(tmp_path, name, method, encoder={"name": encoder, "weights": None})
+        write_result(tmp_path, name, method=method, top1_k20=score)
+    made = square(sorted(tmp_path.glob("*/knn.json")))
+    (column,) = made.headlines()
+    deltas = {row.name: made.cell(row, column).deltas for row in made.rows}
+    assert deltas["dora"] == {"random": 10.0, "pretrained": -50.0}
+    assert deltas["crw"] == {"random_resnet": -5.0, "pretrained": -35.0}
+    assert deltas["timet"] == {"random": 5.0, "random_resnet": -25.0, "pretrained": -55.0}

@@ -75,7 +75,8 @@ class Cell:
         samples: how many images, objects or videos were scored.
         rank: 1 for the best of a column, 2 for the second best of three or more; ties share a rank,
             and where all tie there is none.
-        deltas: the mean less that of each row to beat, by that row's name.
+        deltas: the mean less that of each row to beat, by that row's name: of rows with fresh
+            weights those of the same architecture alone, if there are any.
         published: what the method's paper reports for this column.
         state: whether there is a value, and if not, why.
         note: the sentence with which a job failed, or why the value is compared with no other.
@@ -343,12 +344,12 @@ def _compare(made: Square, column: Column) -> None:
     means = {name: cell.mean for name, cell in filled.items() if cell.mean is not None}
     content = {name: filled[name].digests for name in means}
     mixed = _differ(digests for known in content.values() for digests in known)
-    baselines = [row.name for row in made.rows if row.method in BASELINES and row.name in means]
-    for name, mean in means.items():
-        filled[name].deltas = {
-            other: mean - means[other]
-            for other in baselines
-            if other != name and not (mixed and _differ(content[name] + content[other]))
+    there = [row for row in made.rows if row.name in means]
+    for row in there:
+        filled[row.name].deltas = {
+            other: means[row.name] - means[other]
+            for other in _to_beat(row, there)
+            if not (mixed and _differ(content[row.name] + content[other]))
         }
     if not mixed and len(means) > 1 and column.ranked:
         _rank(column, {name: filled[name] for name in means})
@@ -358,6 +359,21 @@ def _compare(made: Square, column: Column) -> None:
             f"{column.evaluation}: not ranked, for the results on {column.dataset} are of data of "
             "other content; make the older ones again."
         )
+
+
+def _to_beat(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Return the names of the rows that a row has to beat: of those with fresh weights the ones of
+    the same architecture, if there are any."""
+    others = [other for other in rows if other.method in BASELINES and other.name != row.name]
+    same = [other for other in others if _architecture(other) == _architecture(row)]
+    fresh = any(other.method == "random" for other in same)
+    return [
+        other.name for other in others if other.method != "random" or not fresh or other in same
+    ]
+
+
+def _architecture(row: Row) -> object:
+    return row.encoder.get("name")
 
 
 def _rank(column: Column, cells: Mapping[str, Cell]) -> None:
