@@ -1,7 +1,11 @@
 """The page of a suite that is done, of one that has failed, and Snakemake's own report."""
 
+import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +141,28 @@ def test_the_report_of_snakemake_has_our_captions(finished, tmp_path):
         "Model cards",
     ):
         assert said in text
+
+
+def test_a_deleted_store_is_made_again(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
+    workflow, results_dir = Workflow(tmp_path), tmp_path / "results"
+    (results_dir / "mlflow.db").unlink()
+    shutil.rmtree(results_dir / "mlartifacts")
+    asked = workflow.run("all", "--dry-run")
+    assert set(re.findall(r"^(?:local)?rule (\w+):", asked.text, re.MULTILINE)) == {"mlflow", "all"}
+    other = workflow.run("results/dora/knn.json", "--dry-run")
+    assert "Nothing to be done" in other.text
+    server = {"MLFLOW_TRACKING_URI": "sqlite:///elsewhere.db"}
+    assert "Params have changed" in workflow.run("all", "--dry-run", environment=server).text
+    outcome = workflow.run("all")
+    assert outcome.code == 0, outcome.text
+    runs = json.loads((results_dir / "mlflow.json").read_text())["runs"]
+    with closing(sqlite3.connect(results_dir / "mlflow.db")) as store:
+        [places] = zip(
+            *store.execute("SELECT artifact_uri FROM runs WHERE status = 'FINISHED'"), strict=True
+        )
+    assert runs.keys() == {"random", "dora"}
+    assert {about["mlflow_run"] for about in runs.values()} < {Path(x).parts[-2] for x in places}
+    here = (results_dir / "mlartifacts").as_uri()
+    assert all(place.startswith(f"{here}/") for place in places)
+    assert "Nothing to be done" in workflow.run("all").text

@@ -449,6 +449,19 @@ def tracking_store():
     return sha256_json(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
+def make_lost_store_again():
+    """Force the mirror where it is asked for and its own store is gone: that may be deleted, and
+    the record of what was written would stand for it. (The store is no output of the rule: those
+    are deleted before each job.)"""
+    settings = workflow.dag_settings
+    if os.environ.get("MLFLOW_TRACKING_URI") or not (
+        settings and workflow.is_main_process
+    ):
+        return
+    if Path(RESULTS, "mlflow.json").exists() and not Path(RESULTS, "mlflow.db").exists():
+        settings.forcerun = {*settings.forcerun, "mlflow"}
+
+
 def output_folder(wildcards, output):
     """Return the folder of a rule's first output."""
     return str(PurePosixPath(output[0]).parent)

@@ -6,6 +6,9 @@ localrules:
     mlflow,
 
 
+make_lost_store_again()
+
+
 rule card:
     input:
         encoder=f"{RESULTS}/{{run}}/encoder.json",

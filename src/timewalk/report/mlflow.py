@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    Experiment,
     InputTag,
     LoggedModelInput,
     LoggedModelOutput,
@@ -31,7 +32,7 @@ from timewalk.artefacts import alone, atomic_path, write_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
 from timewalk.report.mlflow_models import find_model, log_model, register, retire_versions
-from timewalk.report.mlflow_moved import ARTEFACTS, artefacts_of, follow
+from timewalk.report.mlflow_moved import ARTEFACTS, STORE, artefacts_of, follow
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
@@ -45,6 +46,7 @@ from timewalk.report.mlflow_store import (
     store_uri,
     taken,
 )
+from timewalk.report.mlflow_view import write_view
 
 __all__ = ["flatten", "metric_name", "mirror", "store_uri", "suite_name"]
 
@@ -87,14 +89,15 @@ def mirror(
     location = artefacts_of(results) if owner.alone else None
     with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
         if location is not None:
-            _create_store(results / "mlflow.db")
-            follow(results / "mlflow.db")
+            _create_store(results / STORE)
+            follow(results / STORE)
         with answering(uri, AT_FIRST), nullcontext() if owner.alone else taken(uri):
             client = MlflowClient(uri)
             experiment = experiment or experiment_name(client, results, owner)
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
             store = Store(client, experiment, number, artefacts, owner)
+            write_view(client, number, trees)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
             store.retire(there | names)
     counts = {
@@ -157,12 +160,18 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
         # Else the dashboard opens on an empty page for language-model traces.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=kind))
-    if found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"the MLflow experiment '{name}' is deleted: restore it (mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}), or name another with --experiment."
-        )
+    refuse_deleted(found)
     return str(found.experiment_id)
+
+
+def refuse_deleted(experiment: Experiment) -> None:
+    """Refuse an experiment that somebody has deleted: nothing can be written to it or shown."""
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment '{experiment.name}' is deleted: restore it (mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}), or name another "
+            "(MLFLOW_EXPERIMENT_NAME)."
+        )
 
 
 class Store:
@@ -198,9 +207,7 @@ class Store:
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
         model_id = self.model(tree, run_id)
-        version = register(
-            self.client, self.name, name, model_id, run_id, tree.encoder, self.owner
-        )
+        version = register(self.client, self.name, name, model_id, run_id, tree.encoder, self.owner)
         return {"mlflow_run": run_id, "key": tree.key, "model_version": version}
 
     def search(self, query: str) -> list[Run]:

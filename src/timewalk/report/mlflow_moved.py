@@ -15,8 +15,8 @@ from timewalk.errors import UserError
 
 log = logging.getLogger(__name__)
 
-ARTEFACTS = "mlartifacts"
-"""folder of our own store's artefacts, beside the store"""
+STORE, ARTEFACTS = "mlflow.db", "mlartifacts"
+"""our own store in a folder of results, and the folder of its artefacts"""
 WAIT_S = 60.0
 """for a server that writes into the store"""
 
