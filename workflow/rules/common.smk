@@ -458,7 +458,10 @@ def make_lost_store_again():
         settings and workflow.is_main_process
     ):
         return
-    if Path(RESULTS, "mlflow.json").exists() and not Path(RESULTS, "mlflow.db").exists():
+    if (
+        Path(RESULTS, "mlflow.json").exists()
+        and not Path(RESULTS, "mlflow.db").exists()
+    ):
         settings.forcerun = {*settings.forcerun, "mlflow"}
 
 

@@ -196,7 +196,7 @@ class Store:
         name = tree.folder.name
         existing = self.search(f"tags.`{KEY}` = '{tree.key}' and tags.`{RUN}` = '{name}'")
         own = [run for run in existing if self.owner.has(run.data.tags)]
-        done = [run for run in (*own, *existing) if _is_whole(run)]
+        done = [run for run in own or existing if _is_whole(run)]
         if done:
             run_id = str(done[0].info.run_id)
             self.adopt(existing, run_id)
