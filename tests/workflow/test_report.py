@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.report import results
+from tests.report.mirrored import KINDS, make_run
 from tests.workflow.conftest import Workflow, miniature
 
 
@@ -143,26 +144,22 @@ def test_the_report_of_snakemake_has_our_captions(finished, tmp_path):
         assert said in text
 
 
-def test_a_deleted_store_is_made_again(finished, tmp_path):
-    shutil.copytree(finished.folder, tmp_path, symlinks=True, dirs_exist_ok=True)
-    workflow, results_dir = Workflow(tmp_path), tmp_path / "results"
-    (results_dir / "mlflow.db").unlink()
-    shutil.rmtree(results_dir / "mlartifacts")
-    asked = workflow.run("all", "--dry-run")
-    assert set(re.findall(r"^(?:local)?rule (\w+):", asked.text, re.MULTILINE)) == {"mlflow", "all"}
-    other = workflow.run("results/dora/knn.json", "--dry-run")
-    assert "Nothing to be done" in other.text
-    server = {"MLFLOW_TRACKING_URI": "sqlite:///elsewhere.db"}
-    assert "Params have changed" in workflow.run("all", "--dry-run", environment=server).text
-    outcome = workflow.run("all")
-    assert outcome.code == 0, outcome.text
-    runs = json.loads((results_dir / "mlflow.json").read_text())["runs"]
-    with closing(sqlite3.connect(results_dir / "mlflow.db")) as store:
-        [places] = zip(
-            *store.execute("SELECT artifact_uri FROM runs WHERE status = 'FINISHED'"), strict=True
-        )
-    assert runs.keys() == {"random", "dora"}
-    assert {about["mlflow_run"] for about in runs.values()} < {Path(x).parts[-2] for x in places}
-    here = (results_dir / "mlartifacts").as_uri()
-    assert all(place.startswith(f"{here}/") for place in places)
-    assert "Nothing to be done" in workflow.run("all").text
+def test_a_deleted_store_is_made_again(workflow):
+    config, folder = miniature(), workflow.folder / "results"
+    config["runs"] = {"dora": config["runs"]["dora"]}
+    workflow.configure(config)
+    make_run(folder / "dora")
+    words = ("results/mlflow.json", "--allowed-rules", "mlflow")
+    for _ in range(2):
+        outcome = workflow.run(*words)
+        assert outcome.code == 0, outcome.text
+        stamp = json.loads((folder / "mlflow.json").read_text())
+        with closing(sqlite3.connect(folder / "mlflow.db")) as store:
+            rows = store.execute("SELECT artifact_uri FROM runs WHERE status = 'FINISHED'")
+            places = [Path(place) for (place,) in rows]
+        assert stamp["runs"]["dora"]["mlflow_run"] in [place.parent.name for place in places]
+        assert len(places) == len(KINDS)
+        assert "Nothing to be done" in workflow.run(*words).text
+        (folder / "mlflow.db").unlink()
+        shutil.rmtree(folder / "mlartifacts")
+        assert "rule mlflow:" in workflow.run(*words, "--dry-run").text

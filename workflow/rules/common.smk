@@ -449,20 +449,14 @@ def tracking_store():
     return sha256_json(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
-def make_lost_store_again():
-    """Force the mirror where it is asked for and its own store is gone: that may be deleted, and
-    the record of what was written would stand for it. (The store is no output of the rule: those
-    are deleted before each job.)"""
-    settings = workflow.dag_settings
-    if os.environ.get("MLFLOW_TRACKING_URI") or not (
-        settings and workflow.is_main_process
-    ):
-        return
-    if (
-        Path(RESULTS, "mlflow.json").exists()
-        and not Path(RESULTS, "mlflow.db").exists()
-    ):
-        settings.forcerun = {*settings.forcerun, "mlflow"}
+def forget_lost_store():
+    """Remove the record of what was written when our own store is gone: that may be deleted, and
+    the record would stand for it. (Only older, it would still do: its inputs are as they were.)
+    """
+    gone = not Path(RESULTS, "mlflow.db").exists()
+    if gone and not os.environ.get("MLFLOW_TRACKING_URI") and workflow.is_main_process:
+        if os.access(RESULTS, os.W_OK):
+            Path(RESULTS, "mlflow.json").unlink(missing_ok=True)
 
 
 def output_folder(wildcards, output):

@@ -6,7 +6,7 @@ localrules:
     mlflow,
 
 
-make_lost_store_again()
+forget_lost_store()
 
 
 rule card:
