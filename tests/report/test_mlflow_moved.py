@@ -36,7 +36,7 @@ def moved(mirrored, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
     first = shutil.copytree(mirrored.parent, tmp_path / "first_place")
     mirror([], first / "results")
-    return shutil.move(first, tmp_path / "größer 100%20 _") / "results"
+    return shutil.move(first, tmp_path / "größer, 2_") / "results"
 
 
 def everything(folder):
