@@ -132,11 +132,12 @@ def own(tmp_path_factory):
         )
         try:
             wait_for(server, port, folder)
-            printed = (folder / "server.log").read_text().splitlines()[0]
+            lines = (folder / "server.log").read_text().splitlines()
+            [printed] = [line for line in lines if line.startswith("http://")]
             stamp = json.loads((results / "mlflow.json").read_text())
             yield Dashboard(printed, results, stamp)
             os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C
-            server.wait(60)
+            server.wait(120)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
