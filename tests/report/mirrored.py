@@ -130,7 +130,7 @@ def make_run(folder: Path, seed: int = 0, steps: int = 3) -> Path:
 
 
 def content(uri: str) -> list:
-    """Return all that a store says, but for numbers that it gives itself."""
+    """Return all that a store says, but for numbers that it gives itself and for whose it is."""
     client = MlflowClient(uri)
     found = []
     for experiment in client.search_experiments():
@@ -142,13 +142,15 @@ def content(uri: str) -> list:
         found += [_run(client, run, names, experiment.name) for run in whole]
     for model in client.search_registered_models():
         for version in client.search_model_versions(f"name = '{model.name}'"):
-            found.append((model.name, str(version.version), sorted(version.tags.items())))
+            tags = sorted(x for x in version.tags.items() if x[0] != "timewalk.results")
+            found.append((model.name, str(version.version), tags))
         found.append((model.name, model.description, {k: str(v) for k, v in model.aliases.items()}))
     return sorted(found, key=str)
 
 
 def _run(client: MlflowClient, run, names: dict, experiment: str) -> tuple:
     tags = dict(run.data.tags)
+    tags.pop("timewalk.results")
     parent = names.get(tags.pop("mlflow.parentRunId", ""))
     curves = {
         key: sorted(

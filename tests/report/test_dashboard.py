@@ -9,15 +9,19 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+import PIL.Image
 import pytest
+from mlflow import MlflowClient
 
 from tests.browser import PATIENCE_MS, chromium  # noqa: F401
 from tests.ports import free_port
 from tests.report.mirrored import content, knn, make_run, write
+from timewalk import cli
 from timewalk.errors import UserError
 from timewalk.report.mlflow import mirror, store_uri
 
@@ -57,12 +61,18 @@ def start(folder: Path, port: int) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    wait_for(server, port, folder)
+    return server
+
+
+def wait_for(server: subprocess.Popen, port: int, folder: Path) -> None:
+    """Wait for the answer of a server that writes its log into a folder."""
     for _ in range(PATIENCE_MS // 500):
         time.sleep(0.5)
         assert server.poll() is None, (folder / "server.log").read_text()
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                return server
+                return
         except OSError:  # not yet
             continue
     raise AssertionError((folder / "server.log").read_text())
@@ -88,6 +98,46 @@ def dashboard(tmp_path_factory):
             server.wait()
 
 
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """What `timewalk dashboard` serves: a store of its own, moved after it was written."""
+    folder = tmp_path_factory.mktemp("own")
+    results = make_suite(folder / "first" / "results")
+    drawn = PIL.Image.new("RGB", (64, 48), "teal")
+    drawn.save(results / "dora" / "figures" / "objects-0.png")
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        MlflowClient(store_uri(results)).create_experiment("another")
+        mirror([], results, None, results / "mlflow.json")
+        write(results / "dora" / "knn.json", knn(results / "dora", 33.5))
+        mirror([], results, None, results / "mlflow.json")
+        results = (folder / "first").rename(folder / "second") / "results"
+        command = [sys.executable, "-m", "timewalk.cli", "dashboard", "results"]
+        server = subprocess.Popen(
+            [*command, "--port", str(port)],
+            cwd=results.parent,
+            stdout=open(folder / "server.log", "w"),  # noqa: SIM115 - the server's own
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            wait_for(server, port, folder)
+            lines = (folder / "server.log").read_text().splitlines()
+            [printed] = [line for line in lines if line.startswith("http://")]
+            stamp = json.loads((results / "mlflow.json").read_text())
+            yield Dashboard(printed, results, stamp)
+            os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C
+            server.wait(120)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+        assert not (folder / "first").exists()
+        assert {path.name for path in results.parent.iterdir()} == {"results"}
+
+
 @pytest.fixture
 def page(dashboard, chromium):  # noqa: F811
     found = chromium.new_page(viewport={"width": 1400, "height": 1000})
@@ -98,11 +148,38 @@ def page(dashboard, chromium):  # noqa: F811
 
 def visit(page, dashboard, path: str) -> None:
     """Open a page; a panel about something else opens with the first one."""
-    page.goto(f"{dashboard.address}/#/{path}")
+    server = dashboard.address.partition("/#/")[0]
+    page.goto(f"{server}/#/{path}" if path else dashboard.address)
     page.add_locator_handler(
         page.locator('[data-component-id="mlflow.assistant.chat_panel.close"]'),
         lambda close: close.click(),
     )
+
+
+def test_the_printed_address_leads_to_the_runs(page, own):
+    visit(page, own, "")
+    for name in ("dora", "variant"):
+        page.get_by_role("link", name=name, exact=True).first.wait_for()
+    page.get_by_text(re.compile(r"6\s*matching runs")).wait_for()  # without what is superseded
+    page.get_by_text("knn/top1_k20", exact=True).first.wait_for()
+    page.get_by_text("timewalk.seed", exact=True).first.wait_for()
+    assert "/#/experiments/2/runs?" in own.address
+
+
+def test_pictures_of_a_moved_store_are_shown(page, own):
+    visit(page, own, f"experiments/2/runs/{own.run('dora')}/artifacts/figures/objects-0.png")
+    page.get_by_alt_text("figures/objects-0.png").first.wait_for()
+    page.wait_for_function("[...document.images].some(image => image.naturalWidth === 64)")
+
+
+def test_a_server_that_runs_is_not_served_again(dashboard, own, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", dashboard.address)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "suite")
+    assert cli.main(["dashboard", str(dashboard.results)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{dashboard.address}/#/experiments/1/runs?")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "nobody's")
+    assert cli.main(["dashboard", str(dashboard.results)]) == 1
 
 
 def test_a_server_that_was_down_has_everything_a_file_has(dashboard, tmp_path, monkeypatch):

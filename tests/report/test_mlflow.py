@@ -212,13 +212,73 @@ def test_what_is_of_a_removed_run_is_superseded(results):
     assert {name for name, state in states(results).items() if state == "true"} == renamed
 
 
-def test_on_a_server_one_run_says_nothing_about_others(results, monkeypatch):
-    make_run(results / "other", seed=2)
-    make_run(results / "third", seed=3)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri(results))
-    mirror([], results, "test")
-    shutil.rmtree(results / "other")
-    call(results)
-    assert states(results)["other"] == "false"
-    mirror([], results, "test")
-    assert states(results)["other"] == "true"
+@pytest.fixture
+def shared(results, empty_store, tmp_path, monkeypatch):
+    """Results of two people, `mine` and `yours`, and one store address."""
+    shutil.copy(empty_store, tmp_path / "shared.db")
+    monkeypatch.chdir(tmp_path)  # where such a store keeps artefacts
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'shared.db'}")
+    yours = shutil.copytree(results, tmp_path / "yours")
+    shutil.rmtree(yours / "dora")
+    make_run(yours / "dora", seed=1)
+    return results, yours
+
+
+def current(results):
+    """Return who has how many runs of each name that are not superseded, and which versions."""
+    client = MlflowClient(store_uri(results))
+    number = client.get_experiment_by_name("test").experiment_id
+    found = client.search_runs([number], "tags.timewalk.superseded = 'false'")
+    whose = [(Path(run.data.tags["timewalk.results"]).name, run.info.run_name) for run in found]
+    versions = client.search_model_versions("tags.`timewalk.superseded` = 'false'")
+    tags = [(Path(x.tags["timewalk.results"]).name, f"model {x.name}") for x in versions]
+    return sorted([*whose, *tags])
+
+
+def all_of(*folders, runs=("dora",)):
+    names = [kind.replace("dora", run) for run in runs for kind in (*KINDS, "model dora")]
+    return sorted((folder, name) for folder in folders for name in names)
+
+
+def test_two_people_on_one_server_mark_their_own_runs_alone(shared):
+    mine, yours = shared
+    for results in (mine, yours, mine):
+        mirror([], results, "test")
+    assert current(mine) == all_of("results", "yours")
+    write(mine / "dora" / "knn.json", knn(mine / "dora", 70.0))
+    make_run(mine / "other", seed=2)
+    mirror([], mine, "test")
+    mirror([], yours, "test")
+    assert current(mine) == sorted([*all_of("results", runs=("dora", "other")), *all_of("yours")])
+    shutil.rmtree(mine / "other")
+    call(mine)
+    assert current(mine) == all_of("results", "yours")
+    shutil.rmtree(yours / "dora")
+    mirror([], yours, "test")
+    assert current(mine) == all_of("results")
+
+
+def test_on_a_server_a_moved_folder_finds_its_runs_again(shared):
+    mine, _ = shared
+    mirror([], mine, "test")
+    before = content(store_uri(mine))
+    moved = mine.rename(mine.with_name("moved"))
+    mirror([], moved, "test")
+    assert content(store_uri(moved)) == before
+    assert current(moved) == all_of("moved")
+    write(moved / "dora" / "knn.json", knn(moved / "dora", 70.0))
+    mirror([], moved, "test")
+    assert current(moved) == all_of("moved")
+
+
+def test_the_half_of_another_folder_is_left_to_it(shared, monkeypatch):
+    mine, _ = shared
+    copy = shutil.copytree(mine, mine.with_name("copy"))
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_terminated", lambda *words, **more: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            mirror([], mine, "test")
+    mirror([], copy, "test")
+    assert current(mine) == sorted([*all_of("copy"), *((("results", kind)) for kind in KINDS)])
+    mirror([], mine, "test")
+    assert len(current(mine)) == 2 * len(KINDS) + 1

@@ -14,6 +14,7 @@ from tests.report.mirrored import (
     runs,
     write,
 )
+from timewalk.encoders import encoder_digest
 from timewalk.report.mlflow import store_uri
 
 
@@ -35,6 +36,23 @@ def test_a_result_of_another_encoder_is_left_out_and_counted(results, caplog):
     current = runs(results, "tags.`timewalk.superseded` = 'false'")
     assert current.keys() == KINDS.keys()
     assert json.loads((results / "mlflow.json").read_text())["results_left_out"] == 0
+
+
+def test_a_fine_tuning_of_another_encoder_is_left_out_and_counted(results, caplog):
+    network = results / "dora" / "finetuned" / "segmented" / "network.json"
+    about = json.loads(network.read_text())
+    about["provenance"]["weights"] = {"results/dora": encoder_digest(results / "dora")}
+    write(network, about)
+    first = call(results)
+    assert runs(results).keys() == KINDS.keys()
+    about["provenance"]["weights"] = {"results/dora": "0" * 64}
+    write(network, about)
+    assert call(results) != first
+    current = runs(results, "tags.`timewalk.superseded` = 'false'")
+    assert current.keys() == KINDS.keys() - {"dora/finetuned/segmented"}
+    [line] = [line for line in caplog.messages if "network.json" in line]
+    assert "another encoder" in line
+    assert json.loads((results / "mlflow.json").read_text())["results_left_out"] == 1
 
 
 def test_files_that_are_gone_are_left_out_and_counted(results, caplog):

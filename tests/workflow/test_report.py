@@ -1,11 +1,16 @@
 """The page of a suite that is done, of one that has failed, and Snakemake's own report."""
 
+import json
 import re
 import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from tests.report import results
+from tests.report.mirrored import KINDS, make_run
 from tests.workflow.conftest import Workflow, miniature
 
 
@@ -137,3 +142,24 @@ def test_the_report_of_snakemake_has_our_captions(finished, tmp_path):
         "Model cards",
     ):
         assert said in text
+
+
+def test_a_deleted_store_is_made_again(workflow):
+    config, folder = miniature(), workflow.folder / "results"
+    config["runs"] = {"dora": config["runs"]["dora"]}
+    workflow.configure(config)
+    make_run(folder / "dora")
+    words = ("results/mlflow.json", "--allowed-rules", "mlflow")
+    for _ in range(2):
+        outcome = workflow.run(*words)
+        assert outcome.code == 0, outcome.text
+        stamp = json.loads((folder / "mlflow.json").read_text())
+        with closing(sqlite3.connect(folder / "mlflow.db")) as store:
+            rows = store.execute("SELECT artifact_uri FROM runs WHERE status = 'FINISHED'")
+            places = [Path(place) for (place,) in rows]
+        assert stamp["runs"]["dora"]["mlflow_run"] in [place.parent.name for place in places]
+        assert len(places) == len(KINDS)
+        assert "Nothing to be done" in workflow.run(*words).text
+        (folder / "mlflow.db").unlink()
+        shutil.rmtree(folder / "mlartifacts")
+        assert "rule mlflow:" in workflow.run(*words, "--dry-run").text

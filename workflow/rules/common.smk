@@ -482,6 +482,16 @@ def tracking_store():
     return sha256_json(os.environ.get("MLFLOW_TRACKING_URI"))
 
 
+def forget_lost_store():
+    """Remove the record of what was written when our own store is gone: that may be deleted, and
+    the record would stand for it. (Only older, it would still do: its inputs are as they were.)
+    """
+    gone = not Path(RESULTS, "mlflow.db").exists()
+    if gone and not os.environ.get("MLFLOW_TRACKING_URI") and workflow.is_main_process:
+        if os.access(RESULTS, os.W_OK):
+            Path(RESULTS, "mlflow.json").unlink(missing_ok=True)
+
+
 def output_folder(wildcards, output):
     """Return the folder of a rule's first output."""
     return str(PurePosixPath(output[0]).parent)

@@ -6,6 +6,9 @@ localrules:
     mlflow,
 
 
+forget_lost_store()
+
+
 rule card:
     input:
         encoder=f"{RESULTS}/{{run}}/encoder.json",

@@ -13,7 +13,9 @@ GROUPS = {
         *("download", "blur", "frames", "shards", "images", "folders", "visor", "prepare"),
         *("train", "finetune", "embed", "evaluate", "report", "card", "page", "mlflow"),
     ),
-    "Looking at results": ("runs", "show", "compare", "align", "inspect", "metrics"),
+    "Looking at results": (
+        *("runs", "show", "compare", "dashboard", "align", "inspect", "metrics"),
+    ),
     "Checking, and what there is": (
         *("doctor", "validate", "methods", "evaluations", "tasks", "videos", "schema"),
         "completion",
@@ -37,6 +39,7 @@ EXAMPLES = {
     "compare": "timewalk compare dora dora_300ep random --output curves.png",
     "completion": "timewalk completion bash --output "
     "~/.local/share/bash-completion/completions/timewalk",
+    "dashboard": "timewalk dashboard results --port 5001",
     "davis": "timewalk metrics davis --results my_masks --davis data/DAVIS",
     "doctor": "timewalk doctor config.yaml",
     "download": "timewalk download venice data/videos/venice.mp4 --video "

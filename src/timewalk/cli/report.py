@@ -8,6 +8,7 @@ from typing import Any
 from timewalk.cli.common import Arguments, add_config, add_settings, add_verb
 from timewalk.errors import UserError
 
+RESULTS = "folder of results (default: results)"
 LISTED = "; @FILE: those that FILE names, one a line"
 
 
@@ -35,6 +36,13 @@ def add_verbs(verbs: Any) -> None:
     )
     verb.add_argument("--stamp", type=Path, help="JSON of what was written")
     verb.add_argument("--experiment", help="name of the MLflow experiment; else the suite's own")
+
+    verb = add_verb(verbs, "dashboard", dashboard)
+    verb.add_argument("results", type=Path, nargs="?", default=Path("results"), help=RESULTS)
+    verb.add_argument("--port", type=int, default=5000, help="to serve at (default: 5000)")
+    verb.add_argument(
+        "--host", default="127.0.0.1", help="to serve at (default: 127.0.0.1, this machine alone)"
+    )
 
 
 def report(arguments: Arguments) -> None:
@@ -92,3 +100,19 @@ def mlflow(arguments: Arguments) -> None:
     from timewalk.report.mlflow import mirror
 
     mirror(arguments.inputs, arguments.results, arguments.experiment, arguments.stamp)
+
+
+def dashboard(arguments: Arguments) -> None:
+    """Serve the dashboard of results, and print the address that a browser opens.
+
+    The address leads to the runs as the files are today. MLflow's own server shows mlflow.db of the
+    folder until Ctrl-C. With MLFLOW_TRACKING_URI of a server nothing is served: the address there
+    is printed.
+    """
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from timewalk.report.mlflow_dashboard import find_dashboard
+
+    found = find_dashboard(arguments.results, arguments.host, arguments.port)
+    print(found.address, flush=True)
+    if found.command:
+        os.execvpe(found.command[0], found.command, found.environment)

@@ -218,7 +218,7 @@ def _store(store: Path, results: Path) -> Finding:
         remedy = f"delete it; `timewalk mlflow {results}` makes it again"
         text = f"{store} does not answer: {error}"
         return Finding("MLflow", "store", "missing", text, remedy)
-    remedy = f"open it: mlflow ui --backend-store-uri sqlite:///{store}"
+    remedy = f"open it: timewalk dashboard {results}"
     return Finding("MLflow", "store", "ok", f"{store}, {runs} runs", remedy)
 
 

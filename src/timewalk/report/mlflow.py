@@ -11,12 +11,14 @@ import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    Experiment,
     InputTag,
     LoggedModelInput,
     LoggedModelOutput,
@@ -30,22 +32,28 @@ from timewalk.artefacts import alone, atomic_path, write_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
 from timewalk.report.mlflow_models import find_model, log_model, register, retire_versions
+from timewalk.report.mlflow_moved import ARTEFACTS, STORE, artefacts_of, follow
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
     LATER,
+    RESULTS,
+    Owner,
     answering,
     everywhere,
-    is_remote,
+    owner_of,
     remove_files,
     store_uri,
+    taken,
 )
+from timewalk.report.mlflow_view import write_view
 
 __all__ = ["flatten", "metric_name", "mirror", "store_uri", "suite_name"]
 
 log = logging.getLogger(__name__)
 
 KEY, RUN, KIND, SUPERSEDED = (f"timewalk.{name}" for name in ("key", "run", "kind", "superseded"))
+PARENT = "mlflow.parentRunId"
 BATCH, TAGS = 1000, 100
 """metrics, and tags or parameters, in one call: MLflow's limits"""
 
@@ -56,39 +64,42 @@ def mirror(
     """Mirror results into MLflow and write which MLflow run holds which of ours.
 
     Results of another encoder than their run's are left out, and so are files that are gone; what
-    MLflow has of runs whose folders are gone is marked as superseded: on a server only by a call
-    for all runs of the folder, since it may have more than one folder's.
+    MLflow has of runs whose folders are gone is marked as superseded. What another folder of
+    results has written to the same server stays as it is.
 
     Args:
         inputs: result files ``<run>/<evaluation>.json``, and ``<run>/card.md`` or
             ``<run>/encoder.json`` of runs that may have none; empty: whatever the folder holds.
         results: folder that holds the store and its artefacts.
-        experiment: name of the MLflow experiment; by default :func:`suite_name`.
+        experiment: name of the MLflow experiment; by default :func:`suite_name`, or the only one
+            of our own store, which may have another name since the folder had.
         stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions, and how
             many results and files were left out.
 
     Raises:
         UserError: a file is missing or damaged, or the server does not answer.
     """
-    experiment = experiment or suite_name(results)
     folders = _by_folder(inputs or _found(results))
     trees = [read_tree(folder, paths) for folder, paths in sorted(folders.items())]
     names = {tree.folder.name for tree in trees}
     there = {path.parent.name for path in results.glob(f"*/{ENCODER}")}
-    artefacts = results / "mlartifacts"
+    artefacts = results / ARTEFACTS
     # A server keeps artefacts where it was told to; our own store has them beside it.
-    uri, location = store_uri(results), None if is_remote() else artefacts.resolve().as_uri()
+    uri, owner = store_uri(results), owner_of(results)
+    location = artefacts_of(results) if owner.alone else None
     with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
         if location is not None:
-            _create_store(results / "mlflow.db")
-        with answering(uri, AT_FIRST):
+            _create_store(results / STORE)
+            follow(results / STORE)
+        with answering(uri, AT_FIRST), nullcontext() if owner.alone else taken(uri):
             client = MlflowClient(uri)
+            experiment = experiment or experiment_name(client, results, owner)
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
-            store = Store(client, experiment, number, artefacts)
+            store = Store(client, experiment, number, artefacts, owner)
+            write_view(client, number, trees)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
-            if location is not None or there <= names:
-                store.retire(there | names)
+            store.retire(there | names)
     counts = {
         "results_left_out": sum(len(tree.left_out) for tree in trees),
         "files_gone": sum(len(tree.gone) for tree in trees),
@@ -104,6 +115,18 @@ def suite_name(results: Path) -> str:
     behind it the name of a folder of results that is not just `results`."""
     own = [] if results.resolve().name == "results" else [results.resolve().name]
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "-".join(["timewalk", *own])
+
+
+def experiment_name(client: MlflowClient, results: Path, owner: Owner) -> str:
+    """Return the name of the experiment of a folder of results: :func:`suite_name`, or that of
+    the only one of our own store, whose folder may have been renamed."""
+    name = suite_name(results)
+    chosen = not owner.alone or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if chosen or client.get_experiment_by_name(name) is not None:
+        return name
+    location = artefacts_of(results)
+    own = [x.name for x in client.search_experiments() if x.artifact_location == location]
+    return str(own[0]) if len(own) == 1 else name
 
 
 def _found(results: Path) -> Iterator[Path]:
@@ -137,12 +160,18 @@ def _experiment(client: MlflowClient, name: str, location: str | None) -> str:
         # Else the dashboard opens on an empty page for language-model traces.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         return str(client.create_experiment(name, artifact_location=location, tags=kind))
-    if found.lifecycle_stage == "deleted":
-        raise UserError(
-            f"the MLflow experiment '{name}' is deleted: restore it (mlflow experiments restore "
-            f"--experiment-id {found.experiment_id}), or name another with --experiment."
-        )
+    refuse_deleted(found)
     return str(found.experiment_id)
+
+
+def refuse_deleted(experiment: Experiment) -> None:
+    """Refuse an experiment that somebody has deleted: nothing can be written to it or shown."""
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the MLflow experiment '{experiment.name}' is deleted: restore it (mlflow experiments "
+            f"restore --experiment-id {experiment.experiment_id}), or name another "
+            "(MLFLOW_EXPERIMENT_NAME)."
+        )
 
 
 class Store:
@@ -153,26 +182,32 @@ class Store:
         name: of the experiment.
         experiment: its number.
         scratch: folder for what is about to be sent.
+        owner: who writes; what others wrote is left alone.
     """
 
-    def __init__(self, client: MlflowClient, name: str, experiment: str, scratch: Path) -> None:
+    def __init__(
+        self, client: MlflowClient, name: str, experiment: str, scratch: Path, owner: Owner
+    ) -> None:
         self.client, self.name, self.experiment, self.scratch = client, name, experiment, scratch
+        self.owner = owner
 
     def mirror(self, tree: Tree) -> dict[str, str]:
         """Write a tree unless it is there; return its run's number, key and model version."""
         name = tree.folder.name
         existing = self.search(f"tags.`{KEY}` = '{tree.key}' and tags.`{RUN}` = '{name}'")
-        done = [run for run in existing if _is_whole(run)]
+        own = [run for run in existing if self.owner.has(run.data.tags)]
+        done = [run for run in own or existing if _is_whole(run)]
         if done:
             run_id = str(done[0].info.run_id)
+            self.adopt(existing, run_id)
         else:
-            for half in existing:
+            for half in own:
                 self.drop(half)
             run_id = self.write(tree)
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
         model_id = self.model(tree, run_id)
-        version = register(self.client, self.name, name, model_id, run_id, tree.encoder)
+        version = register(self.client, self.name, name, model_id, run_id, tree.encoder, self.owner)
         return {"mlflow_run": run_id, "key": tree.key, "model_version": version}
 
     def search(self, query: str) -> list[Run]:
@@ -191,22 +226,31 @@ class Store:
         remove_files(run.info.artifact_uri, run.info.run_id, self.scratch)
         self.client.delete_run(run.info.run_id)
 
+    def adopt(self, runs: Sequence[Run], top: str) -> None:
+        """Make a run and those below it ours: they are of our very files, wherever these lay."""
+        for run in runs:
+            about = top in (run.info.run_id, run.data.tags.get(PARENT))
+            if about and run.data.tags.get(RESULTS) != self.owner.name:
+                self.client.set_tag(run.info.run_id, RESULTS, self.owner.name)
+
     def mark(self, tree: Tree) -> None:
-        """Mark what is of other files of the run as superseded, and nothing else."""
+        """Mark what we wrote of other files of the run as superseded, and nothing else."""
         for run in self.search(f"tags.`{RUN}` = '{tree.folder.name}'"):
+            if not self.owner.has(run.data.tags):
+                continue
             superseded = str(run.data.tags.get(KEY) != tree.key).lower()
             if run.data.tags.get(SUPERSEDED) != superseded:
                 self.client.set_tag(run.info.run_id, SUPERSEDED, superseded)
 
     def retire(self, present: Collection[str]) -> None:
-        """Mark what is of runs that are not there any more as superseded.
+        """Mark what we wrote of runs that are not there any more as superseded.
 
         Args:
             present: names of the runs that are there.
         """
-        retire_versions(self.client, self.name, present)
+        retire_versions(self.client, self.name, present, self.owner)
         for run in self.search(f"tags.`{SUPERSEDED}` = 'false'"):
-            if run.data.tags.get(RUN) not in present:
+            if run.data.tags.get(RUN) not in present and self.owner.has(run.data.tags):
                 self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
                 log.info("%s: its folder is gone, marked as superseded", run.info.run_name)
 
@@ -214,8 +258,9 @@ class Store:
         """Return the number of the logged model of a run's encoder, logged now if it is not there:
         once for all runs of MLflow's that are of this encoder."""
         name = tree.folder.name
-        found = find_model(self.client, self.experiment, name, tree.encoder, self.scratch)
-        return found or log_model(self.client, self.experiment, run_id, tree, self.scratch)
+        words = (self.scratch, self.owner)
+        found = find_model(self.client, self.experiment, name, tree.encoder, *words)
+        return found or log_model(self.client, self.experiment, run_id, tree, *words)
 
     def write(self, tree: Tree) -> str:
         """Write a tree: the weights after all else that may fail, FINISHED on top last."""
@@ -242,9 +287,10 @@ class Store:
             RUN: tree.folder.name,
             KIND: entry.kind,
             SUPERSEDED: "false",
+            RESULTS: self.owner.name,
         }
         if parent is not None:
-            tags["mlflow.parentRunId"] = parent
+            tags[PARENT] = parent
         run = self.client.create_run(
             self.experiment, start_time=entry.start_ms, tags=tags, run_name=entry.name
         )

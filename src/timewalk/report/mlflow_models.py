@@ -22,7 +22,7 @@ from timewalk.encoders import load_encoder
 from timewalk.encoders.files import TENSORS
 from timewalk.errors import UserError
 from timewalk.report.mlflow_records import Tree, flatten
-from timewalk.report.mlflow_store import remove_files
+from timewalk.report.mlflow_store import RESULTS, Owner, remove_files
 
 ENCODER, EXPERIMENT, RUN, SUPERSEDED = (
     f"timewalk.{name}" for name in ("encoder_sha256", "experiment", "run", "superseded")
@@ -36,12 +36,17 @@ WEIGHTS = "data/model.pth"
 
 
 def find_model(
-    client: MlflowClient, experiment: str, run: str, about: Mapping[str, Any], scratch: Path
+    client: MlflowClient,
+    experiment: str,
+    run: str,
+    about: Mapping[str, Any],
+    scratch: Path,
+    owner: Owner,
 ) -> str | None:
     """Return the number of the logged model of an encoder, None where there is no whole one.
 
     Which MLflow run it came from does not matter, nor whether somebody has deleted that one. What
-    killed processes have left of models of the run is dropped.
+    our killed processes have left of models of the run is dropped.
 
     Args:
         client: of the store.
@@ -49,17 +54,19 @@ def find_model(
         run: our run's name.
         about: content of ``encoder.json``.
         scratch: folder of our own file store.
+        owner: who asks.
     """
     named = f"name = '{run}'"
     for model in client.search_logged_models([experiment], named):
-        if model.status != "READY":
+        if model.status != "READY" and owner.has(model.tags):
             _drop(client, model, scratch)
     query = f"{named} and tags.`{ENCODER}` = '{about['sha256']}'"
     for model in client.search_logged_models([experiment], query):
         files = client.list_logged_model_artifacts(model.model_id, str(Path(WEIGHTS).parent))
         if WEIGHTS in [file.path for file in files]:
             return str(model.model_id)
-        _drop(client, model, scratch)
+        if owner.has(model.tags):
+            _drop(client, model, scratch)
     return None
 
 
@@ -69,7 +76,9 @@ def _drop(client: MlflowClient, model: LoggedModel, scratch: Path) -> None:
     client.delete_logged_model(model.model_id)
 
 
-def log_model(client: MlflowClient, experiment: str, run_id: str, tree: Tree, scratch: Path) -> str:
+def log_model(
+    client: MlflowClient, experiment: str, run_id: str, tree: Tree, scratch: Path, owner: Owner
+) -> str:
     """Write a run's encoder as a logged model, and return its number; READY comes last.
 
     Args:
@@ -78,6 +87,7 @@ def log_model(client: MlflowClient, experiment: str, run_id: str, tree: Tree, sc
         run_id: the MLflow run that it is the outcome of.
         tree: of our run.
         scratch: folder for the files on their way.
+        owner: who writes.
     """
     about = tree.encoder
     if (found := sha256_file(tree.folder / TENSORS)) != about["sha256"]:
@@ -90,7 +100,7 @@ def log_model(client: MlflowClient, experiment: str, run_id: str, tree: Tree, sc
         experiment,
         name=tree.folder.name,
         source_run_id=run_id,
-        tags={ENCODER: about["sha256"], RUN: tree.folder.name},
+        tags={ENCODER: about["sha256"], RUN: tree.folder.name, RESULTS: owner.name},
         params=dict(flatten(spec)),
         model_type="encoder",
     )
@@ -131,11 +141,12 @@ def register(
     model_id: str,
     run_id: str,
     about: Mapping[str, Any],
+    owner: Owner,
 ) -> str:
     """Register a logged model as a version, once, and let the alias point at it.
 
-    Versions of the run's other encoders are marked as superseded. Suites that share a server share
-    the names of models: a version's tag says whose it is.
+    Versions that we wrote of the run's other encoders are marked as superseded. Suites that share a
+    server share the names of models: a version's tags say whose it is.
 
     Args:
         client: of the store.
@@ -144,12 +155,13 @@ def register(
         model_id: of the logged model.
         run_id: the MLflow run that the version is of.
         about: content of ``encoder.json``.
+        owner: who writes.
 
     Returns:
         The version.
     """
     _create(client, run, about)
-    source = f"models:/{model_id}"
+    source, state = f"models:/{model_id}", {SUPERSEDED: "false", RESULTS: owner.name}
     versions = [
         version
         for version in client.search_model_versions(f"name = '{run}'")
@@ -157,15 +169,17 @@ def register(
     ]
     own = [version for version in versions if version.source == source]
     if not own:
-        tags = {ENCODER: about["sha256"], EXPERIMENT: experiment, SUPERSEDED: "false"}
+        tags = {ENCODER: about["sha256"], EXPERIMENT: experiment}
         created = client.create_model_version(
-            run, source, run_id=run_id, tags=tags, model_id=model_id
+            run, source, run_id=run_id, tags=tags | state, model_id=model_id
         )
         own = [created]
     for version in versions:
-        superseded = str(version.source != source).lower()
-        if version.tags.get(SUPERSEDED) != superseded:
-            client.set_model_version_tag(run, version.version, SUPERSEDED, superseded)
+        if version.source != source and not owner.has(version.tags):
+            continue
+        wanted = state if version.source == source else {SUPERSEDED: "true"}
+        for tag in wanted.items() - version.tags.items():
+            client.set_model_version_tag(run, version.version, *tag)
     number = str(own[0].version)
     if str(client.get_registered_model(run).aliases.get(CURRENT)) != number:
         client.set_registered_model_alias(run, CURRENT, number)
@@ -176,17 +190,20 @@ def register(
     return number
 
 
-def retire_versions(client: MlflowClient, experiment: str, present: Collection[str]) -> None:
-    """Mark the versions of runs whose folders are gone as superseded.
+def retire_versions(
+    client: MlflowClient, experiment: str, present: Collection[str], owner: Owner
+) -> None:
+    """Mark the versions that we wrote of runs whose folders are gone as superseded.
 
     Args:
         client: of the store.
         experiment: name of the experiment.
         present: names of the runs that are there.
+        owner: who writes.
     """
     query = f"tags.`{EXPERIMENT}` = '{experiment}' and tags.`{SUPERSEDED}` = 'false'"
     for version in client.search_model_versions(query):
-        if version.name not in present:
+        if version.name not in present and owner.has(version.tags):
             client.set_model_version_tag(version.name, version.version, SUPERSEDED, "true")
 
 

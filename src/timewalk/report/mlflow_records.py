@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json
 from timewalk.encoders.files import CARD as ENCODER
+from timewalk.encoders.files import encoder_digest
 from timewalk.errors import UserError
 from timewalk.report.mlflow_data_sets import DataSet, evaluation_data, training_data
 from timewalk.report.mlflow_secrets import clean_copy, secrets, without
@@ -93,7 +94,7 @@ class Tree:
         encoder: content of ``encoder.json``.
         training: the entry on top.
         children: fine-tunings, then evaluations.
-        left_out: results that were measured with another encoder.
+        left_out: results that were measured with another encoder, and fine-tunings of one.
         gone: files that results name and that are not there.
     """
 
@@ -111,13 +112,14 @@ def read_tree(folder: Path, results: Sequence[Path]) -> Tree:
 
     Args:
         folder: of the run.
-        results: result files of its evaluations; those of another encoder are left out.
+        results: result files of its evaluations; those of another encoder are left out, and so
+            are its fine-tunings.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    networks = sorted(folder.glob(f"finetuned/*/{NETWORK}"))
     about = read_json(folder / ENCODER)
+    networks, older = _networks(folder)
     found, left_out = _of_encoder({path: _read_result(path) for path in sorted(results)}, about)
     training = _training(folder, about)
     evaluations = [_evaluation(path, result) for path, result in found.items()]
@@ -131,7 +133,22 @@ def read_tree(folder: Path, results: Sequence[Path]) -> Tree:
     hidden = secrets([about, *own, *found.values()])
     for entry in entries:
         _hide(entry, hidden)
-    return Tree(folder, _key(folder, list(found), gone), about, training, children, left_out, gone)
+    key = _key(folder, list(found), networks, gone)
+    return Tree(folder, key, about, training, children, [*older, *left_out], gone)
+
+
+def _networks(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the fine-tunings of a run's encoder, and those of one that was trained before."""
+    found: tuple[list[Path], list[Path]] = ([], [])
+    for path in sorted(folder.glob(f"finetuned/*/{NETWORK}")):
+        began = read_json(path)["provenance"].get("weights", {})
+        older = bool(began) and encoder_digest(folder) not in began.values()
+        found[older].append(path)
+        if older:
+            log.warning(
+                "%s is of another encoder than %s is now: left out; fine-tune again", path, folder
+            )
+    return found
 
 
 def _of_encoder(
@@ -172,10 +189,12 @@ def _hide(entry: Entry, hidden: Mapping[str, str]) -> None:
     entry.files = [file._replace(text=clean_copy(file.path, hidden)) for file in entry.files]
 
 
-def _key(folder: Path, results: Sequence[Path], gone: Sequence[Path]) -> str:
+def _key(
+    folder: Path, results: Sequence[Path], networks: Sequence[Path], gone: Sequence[Path]
+) -> str:
     """Return the digest of everything that decides on the entries but pictures and tables: of
     those, the results that list them speak, and which are gone."""
-    tuned = sorted(folder.glob("finetuned/*/*.json*"))
+    tuned = sorted(path for network in networks for path in network.parent.glob("*.json*"))
     paths = [path for path in (folder / name for name in OWN) if path.is_file()]
     paths += [*tuned, *sorted(results)]
     names = [(path.relative_to(folder).as_posix(), sha256_file(path)) for path in paths]

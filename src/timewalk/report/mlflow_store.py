@@ -1,23 +1,32 @@
 """Where MLflow's store is, and what to say when it does not answer."""
 
+import getpass
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow import MlflowException
+from mlflow.exceptions import InvalidUrlException
 
+from timewalk.addresses import public
 from timewalk.errors import UserError
 
 ADDRESS = "MLFLOW_TRACKING_URI"
+RESULTS = "timewalk.results"
+"""tag that says whose a run, a model or a version is"""
 WAITING = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 """how often and how many seconds MLflow waits for a server: by its defaults for minutes"""
 AT_FIRST, LATER = ("1", "5"), ("2", "60")
 GONE = ("API request to ", "HTTPConnectionPool", "HTTPSConnectionPool")
 """in what MLflow says of a server that does not answer, or not as MLflow's"""
+DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""packages of modules that MLflow needs for a database and that have other names"""
 
 
 def is_remote() -> bool:
@@ -25,15 +34,39 @@ def is_remote() -> bool:
     return bool(os.environ.get(ADDRESS))
 
 
+def is_server(uri: str) -> bool:
+    """Return whether an address is that of a server, which has pages of its own."""
+    return uri.startswith(("http://", "https://"))
+
+
 def store_uri(results: Path) -> str:
     """Return the tracking address: ``MLFLOW_TRACKING_URI``, else ``results/mlflow.db``."""
     return os.environ.get(ADDRESS) or f"sqlite:///{(results / 'mlflow.db').resolve()}"
 
 
-def without_password(uri: str) -> str:
-    """Return an address without a name and password that may stand in it."""
-    host = urlsplit(uri).netloc
-    return uri.replace(host, host.rsplit("@", 1)[1]) if "@" in host else uri
+class Owner(NamedTuple):
+    """A folder of results that writes into a store.
+
+    Attributes:
+        name: who and where: ``user@host:folder``.
+        alone: whether nobody else writes there. A folder may move, and its store with it.
+    """
+
+    name: str
+    alone: bool
+
+    def has(self, tags: Mapping[str, str]) -> bool:
+        """Return whether what has these tags was written by this folder."""
+        return self.alone or tags.get(RESULTS) == self.name
+
+
+def owner_of(results: Path) -> Owner:
+    """Return a folder of results as what it writes names it."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return Owner(f"{user}@{socket.gethostname()}:{results.resolve()}", not is_remote())
 
 
 def remove_files(location: str, number: str, ours: Path) -> None:
@@ -84,9 +117,9 @@ def answering(uri: str, patience: tuple[str, str]) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         text = str(error).splitlines()[0]
-        if not urlsplit(uri).scheme.startswith("http") or not any(word in text for word in GONE):
+        if not is_server(uri) or not any(word in text for word in GONE):
             raise
-        shown = without_password(uri)
+        shown = public(uri)
         raise UserError(
             f"the MLflow server {shown} does not answer ({text.replace(uri, shown):.300}); every "
             f"result file is kept: start the server, or unset {ADDRESS}, and run again."
@@ -94,3 +127,35 @@ def answering(uri: str, patience: tuple[str, str]) -> Iterator[None]:
     finally:
         for name in own:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def taken(uri: str) -> Iterator[None]:
+    """Turn an address of ``MLFLOW_TRACKING_URI`` that MLflow cannot take into one sentence.
+
+    Args:
+        uri: tracking address.
+
+    Raises:
+        UserError: MLflow knows no such store, or a package for it is missing.
+    """
+    shown = public(uri)
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = DRIVERS.get(error.name or "", error.name)
+        raise UserError(
+            f"{ADDRESS} is {shown}, and the Python package for such a store is missing: "
+            f"pip install {package}, or unset {ADDRESS}, and run again."
+        ) from None
+    except MlflowException as error:
+        if is_server(uri) and not isinstance(error, InvalidUrlException):
+            raise
+        # What it says repeats the address, and that of a wrong one tells no password from a host.
+        if "@" in shown:
+            shown = f"{shown.partition('://')[0]}://…"
+        why = f" ({str(error).splitlines()[0].strip():.100})" if shown == uri else ""
+        raise UserError(
+            f"{ADDRESS} is {shown}, which MLflow does not take{why}: name a server "
+            f"(http://HOST:5000) or a database (sqlite:///FILE), or unset it, and run again."
+        ) from None

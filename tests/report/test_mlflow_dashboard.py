@@ -1,0 +1,100 @@
+"""Where the dashboard is, and what is said when there is none; its server: test_dashboard.py."""
+
+import json
+import shutil
+import socket
+import sys
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.report.mirrored import knn, write
+from timewalk import cli
+from timewalk.errors import UserError
+from timewalk.report.mlflow import mirror, store_uri
+from timewalk.report.mlflow_dashboard import find_dashboard
+from timewalk.report.mlflow_view import TAG
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_without_results_it_says_what_makes_them(tmp_path, bare, port):
+    for empty in (tmp_path / "empty", tmp_path / "gone"):
+        with pytest.raises(UserError, match="no results yet: make them with `snakemake"):
+            find_dashboard(empty, "127.0.0.1", port)
+    with pytest.raises(UserError, match=rf"mirror them with `timewalk mlflow {bare}`"):
+        find_dashboard(bare, "127.0.0.1", port)
+    assert not (bare / "mlflow.db").exists()
+    assert not (bare / "mlartifacts").exists()
+
+
+def test_a_store_without_the_experiment_is_none(results, port):
+    with pytest.raises(UserError, match="mirror them with"):
+        find_dashboard(results, "127.0.0.1", port)
+
+
+def test_a_port_that_is_taken_is_one_sentence(results, capsys):
+    mirror([], results)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        number = other.getsockname()[1]
+        assert cli.main(["dashboard", str(results), "--port", str(number)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert f"port {number} (" in said.err
+    assert "make mlflow PORT=5001" in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_the_address_is_of_this_experiment_whatever_its_number(results, port, monkeypatch):
+    for name in ("first", "second"):
+        MlflowClient(store_uri(results)).create_experiment(name)
+    mirror([], results)
+    started = []
+    monkeypatch.setattr("os.execvpe", lambda *words: started.append(words))
+    found = find_dashboard(results, "0.0.0.0", port)
+    assert found.address == (
+        f"http://127.0.0.1:{port}/#/experiments/3/runs?workflowType=machine_learning"
+        "&viewStateShareKey=timewalk"
+    )
+    assert found.environment["MLFLOW_BACKEND_STORE_URI"] == store_uri(results)
+    assert cli.main(["dashboard", str(results), "--port", str(port)]) == 0
+    [(program, command, _)] = started
+    assert program == sys.executable
+    assert command[1:4] == ["-m", "mlflow", "server"]
+    assert command[command.index("--port") + 1] == str(port)
+
+
+def test_another_store_is_served_without_its_password_in_sight(results, port, monkeypatch):
+    """A password in a command is seen by everybody on the machine."""
+    other = shutil.copy(results / "mlflow.db", results / "other.db")
+    monkeypatch.chdir(results)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{other}")
+    mirror([], results)
+    found = find_dashboard(results, "127.0.0.1", port)
+    assert f"sqlite:///{other}" not in " ".join(found.command)
+    assert found.environment["MLFLOW_BACKEND_STORE_URI"] == f"sqlite:///{other}"
+
+
+def view(results):
+    client = MlflowClient(store_uri(results))
+    return json.loads(client.get_experiment_by_name("test").tags[TAG])
+
+
+def test_headline_numbers_are_columns(results):
+    bare = knn(results / "dora") | {"artefacts": []}
+    write(results / "dora" / "drawn.json", bare | {"metrics": {}})
+    mirror([], results, "test")
+    first = ["tags.`timewalk.method`", "tags.`timewalk.seed`", "metrics.`knn/top1_k20`"]
+    assert view(results) == {
+        "searchFilter": "tags.timewalk.superseded = 'false'",
+        "selectedColumns": first,
+    }
+    (results / "dora" / "knn.json").unlink()
+    write(results / "dora" / "nearest.json", bare)
+    mirror([], results, "test")
+    assert view(results)["selectedColumns"] == [*first, "metrics.`nearest/top1_k20`"]
