@@ -91,10 +91,7 @@ def test_a_dropped_pin_is_found():
     text = (ENVS / "davis.yaml").read_text()
     edited = re.sub(r"numpy==\S+", "numpy>=2", text).replace("@466c6d5201d0", "@main-")
     assert edited.count(">=2") == 1
-    assert [line.split("=")[0] for line in unpinned(edited)] == [
-        "numpy>",
-        packages(edited)[-1].split("=")[0],
-    ]
+    assert unpinned(edited) == ["numpy>=2", packages(edited)[-1]]
 
 
 @pytest.mark.parametrize("name", EXTRAS)

@@ -1,5 +1,5 @@
-"""Environments that Snakemake makes: what their scripts install. There is no conda here, so a stand-in
-of that name makes empty folders, and one of pip notes its words."""
+"""Environments that Snakemake makes: what their scripts install. There is no conda here, so a
+stand-in of that name makes empty folders, and one of pip notes its words."""
 
 from tests.workflow.conftest import ROOT, TINY
 

@@ -1,0 +1,172 @@
+"""What befalls other steps than a training on one machine (test_faults.py), and other profiles.
+
+Each step is halted in its middle (SIGSTOP), then its fault happens. All must end, by themselves, as
+they do undisturbed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.slurm.conftest import SlurmWorkflow
+from tests.slurm.test_faults import (
+    STEPS,
+    WITHIN_S,
+    Run,
+    cancel,
+    preempt,
+    requeue,
+    running,
+    until,
+)
+from tests.workflow.conftest import Workflow, miniature
+from tests.workflow.test_dense_transfer import suite as dense_suite
+
+ENCODER = Path("results/dora/encoder.safetensors")
+FEATURES = Path("results/dora/embeddings/digits-test.safetensors")
+VIDEO = Path("data/shards/talk/carphone.json")
+PARSE = Path("results/random/finetuned/parse/network.safetensors")
+WORDS = ("--set-threads", "train=1", "embed=1")
+
+
+def suite() -> dict:
+    config = miniature()
+    dora = config["runs"]["dora"]
+    training = {**dora["training"], "max_steps": STEPS, "checkpoint_minutes": 0.0001}
+    config["runs"] = {"dora": dora | {"training": training}}
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Workflow:
+    """The same beside Slurm."""
+    workflow = Workflow(tmp_path_factory.mktemp("undisturbed"))
+    workflow.configure(suite())
+    outcome = workflow.run(str(FEATURES), *WORDS)
+    assert outcome.code == 0, outcome.text
+    return workflow
+
+
+@dataclass
+class Step(Run):
+    """The only step of a rule, or of a group.
+
+    Attributes:
+        verb: of `timewalk`, where the rule's name is another one.
+    """
+
+    verb: str = ""
+
+    def submitted(self) -> list[dict[str, str]]:
+        out = (self.folder / "snakemake.out").read_text()
+        jobs = self.cluster.jobs(re.findall(r"SLURM run ID: (\S+)", out)[0])
+        return [job for job in jobs if job["comment"].startswith(f"rule_{self.name}_")]
+
+    def halt_where(self, reached: Callable[[], bool]) -> bool:
+        """Halt it where it has come so far; return whether it has."""
+        if not reached():
+            return False
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                words = process.cmdline()
+                program = Path(words[1]).name == "timewalk" or "timewalk.cli" in words[:5]
+                ours = process.cwd() == str(self.folder)
+                if program and ours and (self.verb or self.name) in words:
+                    os.kill(process.pid, signal.SIGSTOP)
+                    return True
+        return False
+
+    def restarts(self) -> int:
+        about = self.cluster.call("scontrol", "show", "job", self.job)
+        return int(about.split("Restarts=")[1].split()[0])
+
+
+def copy_without(undisturbed: Workflow, folder: Path, *paths: str) -> None:
+    """Copy what was done undisturbed, less some folders."""
+    shutil.copytree(undisturbed.folder, folder, dirs_exist_ok=True, symlinks=True)
+    for path in paths:
+        shutil.rmtree(folder / path)
+
+
+def test_a_training_and_its_embedding_are_preempted(slurm, tmp_path, undisturbed):
+    """Through `--profile slurm/preemptible` as it is shipped; neither uses up a retry."""
+    copy_without(undisturbed, tmp_path, "results", "logs")
+    workflow = SlurmWorkflow(tmp_path, slurm, "slurm/preemptible")
+    train, embed = (Step(name, slurm, tmp_path) for name in ("train", "embed"))
+    log = tmp_path / "logs" / "results" / "embed-dora-digits-test.log"
+    begun = {
+        "train": lambda: any((tmp_path / "results" / "dora" / "checkpoints").glob("step-*")),
+        # Before it imports torch.
+        "embed": lambda: log.is_file() and "on GPU" in log.read_text(),
+    }
+    with running(workflow.command(str(FEATURES), *WORDS), workflow) as job:
+        for step in (train, embed):
+            until(lambda step=step: step.halt_where(begun[step.name]), f"the middle of {step.name}")
+            preempt(step)
+            until(lambda step=step: step.restarts() == 1, f"the second start of {step.name}")
+        status = job.wait(timeout=WITHIN_S)
+    assert status == 0, (tmp_path / "snakemake.out").read_text()
+    for step in (train, embed):
+        (only,) = step.submitted()
+        assert (only["state"], only["partition"]) == ("COMPLETED", "preempt")
+    about = slurm.call("scontrol", "show", "job", train.job)
+    assert "Requeue=1" in about
+    assert (tmp_path / ENCODER).read_bytes() == (undisturbed.folder / ENCODER).read_bytes()
+    features, theirs = (load_file(root / FEATURES) for root in (tmp_path, undisturbed.folder))
+    assert features.keys() == theirs.keys()
+    assert all(torch.equal(features[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.soak
+def test_a_group_is_cancelled(slurm, tmp_path, undisturbed):
+    copy_without(undisturbed, tmp_path, "results", "logs", "data/frames", "data/shards")
+    workflow = SlurmWorkflow(tmp_path, slurm)
+    group = Step("video_frames_shards", slurm, tmp_path, verb="frames")
+    with running(workflow.command(str(VIDEO)), workflow) as job:
+        until(lambda: group.halt_where(lambda: True), "the frames")
+        cancel(group)
+        status = job.wait(timeout=WITHIN_S)
+    assert status == 0, (tmp_path / "snakemake.out").read_text()
+    assert [one["state"] for one in group.submitted()] == ["CANCELLED", "COMPLETED"]
+    for pattern in ("data/frames/**/*.jpg", "data/shards/**/*.tfrecord"):
+        found = sorted(undisturbed.folder.glob(pattern))
+        assert found
+        for path in found:
+            ours = tmp_path / path.relative_to(undisturbed.folder)
+            assert ours.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.soak
+def test_a_fine_tuning_on_two_machines_is_requeued(slurm_workflow):
+    config = dense_suite()
+    parse = config["finetuning"]["parse"]
+    training = {**parse["training"], "max_steps": STEPS, "checkpoint_minutes": 0.0001}
+    config |= {"finetuning": {"parse": {**parse, "nodes": 2, "training": training}}}
+    config["evaluations"] = {}
+    slurm_workflow.configure(config)
+    folder = slurm_workflow.folder
+    step = Step("finetune_nodes", slurm_workflow.cluster, folder, verb="finetune")
+    output = folder / PARSE.parent
+    begun = (output / "checkpoints").glob
+    with running(slurm_workflow.command(str(PARSE)), slurm_workflow) as job:
+        until(lambda: step.halt_where(lambda: any(begun("step-*"))), "a checkpoint")
+        requeue(step)
+        status = job.wait(timeout=WITHIN_S)
+    assert status == 0, (folder / "snakemake.out").read_text()
+    (only,) = step.submitted()
+    assert (only["state"], only["nodes"], step.restarts()) == ("COMPLETED", "node[1-2]", 1)
+    log = (folder / "logs" / "results" / "finetune-random-parse.log").read_text()
+    assert "going on from step" in log
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(STEPS))
