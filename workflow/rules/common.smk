@@ -383,7 +383,8 @@ def evaluation_minutes(wildcards):
 
 def evaluation_group(wildcards):
     """Return the group of an evaluation where the profile says how many of it make a job, or none:
-    `features` is of those that read features, `images` of the others, which hold a GPU."""
+    `features` is of those that read features, `images` of the others, which hold a GPU.
+    """
     group = "images" if evaluation_gpus(wildcards) else "features"
     return group if group in workflow.group_settings.group_components else None
 
