@@ -30,12 +30,15 @@ def suite() -> dict:
 
 
 def with_groups(folder: Path) -> Path:
-    """Return the profile with the lines that have evaluations share a job."""
+    """Return the profile with the lines that have evaluations share a job, those on GPUs too."""
     lines = (ROOT / "slurm" / "config.yaml").read_text().splitlines()
     switched = [re.sub(r"^# (group-components|keep-incomplete):", r"\1:", line) for line in lines]
     assert sum(one != other for one, other in zip(lines, switched, strict=True)) == 2
     folder.mkdir()
-    (folder / "config.yaml").write_text("\n".join(switched))
+    text = "\n".join(switched)
+    both = text.replace("{ features: 8 }", "{ features: 8, images: 3 }")
+    assert both != text
+    (folder / "config.yaml").write_text(both)
     return folder
 
 

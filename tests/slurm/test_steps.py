@@ -64,9 +64,11 @@ class Step(Run):
 
     Attributes:
         verb: of `timewalk`, where the rule's name is another one.
+        several: whether one of several processes is meant, which torchrun has made.
     """
 
     verb: str = ""
+    several: bool = False
 
     def submitted(self) -> list[dict[str, str]]:
         out = (self.folder / "snakemake.out").read_text()
@@ -80,9 +82,10 @@ class Step(Run):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 words = process.cmdline()
-                program = Path(words[1]).name == "timewalk" or "timewalk.cli" in words[:5]
-                ours = process.cwd() == str(self.folder)
-                if program and ours and (self.verb or self.name) in words:
+                worker = words[1:4] == ["-u", "-m", "timewalk.cli"]
+                program = worker or [Path(word).name for word in words[1:2]] == ["timewalk"]
+                ours = process.cwd() == str(self.folder) and (self.verb or self.name) in words
+                if program and ours and worker == self.several:
                     os.kill(process.pid, signal.SIGSTOP)
                     return True
         return False
@@ -156,7 +159,7 @@ def test_a_fine_tuning_on_two_machines_is_requeued(slurm_workflow):
     config["evaluations"] = {}
     slurm_workflow.configure(config)
     folder = slurm_workflow.folder
-    step = Step("finetune_nodes", slurm_workflow.cluster, folder, verb="finetune")
+    step = Step("finetune_nodes", slurm_workflow.cluster, folder, verb="finetune", several=True)
     output = folder / PARSE.parent
     begun = (output / "checkpoints").glob
     with running(slurm_workflow.command(str(PARSE)), slurm_workflow) as job:
