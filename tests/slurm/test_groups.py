@@ -25,7 +25,7 @@ def suite() -> dict:
     return {
         "labelled": {"digits": {"kind": "arrays", "path": "digits", "resize": 32, "crop": 32}},
         "runs": {"random": {"method": "random", "encoder": TINY}},
-        "evaluations": EVALUATIONS,
+        "evaluations": dict(EVALUATIONS),
     }
 
 

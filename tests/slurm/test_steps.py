@@ -73,7 +73,9 @@ class Step(Run):
     def submitted(self) -> list[dict[str, str]]:
         out = (self.folder / "snakemake.out").read_text()
         jobs = self.cluster.jobs(re.findall(r"SLURM run ID: (\S+)", out)[0])
-        return [job for job in jobs if job["comment"].startswith(f"rule_{self.name}_")]
+        # A group's comment has no names.
+        ours = re.compile(rf"rule_{self.name}(_wildcards_.*)?")
+        return [job for job in jobs if ours.fullmatch(job["comment"])]
 
     def halt_where(self, reached: Callable[[], bool]) -> bool:
         """Halt it where it has come so far; return whether it has."""
