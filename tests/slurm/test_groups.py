@@ -81,6 +81,20 @@ def jobs(workflow: SlurmWorkflow, text: str) -> list[dict[str, str]]:
     return workflow.cluster.jobs(name[1])
 
 
+def test_the_lines_group_the_evaluations_by_what_they_hold(tmp_path):
+    workflow = Workflow(tmp_path)
+    workflow.configure(suite())
+    profile = with_groups(tmp_path / "mine")
+    outcome = workflow.run(*targets(*EVALUATIONS), "--dry-run", "--profile", str(profile))
+    assert outcome.code == 0, outcome.text
+    assert len(re.findall(r"^ *Group job features", outcome.text, re.MULTILINE | re.I)) == 1
+    assert len(re.findall(r"^ *Group job images", outcome.text, re.MULTILINE | re.I)) == 1
+    single = workflow.run(*targets(*EVALUATIONS), "--dry-run", "--profile", str(ROOT / "slurm"))
+    assert single.code == 0, single.text
+    assert "roup job" not in single.text
+
+
+@pytest.mark.soak
 def test_evaluations_without_a_gpu_share_a_job(beside, grouped):
     outcome = grouped.run(*targets(*GROUPED))
     assert outcome.code == 0, outcome.text

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.slurm.conftest import SlurmWorkflow
+from tests.slurm.conftest import Cluster, SlurmWorkflow
 from tests.slurm.test_faults import (
     STEPS,
     WITHIN_S,
@@ -104,30 +104,42 @@ def copy_without(undisturbed: Workflow, folder: Path, *paths: str) -> None:
         shutil.rmtree(folder / path)
 
 
-def test_a_training_and_its_embedding_are_preempted(slurm, tmp_path, undisturbed):
-    """Through `--profile slurm/preemptible` as it is shipped; neither uses up a retry."""
-    copy_without(undisturbed, tmp_path, "results", "logs")
-    workflow = SlurmWorkflow(tmp_path, slurm, "slurm/preemptible")
-    train, embed = (Step(name, slurm, tmp_path) for name in ("train", "embed"))
-    log = tmp_path / "logs" / "results" / "embed-dora-digits-test.log"
-    begun = {
-        "train": lambda: any((tmp_path / "results" / "dora" / "checkpoints").glob("step-*")),
-        # Before it imports torch.
-        "embed": lambda: log.is_file() and "on GPU" in log.read_text(),
-    }
-    with running(workflow.command(str(FEATURES), *WORDS), workflow) as job:
-        for step in (train, embed):
-            until(lambda step=step: step.halt_where(begun[step.name]), f"the middle of {step.name}")
-            preempt(step)
-            until(lambda step=step: step.restarts() == 1, f"the second start of {step.name}")
+def preempted(slurm: Cluster, folder: Path, verb: str, target: Path, begun: Callable) -> None:
+    """Have a step preempted through `--profile slurm/preemptible` as it is shipped.
+
+    It ends in the job that it began in, so without using up a retry.
+    """
+    workflow = SlurmWorkflow(folder, slurm, "slurm/preemptible")
+    step = Step(verb, slurm, folder)
+    with running(workflow.command(str(target), *WORDS), workflow) as job:
+        until(lambda: step.halt_where(begun), f"the middle of {verb}")
+        preempt(step)
         status = job.wait(timeout=WITHIN_S)
-    assert status == 0, (tmp_path / "snakemake.out").read_text()
-    for step in (train, embed):
-        (only,) = step.submitted()
-        assert (only["state"], only["partition"]) == ("COMPLETED", "preempt")
-    about = slurm.call("scontrol", "show", "job", train.job)
-    assert "Requeue=1" in about
+    assert status == 0, (folder / "snakemake.out").read_text()
+    (only,) = step.submitted()
+    assert (only["state"], only["partition"]) == ("COMPLETED", "preempt")
+    assert step.restarts() == 1
+
+
+def test_a_training_is_preempted(slurm, tmp_path, undisturbed):
+    copy_without(undisturbed, tmp_path, "results", "logs")
+    checkpoints = tmp_path / "results" / "dora" / "checkpoints"
+    preempted(slurm, tmp_path, "train", ENCODER, lambda: any(checkpoints.glob("step-*")))
+    log = (tmp_path / "logs" / "results" / "train-dora.log").read_text()
+    assert "going on from step" in log
     assert (tmp_path / ENCODER).read_bytes() == (undisturbed.folder / ENCODER).read_bytes()
+
+
+@pytest.mark.soak
+def test_an_embedding_is_preempted(slurm, tmp_path, undisturbed):
+    copy_without(undisturbed, tmp_path, "results/dora/embeddings", "logs")
+    log = tmp_path / "logs" / "results" / "embed-dora-digits-test.log"
+
+    def begun() -> bool:
+        """Return whether it runs; it has not imported torch then."""
+        return log.is_file() and "on GPU" in log.read_text()
+
+    preempted(slurm, tmp_path, "embed", FEATURES, begun)
     features, theirs = (load_file(root / FEATURES) for root in (tmp_path, undisturbed.folder))
     assert features.keys() == theirs.keys()
     assert all(torch.equal(features[key], theirs[key]) for key in theirs)
