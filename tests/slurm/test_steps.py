@@ -5,7 +5,6 @@ they do undisturbed.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -26,17 +25,14 @@ from tests.slurm.test_faults import (
     Run,
     cancel,
     preempt,
-    requeue,
     running,
     until,
 )
 from tests.workflow.conftest import Workflow, miniature
-from tests.workflow.test_dense_transfer import suite as dense_suite
 
 ENCODER = Path("results/dora/encoder.safetensors")
 FEATURES = Path("results/dora/embeddings/digits-test.safetensors")
 VIDEO = Path("data/shards/talk/carphone.json")
-PARSE = Path("results/random/finetuned/parse/network.safetensors")
 WORDS = ("--set-threads", "train=1", "embed=1")
 
 
@@ -64,11 +60,9 @@ class Step(Run):
 
     Attributes:
         verb: of `timewalk`, where the rule's name is another one.
-        several: whether one of several processes is meant, which torchrun has made.
     """
 
     verb: str = ""
-    several: bool = False
 
     def submitted(self) -> list[dict[str, str]]:
         out = (self.folder / "snakemake.out").read_text()
@@ -84,10 +78,9 @@ class Step(Run):
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 words = process.cmdline()
-                worker = words[1:4] == ["-u", "-m", "timewalk.cli"]
-                program = worker or [Path(word).name for word in words[1:2]] == ["timewalk"]
+                program = [Path(word).name for word in words[1:2]] == ["timewalk"]
                 ours = process.cwd() == str(self.folder) and (self.verb or self.name) in words
-                if program and ours and worker == self.several:
+                if program and ours:
                     os.kill(process.pid, signal.SIGSTOP)
                     return True
         return False
@@ -162,28 +155,3 @@ def test_a_group_is_cancelled(slurm, tmp_path, undisturbed):
         for path in found:
             ours = tmp_path / path.relative_to(undisturbed.folder)
             assert ours.read_bytes() == path.read_bytes()
-
-
-@pytest.mark.soak
-def test_a_fine_tuning_on_two_machines_is_requeued(slurm_workflow):
-    config = dense_suite()
-    parse = config["finetuning"]["parse"]
-    training = {**parse["training"], "max_steps": STEPS, "checkpoint_minutes": 0.0001}
-    config |= {"finetuning": {"parse": {**parse, "nodes": 2, "training": training}}}
-    config["evaluations"] = {}
-    slurm_workflow.configure(config)
-    folder = slurm_workflow.folder
-    step = Step("finetune_nodes", slurm_workflow.cluster, folder, verb="finetune", several=True)
-    output = folder / PARSE.parent
-    begun = (output / "checkpoints").glob
-    with running(slurm_workflow.command(str(PARSE)), slurm_workflow) as job:
-        until(lambda: step.halt_where(lambda: any(begun("step-*"))), "a checkpoint")
-        requeue(step)
-        status = job.wait(timeout=WITHIN_S)
-    assert status == 0, (folder / "snakemake.out").read_text()
-    (only,) = step.submitted()
-    assert (only["state"], only["nodes"], step.restarts()) == ("COMPLETED", "node[1-2]", 1)
-    log = (folder / "logs" / "results" / "finetune-random-parse.log").read_text()
-    assert "going on from step" in log
-    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(STEPS))
