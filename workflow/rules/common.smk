@@ -42,6 +42,8 @@ FOLDERS = {
     if x.folders or x.list or x.labelled
 }
 CHECKS = {"max_height", "duration_tolerance_s", "max_blank_share"}
+# A conda environment's script runs as a copy elsewhere, and has to find the project.
+os.environ.update(TIMEWALK_PROJECT=str(Path(str(workflow.current_basedir)).parents[1]))
 # How a transfer is retried changes no result: it goes to the jobs beside the rules' params, so
 # that nothing is made again when it changes.
 os.environ.update(
@@ -381,6 +383,14 @@ def evaluation_memory(wildcards):
 def evaluation_minutes(wildcards):
     """Return the longest time of an evaluation in minutes."""
     return 12 * 60 if evaluation_needs(wildcards) == "embeddings" else 48 * 60
+
+
+def evaluation_group(wildcards):
+    """Return the group of an evaluation where the profile says how many of it make a job, or none:
+    `features` is of those that read features, `images` of the others, which hold a GPU.
+    """
+    group = "images" if evaluation_gpus(wildcards) else "features"
+    return group if group in workflow.group_settings.group_components else None
 
 
 def all_results(wildcards=None):

@@ -41,10 +41,15 @@ rule evaluate:
         logs("evaluate", "{run}", "{evaluation}")[0],
     benchmark:
         logs("evaluate", "{run}", "{evaluation}")[1]
+    group:
+        evaluation_group
     conda:
         "../../envs/training.yaml"
     threads: evaluation_threads
+    # In a group of a cluster's profile Snakemake runs one job after the other; a limit of 1 for this
+    # resource has it ask for no more than that needs.
     resources:
+        in_turn=1,
         gpu=evaluation_gpus,
         mem_mb=evaluation_memory,
         runtime=evaluation_minutes,

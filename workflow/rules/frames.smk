@@ -12,6 +12,7 @@ rule frames:
         "../../envs/video.yaml"
     threads: 8
     resources:
+        in_turn=1,
         gpu=0,
         mem_mb=8000,
         runtime=24 * 60,

@@ -13,6 +13,7 @@ rule shards:
     conda:
         "../../envs/video.yaml"
     resources:
+        in_turn=1,
         gpu=0,
         mem_mb=4000,
         runtime=12 * 60,
