@@ -203,18 +203,20 @@ def test_room_for_what_is_still_to_come(tmp_path, monkeypatch):
         data_dir=str(data),
         videos={"mine": {"source": str(tmp_path / "mine.mp4")}},
         datasets={"walk": {"videos": ["venice", "zurich", "mine"]}},
+        blur={"where": "video"},
         labelled={"coco": {"kind": "coco", "root": str(tmp_path / "coco"), "url": "official"}},
     )
     (data / "videos").mkdir(parents=True)
     (data / "videos" / "venice.mp4").touch()
     usage = shutil.disk_usage(tmp_path)
     tours = 2 * (15 + 15 + 25) - 15
-    for free, state in ((tours + 40, "ok"), (tours + 39, "missing")):
-        room = usage._replace(free=free * 2**30)
+    for free, advised in ((tours + 40, False), (tours + 39, True), (0.5, True)):
+        room = usage._replace(free=int(free * 2**30))
         monkeypatch.setattr(shutil, "disk_usage", lambda path, room=room: room)
         finding = found(examine(files), "disk", str(data))
-        assert finding.state == state
-        assert f"{free} GiB free" in finding.text
+        assert (finding.remedy is not None) == advised
+        assert finding.state == ("ok" if free > 1 else "missing")
+        assert f"{free:.0f} GiB free" in finding.text
         assert f"about {tours + 40} GiB are to come" in finding.text
     (data / "datasets" / "coco").mkdir(parents=True)
     (data / "datasets" / "coco" / "manifest.json").write_text("{}")

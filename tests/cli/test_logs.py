@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,36 @@ def test_a_log_that_grows_for_ever_is_cut_at_a_line(tmp_path, monkeypatch, lines
     left = log.read_text().splitlines()
     assert left == [f"line {n:04d}" for n in range(lines - kept, lines)]
     assert [path.name for path in tmp_path.iterdir()] == ["x.log"]
+
+
+def test_a_log_of_another_users_attempt_is_begun_anew(tmp_path, monkeypatch):
+    """Linux lets nobody link what is another's; the job has nothing to do with that."""
+
+    def refuse(path, name):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    log = tmp_path / "x.log"
+    (tmp_path / ".x.log.attempts").write_text("another's\n")
+    monkeypatch.setattr(os, "link", refuse)
+    redirected = os.dup(1), os.dup(2), sys.stdout, sys.stderr
+    try:
+        logs.redirect(log)
+    finally:
+        os.dup2(redirected[0], 1)
+        os.dup2(redirected[1], 2)
+        sys.stdout, sys.stderr = redirected[2:]
+    assert log.read_text() == ""
+
+
+def test_work_that_is_done_stays_so_whatever_the_disk_says(tmp_path, monkeypatch):
+    def refuse(path, missing_ok):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    logs.succeed(tmp_path / "x.log")
+
+
+def test_logs_that_differ_in_their_suffix_are_two(tmp_path):
+    fails(tmp_path / "out.1")
+    assert attempt(tmp_path / "out.2", "methods").returncode == 0
+    assert "no.mp4" not in (tmp_path / "out.2").read_text()

@@ -24,6 +24,7 @@ EXCUSED = {
     "visor": "needs VISOR's archives: tests/data/test_visor.py makes small ones",
     "finetune": "needs ADE20K: tests/slurm/test_profile.py makes a small one",
     "align": "needs features of Pouring: tests/evaluation/test_alignment_video.py makes some",
+    "dashboard": "serves until it is stopped: tests/report/test_dashboard.py does",
     "metrics": "needs masks and DAVIS: tests/evaluation/test_davis_folders.py makes small ones",
 }
 """verbs that need a data set nobody may hand on, and who runs them"""

@@ -400,3 +400,23 @@ def test_elements_are_escaped():
     )
     assert script_json({"a": "</script>\u2028"}) == '{"a":"\\u003c/script\\u003e\\u2028"}'
     assert anchor("a-b", "c") != anchor("a", "b-c")
+
+
+def test_fresh_weights_of_each_row_are_the_first_choice(tmp_path):
+    for name, method, encoder, score in (
+        ("random", "random", "vit_tiny", 20.0),
+        ("random_resnet", "random", "resnet18", 50.0),
+        ("dora", "dora", "vit_tiny", 30.0),
+        ("crw", "crw", "resnet18", 45.0),
+    ):
+        place = results.run(tmp_path / "results", name, method, encoder={"name": encoder})
+        results.result(place, "knn", {"top1_k20": score})
+    page = write_page(tmp_path / "results").read_text()
+    options = re.findall(r'<option value="(\w+)"( selected)?>([^<]+)', page)
+    beside = [option for option in options if "\N{MINUS SIGN}" in option[2] or option[1]]
+    assert beside[0] == ("0", " selected", "value \N{MINUS SIGN} fresh weights")
+    shown = re.findall(r'data-beside="0">([^<]+)<span class="sr"> \(([^)]+)\)', page)
+    assert shown == [
+        ("\N{MINUS SIGN}5.00", "value \N{MINUS SIGN} random_resnet"),
+        ("+10.00", "value \N{MINUS SIGN} random"),
+    ]

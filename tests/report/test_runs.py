@@ -199,3 +199,13 @@ def test_an_attempt_that_goes_on_after_a_failed_one_has_not_failed(results):
     assert (run.state, run.note, run.steps) == ("stopped", None, 10), "running, without a step yet"
     log.write_text(f"{log.read_text()}{record}step 9 of 50\n")
     assert (read_run(results / "mine").state, read_run(results / "mine").steps) == ("stopped", 50)
+
+
+def test_one_sentence_of_two_runs_is_said_of_both(results):
+    logs = results.parent / "logs" / "results"
+    begin(results, "mine")
+    for name in ("train-mine", "evaluate-dora-linear"):
+        (logs / f"{name}.log").write_text("timewalk evaluate: data/x.npz is missing.\n")
+    text = show_runs(results, {"dora": ["knn", "linear"]}, width=100)
+    assert "mine: data/x.npz is missing." in text
+    assert "dora, linear: data/x.npz is missing." in text

@@ -503,3 +503,5 @@ def test_fresh_weights_are_those_of_the_same_network(tmp_path):
     assert deltas["dora"] == {"random": 10.0, "pretrained": -50.0}
     assert deltas["crw"] == {"random_resnet": -5.0, "pretrained": -35.0}
     assert deltas["timet"] == {"random": 5.0, "random_resnet": -25.0, "pretrained": -55.0}
+    fresh = {row.name: made.cell(row, column).fresh for row in made.rows}
+    assert (fresh["dora"], fresh["crw"], fresh["random"]) == ("random", "random_resnet", None)

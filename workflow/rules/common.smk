@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from snakemake.exceptions import WorkflowError
 from snakemake.io import IOFile
 
-from timewalk.artefacts import sha256_file, sha256_json, version, write_text
+from timewalk.artefacts import read_json, sha256_file, sha256_json, version, write_text
 from timewalk.config import PhaseFrames, PhaseRecords, ShotLabels
 from timewalk.config.changes import (
     decisive,
@@ -427,12 +427,14 @@ def as_file(text, suffix):
     path = Path(".snakemake/timewalk/words", name)
     if not path.is_file():
         checked(write_text, path, text)
+        # Of the year 1970: as an input it makes nothing old, however late it is written.
+        os.utime(path, (1, 1))
     return str(path)
 
 
 def too_long(paths):
     """Say whether a command cannot name these paths: beside settings there is room for so many."""
-    return sum(len(os.fsencode(f"{path} ")) for path in paths) > 120_000
+    return sum(len(os.fsencode(f"{path} ")) for path in paths) > 90_000
 
 
 def or_list(paths_of):
@@ -493,13 +495,14 @@ def tracking_store():
 
 
 def forget_lost_store():
-    """Remove the record of what was written when our own store is gone: that may be deleted, and
-    the record would stand for it. (Only older, it would still do: its inputs are as they were.)
+    """Remove the record of what our own store holds when that is gone: it may be deleted, and the
+    record would stand for it. (Only older, it would still do: its inputs are as they were.)
     """
-    gone = not Path(RESULTS, "mlflow.db").exists()
-    if gone and not os.environ.get("MLFLOW_TRACKING_URI") and workflow.is_main_process:
-        if os.access(RESULTS, os.W_OK):
-            Path(RESULTS, "mlflow.json").unlink(missing_ok=True)
+    record = Path(RESULTS, "mlflow.json")
+    if not workflow.is_main_process or Path(RESULTS, "mlflow.db").exists():
+        return
+    if record.is_file() and read_json(record).get("own_store") and os.access(RESULTS, os.W_OK):
+        record.unlink()
 
 
 def output_folder(wildcards, output):
@@ -565,18 +568,22 @@ def check_finished(jobs):
             refuse_other_videos(about, dataset, shards_of(dataset))
 
 
-def limit_retries():
-    """Have a training that has failed started again, for it goes on from its checkpoint: twice, or
-    as a profile or --retries says. Any other job begins anew, and a mistake stays one: it is
-    started again once at most, where a profile or --retries says so, as its machine may have died.
+RESUMED = ("train", "finetune", "blur", "download")
+"""how the names of rules begin whose jobs go on from where they were"""
 
-    What a profile says is known only at the start. Its 0 looks like no number at all; on the
-    command line a 0 is seen.
+
+def limit_retries():
+    """Have a job that goes on from where it was started again as often as a profile says, trainings
+    twice if it says nothing. Any other job begins anew, and a mistake stays one: it is started
+    again once at most, as its machine may have died. A number on the command line is for all.
+
+    What a profile says is known only at the start. Its 0 looks like no number at all.
     """
-    named = any(word.startswith(("--retries", "-T")) for word in sys.argv[1:])
+    if any(word.startswith(("--retries", "--restart-times", "-T")) for word in sys.argv[1:]):
+        return
     asked = workflow.execution_settings.retries
     for one in workflow.rules:
-        if one.name.startswith(("train", "finetune")):
-            one.restart_times = asked if named or asked else 2
-        else:
+        if one.name.startswith(("train", "finetune")) and not asked:
+            one.restart_times = 2
+        elif not one.name.startswith(RESUMED):
             one.restart_times = min(1, asked)

@@ -62,13 +62,12 @@ def add_machine(verb: argparse.ArgumentParser) -> None:
 
 def add_manifests(verb: argparse.ArgumentParser, name: str, what: str) -> None:
     """Add an option that takes manifests, or lists of them: see :func:`manifests`."""
-    verb.fromfile_prefix_chars = "@"
     verb.add_argument(
         f"--{name}",
         type=Path,
         nargs="*",
         default=[],
-        help=f"{what}; FILE.txt or @FILE: those that FILE names, one a line",
+        help=f"{what}; FILE.txt: those that FILE names, one a line",
     )
 
 
@@ -83,7 +82,8 @@ def manifests(paths: Sequence[Path]) -> list[Path]:
         if path.suffix == ".txt":
             if not path.is_file():
                 raise UserError(f"{path} is missing: name a list of manifests, one a line.")
-            found += map(Path, path.read_text(encoding="utf-8").splitlines())
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [Path(line) for line in lines if line.strip()]
         else:
             found.append(path)
     return found

@@ -28,7 +28,8 @@ def redirect(path: Path) -> TextIO:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() and _second(path).exists():
-        os.link(_second(path), path)
+        with suppress(OSError):  # another user's: the log is then of this attempt
+            os.link(_second(path), path)
     _cut(path)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -55,11 +56,12 @@ def begin(arguments: Namespace) -> None:
 
 def succeed(path: Path) -> None:
     """Let go of the attempts: what comes next is another job."""
-    _second(path).unlink(missing_ok=True)
+    with suppress(OSError):  # the work is done, whatever the disk says
+        _second(path).unlink(missing_ok=True)
 
 
 def _second(path: Path) -> Path:
-    return path.with_name(f".{path.stem}.attempts")
+    return path.with_name(f".{path.name}.attempts")
 
 
 def _keep(path: Path) -> None:

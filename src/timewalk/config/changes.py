@@ -76,7 +76,9 @@ def refuse_other_videos(about: Path, dataset: str, shards: Iterable[str]) -> Non
     """
     if not about.is_file():
         return
-    before = {Path(path).stem for path in read_json(about)["provenance"]["inputs"]}
+    before = {Path(path).stem for path in read_json(about)["provenance"].get("inputs", {})}
+    if not before:  # made elsewhere: nothing says on what
+        return
     now = {Path(path).stem for path in shards}
     changes = {"added": sorted(now - before), "removed": sorted(before - now)}
     told = "; ".join(f"{what}: {_some(names)}" for what, names in changes.items() if names)

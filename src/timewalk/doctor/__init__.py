@@ -40,7 +40,7 @@ def examine(files: Sequence[Path]) -> list[Finding]:
         *software(needed_packages(config) if files else {}),
         *gpus(),
         *ffmpeg(needed=films),
-        *disk({config.data_dir: to_come_gib(config), config.results_dir: 0.0}),
+        *disk({config.results_dir: 0.0, config.data_dir: to_come_gib(config)}),
         *slurm(),
         *mlflow(Path(config.results_dir)),
         *videos(config),

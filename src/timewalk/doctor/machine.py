@@ -26,6 +26,8 @@ BASE = ("torch", "torchvision", "timm", "numpy")
 MODULES = {"faiss-cpu": "faiss", "onnxruntime": "onnxruntime"}
 """modules that more than one distribution brings: for GPUs, from conda"""
 GIB = 2**30
+LEAST_GIB = 1
+"""room below which nothing can be done"""
 SQLITE = "sqlite:///"
 TIMEOUT_S = 20.0
 IMPORT_S = 120.0
@@ -157,9 +159,11 @@ def disk(wanted_gib: Mapping[str, float]) -> Iterator[Finding]:
         text = f"{usage.free / GIB:.0f} GiB free of {usage.total / GIB:.0f}"
         if wanted >= 1:
             text += f"; about {wanted:.0f} GiB are to come (an estimate)"
-        short = usage.free < wanted * GIB
-        remedy = "make room, name a larger disk as data_dir, or take fewer data sets"
-        yield Finding("disk", folder, "missing" if short else "ok", text, remedy if short else None)
+        # An estimate is no reason to say that a suite cannot run; an empty disk is.
+        state: State = "missing" if usage.free < LEAST_GIB * GIB else "ok"
+        short = state == "missing" or usage.free < wanted * GIB
+        remedy = "make room, name a larger disk, or take fewer data sets"
+        yield Finding("disk", folder, state, text, remedy if short else None)
 
 
 def slurm() -> Iterator[Finding]:

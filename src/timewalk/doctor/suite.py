@@ -73,7 +73,9 @@ def to_come_gib(config: Config) -> float:
     data = Path(config.data_dir)
     names = {video for dataset in config.datasets.values() for video in dataset.videos}
     fetched = [n for n in names if resolve_video(n, config.videos).source.startswith(WEB)]
-    places = {"videos": "videos/{}.mp4", "blurred": "blurred/{}.mp4", "shards": "shards/*/{}.json"}
+    places = {"videos": "videos/{}.mp4", "shards": "shards/*/{}.json"}
+    if config.blur.what == "faces" and config.blur.where == "video":
+        places["blurred"] = "blurred/{}.mp4"
     total = 0.0
     for stage, place in places.items():
         total += TOUR_GIB[stage] * sum(not any(data.glob(place.format(n))) for n in fetched)

@@ -73,8 +73,8 @@ def mirror(
         results: folder that holds the store and its artefacts.
         experiment: name of the MLflow experiment; by default :func:`suite_name`, or the only one
             of our own store, which may have another name since the folder had.
-        stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions, and how
-            many results and files were left out.
+        stamp: JSON to write: our runs, their MLflow run numbers, keys and model versions, how many
+            results and files were left out, and whether all this is in our own store.
 
     Raises:
         UserError: a file is missing or damaged, or the server does not answer.
@@ -107,7 +107,7 @@ def mirror(
     if any(counts.values()):
         log.warning("left out: %(results_left_out)d results, %(files_gone)d files", counts)
     if stamp is not None:
-        write_json(stamp, {"experiment": experiment, "runs": written, **counts})
+        write_json(stamp, {"experiment": experiment, "own_store": owner.alone, "runs": written, **counts})
 
 
 def suite_name(results: Path) -> str:

@@ -230,15 +230,18 @@ def show_runs(
     text = plain_table(Table("", header, rows, names=1, left=(1, 6, 7, 8)), width)
     said = [f"{run.name}: {run.note}" for run in listed if run.note]
     trained = {run.name for run in found if not run.note}
-    told = {run.note for run in listed}
+    told = {(run.name.partition("/")[0], run.note) for run in listed}
     problems = {
         pair: sentence
         for pair, sentence in made.problems.items()
-        if pair[0] in trained and sentence not in told
+        if pair[0] in trained and (pair[0], sentence) not in told
     }
     said += [f"{run}, {name}: {sentence}" for (run, name), sentence in problems.items()]
     said += [
-        f"{run}: {s}" for run, sentences in made.unclear.items() for s in sentences if s not in told
+        f"{run}: {sentence}"
+        for run, sentences in made.unclear.items()
+        for sentence in sentences
+        if (run, sentence) not in told
     ]
     failed = (
         ["", "Failed:", *(wrapped(f"  {line}", width, "    ") for line in said)] if said else []

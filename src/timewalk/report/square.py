@@ -77,6 +77,7 @@ class Cell:
             and where all tie there is none.
         deltas: the mean less that of each row to beat, by that row's name: of rows with fresh
             weights those of the same architecture alone, if there are any.
+        fresh: the first of those rows with fresh weights.
         published: what the method's paper reports for this column.
         state: whether there is a value, and if not, why.
         note: the sentence with which a job failed, or why the value is compared with no other.
@@ -90,6 +91,7 @@ class Cell:
     samples: int = 0
     rank: Literal[1, 2] | None = None
     deltas: dict[str, float] = field(default_factory=dict)
+    fresh: str | None = None
     published: Published | None = None
     state: State = "not asked for"
     note: str | None = None
@@ -351,6 +353,9 @@ def _compare(made: Square, column: Column) -> None:
             for other in _to_beat(row, there)
             if not (mixed and _differ(content[row.name] + content[other]))
         }
+        if row.method != "random":
+            fresh = (other.name for other in there if other.method == "random")
+            filled[row.name].fresh = next((x for x in fresh if x in filled[row.name].deltas), None)
     if not mixed and len(means) > 1 and column.ranked:
         _rank(column, {name: filled[name] for name in means})
     for name in means if mixed else ():

@@ -31,12 +31,18 @@ def groups_of(square: Square) -> list[Group]:
     return [Group(f"g{number}", columns) for number, columns in enumerate(found.values())]
 
 
+FRESH = "fresh weights"
+"""of the same network: stands for several rows, of which each value has its own"""
+
+
 def deltas_of(square: Square) -> list[str]:
     """Return the names of the rows that others are subtracted from, those of random weights first;
-    then in the rows' order."""
-    names = {name for cell in _headline_cells(square) for name in cell.deltas}
+    then in the rows' order. Before them :data:`FRESH`, if that is not the same for all."""
+    cells = list(_headline_cells(square))
+    names = {name for cell in cells for name in cell.deltas}
     rows = sorted(square.rows, key=lambda row: row.method != BASELINES[0])
-    return [row.name for row in rows if row.name in names]
+    several = len({cell.fresh for cell in cells} - {None}) > 1
+    return [*([FRESH] if several else []), *(row.name for row in rows if row.name in names)]
 
 
 def has_published(square: Square) -> bool:
@@ -200,8 +206,9 @@ def _beside(cell: Cell, column: Column, digits: int, names: Sequence[str]) -> It
     if cell.mean is None:
         return
     for number, name in enumerate(names):
-        if name in cell.deltas:
-            yield _delta(cell.deltas[name], column, digits, name, str(number))
+        row = cell.fresh if name == FRESH else name
+        if row in cell.deltas:
+            yield _delta(cell.deltas[row], column, digits, row, str(number))
     figure = _figure(cell, column, digits, class_="beside published", data_beside="published")
     if figure is not None:
         yield figure
