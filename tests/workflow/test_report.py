@@ -163,3 +163,7 @@ def test_a_deleted_store_is_made_again(workflow):
         (folder / "mlflow.db").unlink()
         shutil.rmtree(folder / "mlartifacts")
         assert "rule mlflow:" in workflow.run(*words, "--dry-run").text
+    record = {"own_store": False, "runs": {}}
+    (folder / "mlflow.json").write_text(json.dumps(record))
+    workflow.run(*words, "--dry-run")
+    assert json.loads((folder / "mlflow.json").read_text()) == record  # of a server's

@@ -107,7 +107,8 @@ def mirror(
     if any(counts.values()):
         log.warning("left out: %(results_left_out)d results, %(files_gone)d files", counts)
     if stamp is not None:
-        write_json(stamp, {"experiment": experiment, "own_store": owner.alone, "runs": written, **counts})
+        where = {"experiment": experiment, "own_store": owner.alone}
+        write_json(stamp, {**where, "runs": written, **counts})
 
 
 def suite_name(results: Path) -> str:
