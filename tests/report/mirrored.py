@@ -124,7 +124,8 @@ def make_run(folder: Path, seed: int = 0, steps: int = 3) -> Path:
     tuned = folder / "finetuned" / "segmented"
     config = {"task": "semantic_segmentation", "dataset": "scenes", "seed": 3}
     about = origin(name, config=config, inputs={"data/datasets/scenes/manifest.json": "e" * 64})
-    write(tuned / "network.json", {"sha256": encoder_digest(folder), "provenance": about})
+    about["weights"] = {f"results/{name}": encoder_digest(folder)}
+    write(tuned / "network.json", {"sha256": "f" * 64, "provenance": about})
     write_lines(tuned / "metrics.jsonl", curve(2))
     return folder
 

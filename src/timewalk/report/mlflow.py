@@ -31,7 +31,13 @@ from mlflow.entities import (
 from timewalk.artefacts import alone, atomic_path, write_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
-from timewalk.report.mlflow_models import find_model, log_model, register, retire_versions
+from timewalk.report.mlflow_models import (
+    find_model,
+    has_weights,
+    log_model,
+    register,
+    retire_versions,
+)
 from timewalk.report.mlflow_moved import ARTEFACTS, STORE, artefacts_of, follow
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
@@ -206,9 +212,12 @@ class Store:
             run_id = self.write(tree)
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
-        model_id = self.model(tree, run_id)
+        said = {"mlflow_run": run_id, "key": tree.key}
+        if (model_id := self.model(tree, run_id)) is None:
+            log.warning("%s has no weights: no model of it in MLflow", tree.folder)
+            return said
         version = register(self.client, self.name, name, model_id, run_id, tree.encoder, self.owner)
-        return {"mlflow_run": run_id, "key": tree.key, "model_version": version}
+        return {**said, "model_version": version}
 
     def search(self, query: str) -> list[Run]:
         """Return all runs that a query finds and that are not deleted."""
@@ -254,13 +263,15 @@ class Store:
                 self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
                 log.info("%s: its folder is gone, marked as superseded", run.info.run_name)
 
-    def model(self, tree: Tree, run_id: str) -> str:
+    def model(self, tree: Tree, run_id: str) -> str | None:
         """Return the number of the logged model of a run's encoder, logged now if it is not there:
-        once for all runs of MLflow's that are of this encoder."""
+        once for all runs of MLflow's that are of this encoder. None: its weights are gone."""
         name = tree.folder.name
         words = (self.scratch, self.owner)
         found = find_model(self.client, self.experiment, name, tree.encoder, *words)
-        return found or log_model(self.client, self.experiment, run_id, tree, *words)
+        if found is None and has_weights(tree.folder):
+            return log_model(self.client, self.experiment, run_id, tree, *words)
+        return found
 
     def write(self, tree: Tree) -> str:
         """Write a tree: the weights after all else that may fail, FINISHED on top last."""
@@ -271,9 +282,11 @@ class Store:
         for child_id, child in children.items():
             self.fill(child_id, child)
         model_id = self.model(tree, run_id)
-        self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
+        if model_id is not None:
+            self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
         for child_id, child in children.items():
-            self.client.log_inputs(child_id, models=[LoggedModelInput(model_id)])
+            if model_id is not None:
+                self.client.log_inputs(child_id, models=[LoggedModelInput(model_id)])
             about = model_id if child.kind == "evaluation" else None
             log_points(self.client, child_id, child.points, about)
             self.client.set_terminated(child_id, status="FINISHED", end_time=child.end_ms)

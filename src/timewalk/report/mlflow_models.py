@@ -35,6 +35,11 @@ WEIGHTS = "data/model.pth"
 """where a logged model has what it cannot be without"""
 
 
+def has_weights(folder: Path) -> bool:
+    """Return whether a run's folder has its encoder's weights: results are handed on without."""
+    return (folder / TENSORS).is_file()
+
+
 def find_model(
     client: MlflowClient,
     experiment: str,
