@@ -8,6 +8,7 @@ import sys
 import pytest
 from mlflow import MlflowClient
 
+from tests.ports import free_port
 from tests.report.mirrored import knn, write
 from timewalk import cli
 from timewalk.errors import UserError
@@ -18,9 +19,7 @@ from timewalk.report.mlflow_view import TAG
 
 @pytest.fixture
 def port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return free_port()
 
 
 def test_without_results_it_says_what_makes_them(tmp_path, bare, port):

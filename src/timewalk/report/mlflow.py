@@ -38,7 +38,7 @@ from timewalk.report.mlflow_models import (
     register,
     retire_versions,
 )
-from timewalk.report.mlflow_moved import ARTEFACTS, STORE, artefacts_of, follow
+from timewalk.report.mlflow_moved import ARTEFACTS, LOCK, STORE, artefacts_of, follow, is_ours
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
@@ -93,7 +93,7 @@ def mirror(
     # A server keeps artefacts where it was told to; our own store has them beside it.
     uri, owner = store_uri(results), owner_of(results)
     location = artefacts_of(results) if owner.alone else None
-    with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
+    with alone(artefacts / "store", artefacts / LOCK), everywhere(uri):
         if location is not None:
             _create_store(results / STORE)
             follow(results / STORE)
@@ -130,8 +130,7 @@ def experiment_name(client: MlflowClient, results: Path, owner: Owner) -> str:
     chosen = not owner.alone or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if chosen or client.get_experiment_by_name(name) is not None:
         return name
-    location = artefacts_of(results)
-    own = [x.name for x in client.search_experiments() if x.artifact_location == location]
+    own = [x.name for x in client.search_experiments() if is_ours(x.artifact_location)]
     return str(own[0]) if len(own) == 1 else name
 
 

@@ -13,7 +13,7 @@ from timewalk.addresses import public
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError, reason
 from timewalk.report.mlflow import experiment_name, refuse_deleted
-from timewalk.report.mlflow_moved import ARTEFACTS, STORE, follow
+from timewalk.report.mlflow_moved import ARTEFACTS, STORE, follow_if_free
 from timewalk.report.mlflow_store import (
     AT_FIRST,
     answering,
@@ -77,7 +77,7 @@ def _experiment(results: Path, uri: str) -> str:
     if owner.alone:
         if not (results / STORE).is_file():
             raise _missing(results)
-        follow(results / STORE)
+        follow_if_free(results / STORE)
     known = nullcontext() if owner.alone else taken(uri)
     with everywhere(uri), answering(uri, AT_FIRST), known:
         client = MlflowClient(uri)
