@@ -183,12 +183,12 @@ def test_a_server_that_runs_is_not_served_again(dashboard, own, monkeypatch, cap
 
 
 def test_a_server_that_was_down_has_everything_a_file_has(dashboard, tmp_path, monkeypatch):
-    again = shutil.copytree(dashboard.results, tmp_path / "results")
     kept = content(dashboard.address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dashboard.address)
-    mirror([], again, "suite")
+    mirror([], dashboard.results, "suite")
     assert content(dashboard.address) == kept
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    again = shutil.copytree(dashboard.results, tmp_path / "results")
     mirror([], again, "suite")
     assert content(store_uri(again)) == kept
     assert not (dashboard.results / "mlflow.db").exists()

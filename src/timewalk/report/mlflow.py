@@ -39,15 +39,14 @@ from timewalk.report.mlflow_models import (
     retire_versions,
 )
 from timewalk.report.mlflow_moved import ARTEFACTS, LOCK, STORE, artefacts_of, follow, is_ours
+from timewalk.report.mlflow_owner import Owner, owner_of
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
     LATER,
-    RESULTS,
-    Owner,
     answering,
     everywhere,
-    owner_of,
+    is_remote,
     remove_files,
     store_uri,
     taken,
@@ -91,18 +90,18 @@ def mirror(
     there = {path.parent.name for path in results.glob(f"*/{ENCODER}")}
     artefacts = results / ARTEFACTS
     # A server keeps artefacts where it was told to; our own store has them beside it.
-    uri, owner = store_uri(results), owner_of(results)
-    location = artefacts_of(results) if owner.alone else None
+    uri = store_uri(results)
+    location = None if is_remote() else artefacts_of(results)
     with alone(artefacts / "store", artefacts / LOCK), everywhere(uri):
         if location is not None:
             _create_store(results / STORE)
             follow(results / STORE)
-        with answering(uri, AT_FIRST), nullcontext() if owner.alone else taken(uri):
+        with answering(uri, AT_FIRST), taken(uri) if is_remote() else nullcontext():
             client = MlflowClient(uri)
-            experiment = experiment or experiment_name(client, results, owner)
+            experiment = experiment or experiment_name(client, results)
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
-            store = Store(client, experiment, number, artefacts, owner)
+            store = Store(client, experiment, number, artefacts, owner_of(results))
             write_view(client, number, trees)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
             store.retire(there | names)
@@ -123,11 +122,11 @@ def suite_name(results: Path) -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "-".join(["timewalk", *own])
 
 
-def experiment_name(client: MlflowClient, results: Path, owner: Owner) -> str:
+def experiment_name(client: MlflowClient, results: Path) -> str:
     """Return the name of the experiment of a folder of results: :func:`suite_name`, or that of
     the only one of our own store, whose folder may have been renamed."""
     name = suite_name(results)
-    chosen = not owner.alone or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    chosen = is_remote() or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if chosen or client.get_experiment_by_name(name) is not None:
         return name
     own = [x.name for x in client.search_experiments() if is_ours(x.artifact_location)]
@@ -199,15 +198,18 @@ class Store:
     def mirror(self, tree: Tree) -> dict[str, str]:
         """Write a tree unless it is there; return its run's number, key and model version."""
         name = tree.folder.name
+        self.claim(name)
         existing = self.search(f"tags.`{KEY}` = '{tree.key}' and tags.`{RUN}` = '{name}'")
         own = [run for run in existing if self.owner.has(run.data.tags)]
-        done = [run for run in own or existing if _is_whole(run)]
-        if done:
-            run_id = str(done[0].info.run_id)
-            self.adopt(existing, run_id)
-        else:
+        if not (done := _whole(own)):
             for half in own:
                 self.drop(half)
+            own = [run for run in existing if self.owner.succeeds(run.data.tags)]
+            done = _whole(own)
+        if done:
+            run_id = str(done[0].info.run_id)
+            self.adopt(own, run_id)
+        else:
             run_id = self.write(tree)
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
@@ -234,12 +236,26 @@ class Store:
         remove_files(run.info.artifact_uri, run.info.run_id, self.scratch)
         self.client.delete_run(run.info.run_id)
 
+    def claim(self, name: str) -> None:
+        """Make runs of one of our names ours where a version that knew no owners wrote them."""
+        if self.owner.number is None:
+            return
+        for run in self.search(f"tags.`{RUN}` = '{name}'"):
+            if self.owner.inherits(run.data.tags):
+                self.sign(run)
+
     def adopt(self, runs: Sequence[Run], top: str) -> None:
-        """Make a run and those below it ours: they are of our very files, wherever these lay."""
+        """Make a run and those below it ours, wherever the folder was when it wrote them."""
+        if self.owner.alone:
+            return
         for run in runs:
-            about = top in (run.info.run_id, run.data.tags.get(PARENT))
-            if about and run.data.tags.get(RESULTS) != self.owner.name:
-                self.client.set_tag(run.info.run_id, RESULTS, self.owner.name)
+            if top in (run.info.run_id, run.data.tags.get(PARENT)):
+                self.sign(run)
+
+    def sign(self, run: Run) -> None:
+        """Let the tags of a run name us."""
+        for tag in self.owner.tags.items() - run.data.tags.items():
+            self.client.set_tag(run.info.run_id, *tag)
 
     def mark(self, tree: Tree) -> None:
         """Mark what we wrote of other files of the run as superseded, and nothing else."""
@@ -299,7 +315,7 @@ class Store:
             RUN: tree.folder.name,
             KIND: entry.kind,
             SUPERSEDED: "false",
-            RESULTS: self.owner.name,
+            **self.owner.tags,
         }
         if parent is not None:
             tags[PARENT] = parent
@@ -340,8 +356,10 @@ def log_points(
         client.log_batch(run_id, metrics=metrics)
 
 
-def _is_whole(run: Run) -> bool:
-    return run.data.tags.get(KIND) == "training" and run.info.status == "FINISHED"
+def _whole(runs: Sequence[Run]) -> list[Run]:
+    """Return the trainings that are written to their end."""
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    return [run for run in finished if run.data.tags.get(KIND) == "training"]
 
 
 def _inputs(entry: Entry) -> list[DatasetInput]:

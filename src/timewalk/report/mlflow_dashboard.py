@@ -18,8 +18,8 @@ from timewalk.report.mlflow_store import (
     AT_FIRST,
     answering,
     everywhere,
+    is_remote,
     is_server,
-    owner_of,
     store_uri,
     taken,
 )
@@ -73,15 +73,14 @@ def find_dashboard(results: Path, host: str, port: int) -> Dashboard:
 
 def _experiment(results: Path, uri: str) -> str:
     """Return the number of the experiment of a folder of results."""
-    owner = owner_of(results)
-    if owner.alone:
+    if not is_remote():
         if not (results / STORE).is_file():
             raise _missing(results)
         follow_if_free(results / STORE)
-    known = nullcontext() if owner.alone else taken(uri)
+    known = taken(uri) if is_remote() else nullcontext()
     with everywhere(uri), answering(uri, AT_FIRST), known:
         client = MlflowClient(uri)
-        name = experiment_name(client, results, owner)
+        name = experiment_name(client, results)
         found = client.get_experiment_by_name(name)
     if found is None:
         raise _missing(results)
