@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
 from tests.ports import free_port
 from tests.report.mirrored import knn, write
@@ -14,7 +15,7 @@ from timewalk import cli
 from timewalk.errors import UserError
 from timewalk.report.mlflow import mirror, store_uri
 from timewalk.report.mlflow_dashboard import find_dashboard
-from timewalk.report.mlflow_view import TAG
+from timewalk.report.mlflow_view import FIRST, ROOM, TAG, write_view
 
 
 @pytest.fixture
@@ -96,4 +97,29 @@ def test_headline_numbers_are_columns(results):
     (results / "dora" / "knn.json").unlink()
     write(results / "dora" / "nearest.json", bare)
     mirror([], results, "test")
-    assert view(results)["selectedColumns"] == [*first, "metrics.`nearest/top1_k20`"]
+    *tags, old = first
+    assert view(results)["selectedColumns"] == [*tags, "metrics.`nearest/top1_k20`", old]
+
+
+def test_columns_of_today_come_first_and_old_ones_while_there_is_room(results):
+    client = MlflowClient(store_uri(results))
+    mirror([], results, "test")
+    number = client.get_experiment_by_name("test").experiment_id
+    old = [f"metrics.`{name:03}/{'x' * 190}`" for name in range(40)]
+    client.set_experiment_tag(number, TAG, json.dumps({"selectedColumns": old}))
+    mirror([], results, "test")
+    assert view(results)["selectedColumns"][:3] == [*FIRST, "metrics.`knn/top1_k20`"]
+    kept = view(results)["selectedColumns"][3:]
+    assert kept == old[: len(kept)]
+    text = client.get_experiment(number).tags[TAG]
+    assert ROOM - 210 < len(text) <= ROOM <= MAX_EXPERIMENT_TAG_VAL_LENGTH
+
+
+@pytest.mark.parametrize("text", ["mine", "[]", "{}", '{"selectedColumns": 3}'])
+def test_a_view_that_somebody_has_edited_is_written_anew(results, text, caplog):
+    client = MlflowClient(store_uri(results))
+    number = client.create_experiment("test")
+    client.set_experiment_tag(number, TAG, text)
+    write_view(client, number, [])
+    assert view(results)["selectedColumns"] == list(FIRST)
+    assert [line for line in caplog.messages if "is written anew" in line]

@@ -102,9 +102,9 @@ def mirror(
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
             store = Store(client, experiment, number, artefacts, owner_of(results))
-            write_view(client, number, trees)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
             store.retire(there | names)
+            write_view(client, number, trees)
     counts = {
         "results_left_out": sum(len(tree.left_out) for tree in trees),
         "files_gone": sum(len(tree.gone) for tree in trees),
