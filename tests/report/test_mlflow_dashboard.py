@@ -58,7 +58,7 @@ def test_the_address_is_of_this_experiment_whatever_its_number(results, port, mo
     monkeypatch.setattr("os.execvpe", lambda *words: started.append(words))
     found = find_dashboard(results, "0.0.0.0", port)
     assert found.address == (
-        f"http://127.0.0.1:{port}/#/experiments/3/runs?workflowType=machine_learning"
+        f"http://{socket.gethostname()}:{port}/#/experiments/3/runs?workflowType=machine_learning"
         "&viewStateShareKey=timewalk"
     )
     assert found.environment["MLFLOW_BACKEND_STORE_URI"] == store_uri(results)
@@ -67,6 +67,23 @@ def test_the_address_is_of_this_experiment_whatever_its_number(results, port, mo
     assert program == sys.executable
     assert command[1:4] == ["-m", "mlflow", "server"]
     assert command[command.index("--port") + 1] == str(port)
+
+
+def test_only_beyond_this_machine_names_are_let_in(results, port, monkeypatch):
+    mirror([], results)
+    for host in ("127.0.0.1", "localhost"):
+        assert "--allowed-hosts" not in find_dashboard(results, host, port).command
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "node7.example")
+    command = find_dashboard(results, "0.0.0.0", port).command
+    hosts = command[command.index("--allowed-hosts") + 1].split(",")
+    wanted = {"node7", "node7.example", "localhost", "127.0.0.1", "10.*", "192.168.*"}
+    assert wanted | {f"{name}:*" for name in wanted} <= set(hosts)
+    assert "*" not in hosts
+    origins = command[command.index("--cors-allowed-origins") + 1].split(",")
+    assert f"http://node7.example:{port}" in origins
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "own.example")
+    assert "--allowed-hosts" not in find_dashboard(results, "0.0.0.0", port).command
 
 
 def test_another_store_is_served_without_its_password_in_sight(results, port, monkeypatch):

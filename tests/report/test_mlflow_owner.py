@@ -148,26 +148,24 @@ def test_what_has_no_number_yet_is_taken_over_by_the_folder_that_wrote_it(shared
 
 def test_a_folder_keeps_its_number_and_a_copy_gets_one(tmp_path, monkeypatch):
     monkeypatch.setenv("LOGNAME", "eva")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     first = tmp_path / "first"
     first.mkdir()
-    own = owner_of(first)
+    own = owner_of(first, remote=False)
     assert own.name == f"eva@{socket.gethostname()}:{first.resolve()}"
     assert own.has({})
     assert own.tags.keys() == {RESULTS}
     assert not (first / FILE).exists()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    owner = owner_of(first)
+    owner = owner_of(first, remote=True)
     assert owner.has({OWNER: owner.number})
     assert not owner.has({RESULTS: owner.name})
     assert owner.inherits({RESULTS: owner.name})
     assert owner.inherits({})
     assert not owner.inherits({RESULTS: "eva@login2:/elsewhere"})
     moved = first.rename(tmp_path / "moved")
-    assert owner_of(moved).number == owner.number
-    copy = owner_of(shutil.copytree(moved, tmp_path / "copy"))
+    assert owner_of(moved, remote=True).number == owner.number
+    copy = owner_of(shutil.copytree(moved, tmp_path / "copy"), remote=True)
     assert copy.number not in (None, owner.number)
-    assert owner_of(tmp_path / "copy") == copy
+    assert owner_of(tmp_path / "copy", remote=True) == copy
     there = f"eva@{socket.gethostname()}:{moved}"
     assert not copy.succeeds({OWNER: owner.number, RESULTS: there})
     assert not copy.succeeds({OWNER: owner.number, RESULTS: f"eva@login2:{first}"})
@@ -176,9 +174,8 @@ def test_a_folder_keeps_its_number_and_a_copy_gets_one(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_marks_nothing_of_others(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    owner = owner_of(tmp_path)
+    owner = owner_of(tmp_path, remote=True)
     assert owner.number is None
     assert not list(tmp_path.iterdir())
     assert not owner.has({})

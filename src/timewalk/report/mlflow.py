@@ -90,18 +90,20 @@ def mirror(
     there = {path.parent.name for path in results.glob(f"*/{ENCODER}")}
     artefacts = results / ARTEFACTS
     # A server keeps artefacts where it was told to; our own store has them beside it.
-    uri = store_uri(results)
-    location = None if is_remote() else artefacts_of(results)
+    # Asked first: while MLflow knows our own store, its environment names it as a server's.
+    uri, remote = store_uri(results), is_remote()
+    location = None if remote else artefacts_of(results)
     with alone(artefacts / "store", artefacts / LOCK), everywhere(uri):
         if location is not None:
             _create_store(results / STORE)
             follow(results / STORE)
-        with answering(uri, AT_FIRST), taken(uri) if is_remote() else nullcontext():
+        with answering(uri, AT_FIRST), taken(uri) if remote else nullcontext():
             client = MlflowClient(uri)
-            experiment = experiment or experiment_name(client, results)
+            experiment = experiment or experiment_name(client, results, remote)
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
-            store = Store(client, experiment, number, artefacts, owner_of(results))
+            owner = owner_of(results, remote)
+            store = Store(client, experiment, number, artefacts, owner)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
             store.retire(there | names)
             write_view(client, number, trees)
@@ -122,11 +124,11 @@ def suite_name(results: Path) -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "-".join(["timewalk", *own])
 
 
-def experiment_name(client: MlflowClient, results: Path) -> str:
+def experiment_name(client: MlflowClient, results: Path, remote: bool) -> str:
     """Return the name of the experiment of a folder of results: :func:`suite_name`, or that of
     the only one of our own store, whose folder may have been renamed."""
     name = suite_name(results)
-    chosen = is_remote() or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    chosen = remote or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if chosen or client.get_experiment_by_name(name) is not None:
         return name
     own = [x.name for x in client.search_experiments() if is_ours(x.artifact_location)]

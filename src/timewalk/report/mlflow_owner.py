@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from timewalk.artefacts import read_json, write_json
-from timewalk.report.mlflow_store import is_remote
 
 log = logging.getLogger(__name__)
 
@@ -68,19 +67,20 @@ class Owner(NamedTuple):
         return OWNER in tags and number_of(Path(folder)) != tags[OWNER]
 
 
-def owner_of(results: Path) -> Owner:
+def owner_of(results: Path, remote: bool) -> Owner:
     """Return a folder of results as what it writes names it; before it first writes to a server,
     it gets a number. Call it under the mirror's lock.
 
     Args:
         results: the folder.
+        remote: whether others may write to the store too.
     """
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         user = str(os.getuid())
     name = f"{user}@{socket.gethostname()}:{results.resolve()}"
-    return Owner(name, _numbered(results), False) if is_remote() else Owner(name, None, True)
+    return Owner(name, _numbered(results), False) if remote else Owner(name, None, True)
 
 
 def number_of(results: Path) -> str | None:
