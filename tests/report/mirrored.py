@@ -30,6 +30,8 @@ A table.
 START = 1_700_000_000.0
 KINDS = {"dora": None, "dora/finetuned/segmented": "dora", "dora/knn": "dora"}
 """runs of MLflow's for one of ours, and what they hang on"""
+WHOSE = ("timewalk.owner", "timewalk.results")
+"""tags"""
 
 
 def origin(run: str, **more) -> dict:
@@ -124,7 +126,8 @@ def make_run(folder: Path, seed: int = 0, steps: int = 3) -> Path:
     tuned = folder / "finetuned" / "segmented"
     config = {"task": "semantic_segmentation", "dataset": "scenes", "seed": 3}
     about = origin(name, config=config, inputs={"data/datasets/scenes/manifest.json": "e" * 64})
-    write(tuned / "network.json", {"sha256": encoder_digest(folder), "provenance": about})
+    about["weights"] = {f"results/{name}": encoder_digest(folder)}
+    write(tuned / "network.json", {"sha256": "f" * 64, "provenance": about})
     write_lines(tuned / "metrics.jsonl", curve(2))
     return folder
 
@@ -142,15 +145,14 @@ def content(uri: str) -> list:
         found += [_run(client, run, names, experiment.name) for run in whole]
     for model in client.search_registered_models():
         for version in client.search_model_versions(f"name = '{model.name}'"):
-            tags = sorted(x for x in version.tags.items() if x[0] != "timewalk.results")
+            tags = sorted(x for x in version.tags.items() if x[0] not in WHOSE)
             found.append((model.name, str(version.version), tags))
         found.append((model.name, model.description, {k: str(v) for k, v in model.aliases.items()}))
     return sorted(found, key=str)
 
 
 def _run(client: MlflowClient, run, names: dict, experiment: str) -> tuple:
-    tags = dict(run.data.tags)
-    tags.pop("timewalk.results")
+    tags = {key: value for key, value in run.data.tags.items() if key not in WHOSE}
     parent = names.get(tags.pop("mlflow.parentRunId", ""))
     curves = {
         key: sorted(

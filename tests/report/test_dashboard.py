@@ -5,12 +5,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.parse import quote
 
@@ -172,6 +174,46 @@ def test_pictures_of_a_moved_store_are_shown(page, own):
     page.wait_for_function("[...document.images].some(image => image.naturalWidth === 64)")
 
 
+def test_a_server_for_others_answers_to_its_name(own, tmp_path):
+    port, name = free_port(), socket.gethostname()
+    words = ["dashboard", str(own.results), "--host", "0.0.0.0", "--port", str(port)]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "timewalk.cli", *words],
+        stdout=open(tmp_path / "server.log", "w"),  # noqa: SIM115 - the server's own
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        wait_for(server, port, tmp_path)
+        assert f"http://{name}:{port}/#/" in (tmp_path / "server.log").read_text()
+        named, private = f"{name}:{port}", f"192.168.1.2:{port}"
+        assert [asked(port, host) for host in (named, name, private)] == [200, 200, 200]
+        assert asked(port, f"evil.example:{port}") == 403
+        assert searched(port, named, f"http://{named}") == 200
+        assert searched(port, named, "http://evil.example") == 403
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def asked(port: int, host: str) -> int:
+    """Return what a server answers to a browser that knows it under a name."""
+    return status(port, "GET", "/", {"Host": host})
+
+
+def searched(port: int, host: str, origin: str) -> int:
+    """Return what a server answers to a page that looks for runs."""
+    headers = {"Host": host, "Origin": origin, "Content-Type": "application/json"}
+    body = json.dumps({"experiment_ids": ["2"]})
+    return status(port, "POST", "/ajax-api/2.0/mlflow/runs/search", headers, body)
+
+
+def status(port: int, method: str, path: str, headers: dict, body: str | None = None) -> int:
+    with closing(HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request(method, path, body, headers)
+        return connection.getresponse().status
+
+
 def test_a_server_that_runs_is_not_served_again(dashboard, own, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dashboard.address)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "suite")
@@ -183,12 +225,12 @@ def test_a_server_that_runs_is_not_served_again(dashboard, own, monkeypatch, cap
 
 
 def test_a_server_that_was_down_has_everything_a_file_has(dashboard, tmp_path, monkeypatch):
-    again = shutil.copytree(dashboard.results, tmp_path / "results")
     kept = content(dashboard.address)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", dashboard.address)
-    mirror([], again, "suite")
+    mirror([], dashboard.results, "suite")
     assert content(dashboard.address) == kept
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    again = shutil.copytree(dashboard.results, tmp_path / "results")
     mirror([], again, "suite")
     assert content(store_uri(again)) == kept
     assert not (dashboard.results / "mlflow.db").exists()

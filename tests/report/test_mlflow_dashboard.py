@@ -7,20 +7,20 @@ import sys
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
 
+from tests.ports import free_port
 from tests.report.mirrored import knn, write
 from timewalk import cli
 from timewalk.errors import UserError
 from timewalk.report.mlflow import mirror, store_uri
 from timewalk.report.mlflow_dashboard import find_dashboard
-from timewalk.report.mlflow_view import TAG
+from timewalk.report.mlflow_view import FIRST, ROOM, TAG, write_view
 
 
 @pytest.fixture
 def port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    return free_port()
 
 
 def test_without_results_it_says_what_makes_them(tmp_path, bare, port):
@@ -58,7 +58,7 @@ def test_the_address_is_of_this_experiment_whatever_its_number(results, port, mo
     monkeypatch.setattr("os.execvpe", lambda *words: started.append(words))
     found = find_dashboard(results, "0.0.0.0", port)
     assert found.address == (
-        f"http://127.0.0.1:{port}/#/experiments/3/runs?workflowType=machine_learning"
+        f"http://{socket.gethostname()}:{port}/#/experiments/3/runs?workflowType=machine_learning"
         "&viewStateShareKey=timewalk"
     )
     assert found.environment["MLFLOW_BACKEND_STORE_URI"] == store_uri(results)
@@ -67,6 +67,23 @@ def test_the_address_is_of_this_experiment_whatever_its_number(results, port, mo
     assert program == sys.executable
     assert command[1:4] == ["-m", "mlflow", "server"]
     assert command[command.index("--port") + 1] == str(port)
+
+
+def test_only_beyond_this_machine_names_are_let_in(results, port, monkeypatch):
+    mirror([], results)
+    for host in ("127.0.0.1", "localhost"):
+        assert "--allowed-hosts" not in find_dashboard(results, host, port).command
+    monkeypatch.setattr(socket, "gethostname", lambda: "node7")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "node7.example")
+    command = find_dashboard(results, "0.0.0.0", port).command
+    hosts = command[command.index("--allowed-hosts") + 1].split(",")
+    wanted = {"node7", "node7.example", "localhost", "127.0.0.1", "10.*", "192.168.*"}
+    assert wanted | {f"{name}:*" for name in wanted} <= set(hosts)
+    assert "*" not in hosts
+    origins = command[command.index("--cors-allowed-origins") + 1].split(",")
+    assert f"http://node7.example:{port}" in origins
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "own.example")
+    assert "--allowed-hosts" not in find_dashboard(results, "0.0.0.0", port).command
 
 
 def test_another_store_is_served_without_its_password_in_sight(results, port, monkeypatch):
@@ -97,4 +114,29 @@ def test_headline_numbers_are_columns(results):
     (results / "dora" / "knn.json").unlink()
     write(results / "dora" / "nearest.json", bare)
     mirror([], results, "test")
-    assert view(results)["selectedColumns"] == [*first, "metrics.`nearest/top1_k20`"]
+    *tags, old = first
+    assert view(results)["selectedColumns"] == [*tags, "metrics.`nearest/top1_k20`", old]
+
+
+def test_columns_of_today_come_first_and_old_ones_while_there_is_room(results):
+    client = MlflowClient(store_uri(results))
+    mirror([], results, "test")
+    number = client.get_experiment_by_name("test").experiment_id
+    old = [f"metrics.`{name:03}/{'x' * 190}`" for name in range(40)]
+    client.set_experiment_tag(number, TAG, json.dumps({"selectedColumns": old}))
+    mirror([], results, "test")
+    assert view(results)["selectedColumns"][:3] == [*FIRST, "metrics.`knn/top1_k20`"]
+    kept = view(results)["selectedColumns"][3:]
+    assert kept == old[: len(kept)]
+    text = client.get_experiment(number).tags[TAG]
+    assert ROOM - 210 < len(text) <= ROOM <= MAX_EXPERIMENT_TAG_VAL_LENGTH
+
+
+@pytest.mark.parametrize("text", ["mine", "[]", "{}", '{"selectedColumns": 3}'])
+def test_a_view_that_somebody_has_edited_is_written_anew(results, text, caplog):
+    client = MlflowClient(store_uri(results))
+    number = client.create_experiment("test")
+    client.set_experiment_tag(number, TAG, text)
+    write_view(client, number, [])
+    assert view(results)["selectedColumns"] == list(FIRST)
+    assert [line for line in caplog.messages if "is written anew" in line]

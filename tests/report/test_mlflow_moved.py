@@ -1,5 +1,6 @@
 """A store whose folder was moved, copied or renamed: real folders, real MLflow."""
 
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,11 +11,14 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from tests.ports import free_port
 from tests.report.mirrored import KINDS, content, files, knn, make_run, write
 from timewalk import load_encoder
+from timewalk.artefacts import alone
 from timewalk.errors import UserError
 from timewalk.report.mlflow import mirror, store_uri
-from timewalk.report.mlflow_moved import artefacts_of, follow
+from timewalk.report.mlflow_dashboard import find_dashboard
+from timewalk.report.mlflow_moved import ARTEFACTS, LOCK, artefacts_of, follow
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +151,41 @@ def test_killed_half_way_nothing_is_rewritten(moved, monkeypatch):
     assert addresses(moved) == before
     follow(moved / "mlflow.db")
     assert all(f"{x}/".startswith(f"{artefacts_of(moved)}/") for x in addresses(moved))
+
+
+def forbid_writing(patch):
+    """As a folder of another user does, but to the super-user too, who may write everywhere."""
+    whole = os.access
+    patch.setattr(os, "access", lambda path, mode: mode != os.W_OK and whole(path, mode))
+
+
+def test_who_may_not_write_sees_a_moved_dashboard(moved, monkeypatch, caplog):
+    renamed = moved.rename(moved.with_name("renamed"))
+    kept = everything(renamed)
+    with monkeypatch.context() as patch:
+        forbid_writing(patch)
+        found = find_dashboard(renamed, "127.0.0.1", free_port())
+    assert "/#/experiments/1/runs?" in found.address
+    [line] = [line for line in caplog.messages if "pictures" in line]
+    assert "first_place" in line
+    assert f"its owner calls `timewalk mlflow {renamed}`" in line
+    assert everything(renamed) == kept
+    caplog.clear()
+    find_dashboard(renamed, "127.0.0.1", free_port())
+    assert addresses(renamed)[0] == artefacts_of(renamed)
+    forbid_writing(monkeypatch)
+    find_dashboard(renamed, "127.0.0.1", free_port())
+    assert not caplog.messages
+
+
+def test_a_dashboard_waits_for_no_mirror(moved, caplog):
+    before = addresses(moved)
+    with alone(moved / ARTEFACTS / "store", moved / ARTEFACTS / LOCK):
+        find_dashboard(moved, "127.0.0.1", free_port())
+    assert addresses(moved) == before
+    assert [line for line in caplog.messages if "a mirror writes" in line]
+    find_dashboard(moved, "127.0.0.1", free_port())
+    assert addresses(moved)[0] == artefacts_of(moved) != before[0]
 
 
 def test_what_is_no_store_is_refused(tmp_path):

@@ -14,8 +14,9 @@ from tests.report.mirrored import (
     runs,
     write,
 )
-from timewalk.encoders import encoder_digest
+from timewalk.report import mlflow_records
 from timewalk.report.mlflow import store_uri
+from timewalk.report.mlflow_records import read_tree
 
 
 def test_a_result_of_another_encoder_is_left_out_and_counted(results, caplog):
@@ -41,8 +42,6 @@ def test_a_result_of_another_encoder_is_left_out_and_counted(results, caplog):
 def test_a_fine_tuning_of_another_encoder_is_left_out_and_counted(results, caplog):
     network = results / "dora" / "finetuned" / "segmented" / "network.json"
     about = json.loads(network.read_text())
-    about["provenance"]["weights"] = {"results/dora": encoder_digest(results / "dora")}
-    write(network, about)
     first = call(results)
     assert runs(results).keys() == KINDS.keys()
     about["provenance"]["weights"] = {"results/dora": "0" * 64}
@@ -53,6 +52,35 @@ def test_a_fine_tuning_of_another_encoder_is_left_out_and_counted(results, caplo
     [line] = [line for line in caplog.messages if "network.json" in line]
     assert "another encoder" in line
     assert json.loads((results / "mlflow.json").read_text())["results_left_out"] == 1
+
+
+def test_results_without_weights_keep_their_fine_tunings(results, caplog):
+    """As docs/report.md hands them on."""
+    (results / "dora" / "encoder.safetensors").unlink()
+    top = call(results)
+    assert runs(results).keys() == KINDS.keys()
+    said = [
+        line for line in caplog.messages if "dora" in line and ("gone" in line or "no w" in line)
+    ]
+    assert len(said) == 2
+    assert not MlflowClient(store_uri(results)).get_run(top).outputs.model_outputs
+    assert "model_version" not in json.loads((results / "mlflow.json").read_text())["runs"]["dora"]
+    assert call(results) == top
+
+
+def test_weights_are_read_once_and_only_for_fine_tunings_that_name_some(bare, monkeypatch):
+    run, read = bare / "dora", []
+    whole = mlflow_records.encoder_digest
+    monkeypatch.setattr(
+        mlflow_records, "encoder_digest", lambda folder: read.append(folder) or whole(folder)
+    )
+    shutil.copytree(run / "finetuned" / "segmented", run / "finetuned" / "again")
+    assert len(read_tree(run, []).children) == 2
+    assert read == [run]
+    for network in run.glob("finetuned/*/network.json"):
+        write(network, {"sha256": "f" * 64})
+    assert len(read_tree(run, []).children) == 2
+    assert read == [run]
 
 
 def test_files_that_are_gone_are_left_out_and_counted(results, caplog):

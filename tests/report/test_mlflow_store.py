@@ -4,7 +4,6 @@ import pytest
 
 from tests.report.mirrored import call
 from timewalk.errors import UserError
-from timewalk.report.mlflow_store import owner_of
 
 
 @pytest.mark.parametrize(
@@ -29,17 +28,3 @@ def test_an_address_that_cannot_be_is_one_sentence(results, monkeypatch, address
     assert len(text.splitlines()) == 1
     assert not [word for word in ("hush", "hu/sh", "me:") if word in text]
     assert not (results / "mlflow.json").exists()
-
-
-def test_an_owner_is_who_and_where(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("LOGNAME", "eva")
-    owner = owner_of(tmp_path)
-    assert owner.name.startswith("eva@")
-    assert owner.name.endswith(f":{tmp_path.resolve()}")
-    assert owner.has({})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    shared = owner_of(tmp_path)
-    assert shared.has({"timewalk.results": owner.name})
-    assert not shared.has({"timewalk.results": owner_of(tmp_path / "other").name})
-    assert not shared.has({})

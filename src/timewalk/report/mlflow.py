@@ -31,17 +31,22 @@ from mlflow.entities import (
 from timewalk.artefacts import alone, atomic_path, write_json
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError
-from timewalk.report.mlflow_models import find_model, log_model, register, retire_versions
-from timewalk.report.mlflow_moved import ARTEFACTS, STORE, artefacts_of, follow
+from timewalk.report.mlflow_models import (
+    find_model,
+    has_weights,
+    log_model,
+    register,
+    retire_versions,
+)
+from timewalk.report.mlflow_moved import ARTEFACTS, LOCK, STORE, artefacts_of, follow, is_ours
+from timewalk.report.mlflow_owner import Owner, owner_of
 from timewalk.report.mlflow_records import Entry, Point, Tree, flatten, metric_name, read_tree
 from timewalk.report.mlflow_store import (
     AT_FIRST,
     LATER,
-    RESULTS,
-    Owner,
     answering,
     everywhere,
-    owner_of,
+    is_remote,
     remove_files,
     store_uri,
     taken,
@@ -85,21 +90,23 @@ def mirror(
     there = {path.parent.name for path in results.glob(f"*/{ENCODER}")}
     artefacts = results / ARTEFACTS
     # A server keeps artefacts where it was told to; our own store has them beside it.
-    uri, owner = store_uri(results), owner_of(results)
-    location = artefacts_of(results) if owner.alone else None
-    with alone(artefacts / "store", artefacts / ".lock"), everywhere(uri):
+    # Asked first: while MLflow knows our own store, its environment names it as a server's.
+    uri, remote = store_uri(results), is_remote()
+    location = None if remote else artefacts_of(results)
+    with alone(artefacts / "store", artefacts / LOCK), everywhere(uri):
         if location is not None:
             _create_store(results / STORE)
             follow(results / STORE)
-        with answering(uri, AT_FIRST), nullcontext() if owner.alone else taken(uri):
+        with answering(uri, AT_FIRST), taken(uri) if remote else nullcontext():
             client = MlflowClient(uri)
-            experiment = experiment or experiment_name(client, results, owner)
+            experiment = experiment or experiment_name(client, results, remote)
             number = _experiment(client, experiment, location)
         with answering(uri, LATER):
+            owner = owner_of(results, remote)
             store = Store(client, experiment, number, artefacts, owner)
-            write_view(client, number, trees)
             written = {tree.folder.name: store.mirror(tree) for tree in trees}
             store.retire(there | names)
+            write_view(client, number, trees)
     counts = {
         "results_left_out": sum(len(tree.left_out) for tree in trees),
         "files_gone": sum(len(tree.gone) for tree in trees),
@@ -118,15 +125,14 @@ def suite_name(results: Path) -> str:
     return os.environ.get("MLFLOW_EXPERIMENT_NAME") or "-".join(["timewalk", *own])
 
 
-def experiment_name(client: MlflowClient, results: Path, owner: Owner) -> str:
+def experiment_name(client: MlflowClient, results: Path, remote: bool) -> str:
     """Return the name of the experiment of a folder of results: :func:`suite_name`, or that of
     the only one of our own store, whose folder may have been renamed."""
     name = suite_name(results)
-    chosen = not owner.alone or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    chosen = remote or os.environ.get("MLFLOW_EXPERIMENT_NAME")
     if chosen or client.get_experiment_by_name(name) is not None:
         return name
-    location = artefacts_of(results)
-    own = [x.name for x in client.search_experiments() if x.artifact_location == location]
+    own = [x.name for x in client.search_experiments() if is_ours(x.artifact_location)]
     return str(own[0]) if len(own) == 1 else name
 
 
@@ -195,21 +201,27 @@ class Store:
     def mirror(self, tree: Tree) -> dict[str, str]:
         """Write a tree unless it is there; return its run's number, key and model version."""
         name = tree.folder.name
+        self.claim(name)
         existing = self.search(f"tags.`{KEY}` = '{tree.key}' and tags.`{RUN}` = '{name}'")
         own = [run for run in existing if self.owner.has(run.data.tags)]
-        done = [run for run in own or existing if _is_whole(run)]
-        if done:
-            run_id = str(done[0].info.run_id)
-            self.adopt(existing, run_id)
-        else:
+        if not (done := _whole(own)):
             for half in own:
                 self.drop(half)
+            own = [run for run in existing if self.owner.succeeds(run.data.tags)]
+            done = _whole(own)
+        if done:
+            run_id = str(done[0].info.run_id)
+            self.adopt(own, run_id)
+        else:
             run_id = self.write(tree)
             log.info("%s: written as MLflow run %s", name, run_id)
         self.mark(tree)
-        model_id = self.model(tree, run_id)
+        said = {"mlflow_run": run_id, "key": tree.key}
+        if (model_id := self.model(tree, run_id)) is None:
+            log.warning("%s has no weights: no model of it in MLflow", tree.folder)
+            return said
         version = register(self.client, self.name, name, model_id, run_id, tree.encoder, self.owner)
-        return {"mlflow_run": run_id, "key": tree.key, "model_version": version}
+        return {**said, "model_version": version}
 
     def search(self, query: str) -> list[Run]:
         """Return all runs that a query finds and that are not deleted."""
@@ -227,12 +239,26 @@ class Store:
         remove_files(run.info.artifact_uri, run.info.run_id, self.scratch)
         self.client.delete_run(run.info.run_id)
 
+    def claim(self, name: str) -> None:
+        """Make runs of one of our names ours where a version that knew no owners wrote them."""
+        if self.owner.number is None:
+            return
+        for run in self.search(f"tags.`{RUN}` = '{name}'"):
+            if self.owner.inherits(run.data.tags):
+                self.sign(run)
+
     def adopt(self, runs: Sequence[Run], top: str) -> None:
-        """Make a run and those below it ours: they are of our very files, wherever these lay."""
+        """Make a run and those below it ours, wherever the folder was when it wrote them."""
+        if self.owner.alone:
+            return
         for run in runs:
-            about = top in (run.info.run_id, run.data.tags.get(PARENT))
-            if about and run.data.tags.get(RESULTS) != self.owner.name:
-                self.client.set_tag(run.info.run_id, RESULTS, self.owner.name)
+            if top in (run.info.run_id, run.data.tags.get(PARENT)):
+                self.sign(run)
+
+    def sign(self, run: Run) -> None:
+        """Let the tags of a run name us."""
+        for tag in self.owner.tags.items() - run.data.tags.items():
+            self.client.set_tag(run.info.run_id, *tag)
 
     def mark(self, tree: Tree) -> None:
         """Mark what we wrote of other files of the run as superseded, and nothing else."""
@@ -255,13 +281,15 @@ class Store:
                 self.client.set_tag(run.info.run_id, SUPERSEDED, "true")
                 log.info("%s: its folder is gone, marked as superseded", run.info.run_name)
 
-    def model(self, tree: Tree, run_id: str) -> str:
+    def model(self, tree: Tree, run_id: str) -> str | None:
         """Return the number of the logged model of a run's encoder, logged now if it is not there:
-        once for all runs of MLflow's that are of this encoder."""
+        once for all runs of MLflow's that are of this encoder. None: its weights are gone."""
         name = tree.folder.name
         words = (self.scratch, self.owner)
         found = find_model(self.client, self.experiment, name, tree.encoder, *words)
-        return found or log_model(self.client, self.experiment, run_id, tree, *words)
+        if found is None and has_weights(tree.folder):
+            return log_model(self.client, self.experiment, run_id, tree, *words)
+        return found
 
     def write(self, tree: Tree) -> str:
         """Write a tree: the weights after all else that may fail, FINISHED on top last."""
@@ -272,9 +300,11 @@ class Store:
         for child_id, child in children.items():
             self.fill(child_id, child)
         model_id = self.model(tree, run_id)
-        self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
+        if model_id is not None:
+            self.client.log_outputs(run_id, models=[LoggedModelOutput(model_id, step=0)])
         for child_id, child in children.items():
-            self.client.log_inputs(child_id, models=[LoggedModelInput(model_id)])
+            if model_id is not None:
+                self.client.log_inputs(child_id, models=[LoggedModelInput(model_id)])
             about = model_id if child.kind == "evaluation" else None
             log_points(self.client, child_id, child.points, about)
             self.client.set_terminated(child_id, status="FINISHED", end_time=child.end_ms)
@@ -288,7 +318,7 @@ class Store:
             RUN: tree.folder.name,
             KIND: entry.kind,
             SUPERSEDED: "false",
-            RESULTS: self.owner.name,
+            **self.owner.tags,
         }
         if parent is not None:
             tags[PARENT] = parent
@@ -329,8 +359,10 @@ def log_points(
         client.log_batch(run_id, metrics=metrics)
 
 
-def _is_whole(run: Run) -> bool:
-    return run.data.tags.get(KIND) == "training" and run.info.status == "FINISHED"
+def _whole(runs: Sequence[Run]) -> list[Run]:
+    """Return the trainings that are written to their end."""
+    finished = [run for run in runs if run.info.status == "FINISHED"]
+    return [run for run in finished if run.data.tags.get(KIND) == "training"]
 
 
 def _inputs(entry: Entry) -> list[DatasetInput]:

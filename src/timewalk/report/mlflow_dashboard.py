@@ -4,6 +4,7 @@ import os
 import socket
 import sys
 from contextlib import nullcontext
+from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +14,13 @@ from timewalk.addresses import public
 from timewalk.encoders.files import CARD as ENCODER
 from timewalk.errors import UserError, reason
 from timewalk.report.mlflow import experiment_name, refuse_deleted
-from timewalk.report.mlflow_moved import ARTEFACTS, STORE, follow
+from timewalk.report.mlflow_moved import ARTEFACTS, STORE, follow_if_free
 from timewalk.report.mlflow_store import (
     AT_FIRST,
     answering,
     everywhere,
+    is_remote,
     is_server,
-    owner_of,
     store_uri,
     taken,
 )
@@ -27,8 +28,16 @@ from timewalk.report.mlflow_view import address
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """MLflow reports its use to its makers, and runs jobs of its own"""
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-"""what a host that means all of a machine's is called on the machine itself"""
+EVERYWHERE = ("0.0.0.0", "::")
+"""hosts that mean all of a machine's"""
+LOCAL = ("localhost", "127.0.0.1", "[[]::1]")
+PRIVATE = ("10.*", *(f"172.{n}.*" for n in range(16, 32)), "192.168.*", "fc00:*", "fd00:*")
+"""addresses, as patterns of MLflow's for what a browser asks for (RFC 1918, RFC 4193)"""
+CHECKS = {
+    "--allowed-hosts": "MLFLOW_SERVER_ALLOWED_HOSTS",
+    "--cors-allowed-origins": "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS",
+}
+"""MLflow's checks of who asks, and what people set them by"""
 
 
 class Dashboard(NamedTuple):
@@ -63,25 +72,54 @@ def find_dashboard(results: Path, host: str, port: int) -> Dashboard:
     if is_server(uri):
         return Dashboard(address(public(uri), number), [], {})
     _refuse_taken(host, port)
-    shown = EVERYWHERE.get(host, f"[{host}]" if ":" in host else host)
+    shown = _names(host)[0]
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
     # Of experiments that somebody makes in the browser; else they would lie in the current folder.
     command += ["--workers", "1", "--artifacts-destination", str((results / ARTEFACTS).resolve())]
+    command += _checks(host, port)
     environment = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": uri}
     return Dashboard(address(f"http://{shown}:{port}", number), command, environment)
 
 
+def _names(host: str) -> list[str]:
+    """Return what a browser calls a host: all of a machine's have the machine's names."""
+    if host in EVERYWHERE:
+        return list(dict.fromkeys([socket.gethostname(), socket.getfqdn()]))
+    return [f"[{host}]" if ":" in host else host]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
+
+
+def _checks(host: str, port: int) -> list[str]:
+    """Return the words that let MLflow's server answer to a host's names: by itself it answers to
+    this machine alone, and takes searches from pages of this machine alone."""
+    if _is_loopback(host):
+        return []
+    names = _names(host)
+    known = [*LOCAL, *PRIVATE, *(name.replace("[", "[[]") for name in names)]
+    # Without a port too: a browser leaves out 80.
+    hosts = [shown for name in known for shown in (name, f"{name}:*")]
+    origins = [f"http://{name}{end}" for name in names for end in ("", f":{port}")]
+    said = dict(zip(CHECKS, (",".join(hosts), ",".join(origins)), strict=True))
+    return [word for key in said if CHECKS[key] not in os.environ for word in (key, said[key])]
+
+
 def _experiment(results: Path, uri: str) -> str:
     """Return the number of the experiment of a folder of results."""
-    owner = owner_of(results)
-    if owner.alone:
+    remote = is_remote()  # asked first: MLflow writes its address there
+    if not remote:
         if not (results / STORE).is_file():
             raise _missing(results)
-        follow(results / STORE)
-    known = nullcontext() if owner.alone else taken(uri)
+        follow_if_free(results / STORE)
+    known = taken(uri) if remote else nullcontext()
     with everywhere(uri), answering(uri, AT_FIRST), known:
         client = MlflowClient(uri)
-        name = experiment_name(client, results, owner)
+        name = experiment_name(client, results, remote)
         found = client.get_experiment_by_name(name)
     if found is None:
         raise _missing(results)

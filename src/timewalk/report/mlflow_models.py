@@ -16,13 +16,15 @@ from typing import Any
 import mlflow.pytorch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from mlflow.entities.model_registry import ModelVersion
 
 from timewalk.artefacts import sha256_file
 from timewalk.encoders import load_encoder
 from timewalk.encoders.files import TENSORS
 from timewalk.errors import UserError
+from timewalk.report.mlflow_owner import Owner
 from timewalk.report.mlflow_records import Tree, flatten
-from timewalk.report.mlflow_store import RESULTS, Owner, remove_files
+from timewalk.report.mlflow_store import remove_files
 
 ENCODER, EXPERIMENT, RUN, SUPERSEDED = (
     f"timewalk.{name}" for name in ("encoder_sha256", "experiment", "run", "superseded")
@@ -33,6 +35,11 @@ VERSIONS = "mlflow.modelVersions"
 HALF = ".model."
 WEIGHTS = "data/model.pth"
 """where a logged model has what it cannot be without"""
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether a run's folder has its encoder's weights: results are handed on without."""
+    return (folder / TENSORS).is_file()
 
 
 def find_model(
@@ -100,7 +107,7 @@ def log_model(
         experiment,
         name=tree.folder.name,
         source_run_id=run_id,
-        tags={ENCODER: about["sha256"], RUN: tree.folder.name, RESULTS: owner.name},
+        tags={ENCODER: about["sha256"], RUN: tree.folder.name, **owner.tags},
         params=dict(flatten(spec)),
         model_type="encoder",
     )
@@ -146,7 +153,8 @@ def register(
     """Register a logged model as a version, once, and let the alias point at it.
 
     Versions that we wrote of the run's other encoders are marked as superseded. Suites that share a
-    server share the names of models: a version's tags say whose it is.
+    server share the names of models: a version's tags say whose it is, and of one encoder each has
+    a version of its own.
 
     Args:
         client: of the store.
@@ -161,23 +169,21 @@ def register(
         The version.
     """
     _create(client, run, about)
-    source, state = f"models:/{model_id}", {SUPERSEDED: "false", RESULTS: owner.name}
+    source, signed = f"models:/{model_id}", {} if owner.alone else owner.tags
     versions = [
         version
         for version in client.search_model_versions(f"name = '{run}'")
-        if version.tags.get(EXPERIMENT) == experiment
+        if version.tags.get(EXPERIMENT) == experiment and _is_own(version, source, owner)
     ]
     own = [version for version in versions if version.source == source]
     if not own:
-        tags = {ENCODER: about["sha256"], EXPERIMENT: experiment}
+        tags = {ENCODER: about["sha256"], EXPERIMENT: experiment, SUPERSEDED: "false"}
         created = client.create_model_version(
-            run, source, run_id=run_id, tags=tags | state, model_id=model_id
+            run, source, run_id=run_id, tags=tags | owner.tags, model_id=model_id
         )
         own = [created]
     for version in versions:
-        if version.source != source and not owner.has(version.tags):
-            continue
-        wanted = state if version.source == source else {SUPERSEDED: "true"}
+        wanted = {**signed, SUPERSEDED: str(version.source != source).lower()}
         for tag in wanted.items() - version.tags.items():
             client.set_model_version_tag(run, version.version, *tag)
     number = str(own[0].version)
@@ -188,6 +194,13 @@ def register(
     if client.get_logged_model(model_id).tags.get(VERSIONS) != versions_tag:
         client.set_logged_model_tags(model_id, {VERSIONS: versions_tag})
     return number
+
+
+def _is_own(version: ModelVersion, source: str, owner: Owner) -> bool:
+    """Return whether a version is ours, or of our encoder and of a folder that moved here."""
+    tags = version.tags
+    moved = version.source == source and owner.succeeds(tags)
+    return owner.has(tags) or owner.inherits(tags) or moved
 
 
 def retire_versions(

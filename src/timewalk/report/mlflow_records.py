@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from timewalk.artefacts import read_json, sha256_file, sha256_json
 from timewalk.encoders.files import CARD as ENCODER
-from timewalk.encoders.files import encoder_digest
+from timewalk.encoders.files import TENSORS, encoder_digest
 from timewalk.errors import UserError
 from timewalk.report.mlflow_data_sets import DataSet, evaluation_data, training_data
 from timewalk.report.mlflow_secrets import clean_copy, secrets, without
@@ -138,17 +138,24 @@ def read_tree(folder: Path, results: Sequence[Path]) -> Tree:
 
 
 def _networks(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the fine-tunings of a run's encoder, and those of one that was trained before."""
-    found: tuple[list[Path], list[Path]] = ([], [])
-    for path in sorted(folder.glob(f"finetuned/*/{NETWORK}")):
-        began = read_json(path)["provenance"].get("weights", {})
-        older = bool(began) and encoder_digest(folder) not in began.values()
-        found[older].append(path)
-        if older:
-            log.warning(
-                "%s is of another encoder than %s is now: left out; fine-tune again", path, folder
-            )
-    return found
+    """Return the fine-tunings of a run's encoder, and those of one that was trained before.
+
+    Results are handed on without weights too: then all fine-tunings count as the encoder's.
+    """
+    paths = sorted(folder.glob(f"finetuned/*/{NETWORK}"))
+    began = {path: read_json(path).get("provenance", {}).get("weights", {}) for path in paths}
+    if not any(began.values()):
+        return paths, []
+    if not (folder / TENSORS).is_file():
+        log.warning("%s is gone: whether fine-tunings are of it is not known", folder / TENSORS)
+        return paths, []
+    digest = encoder_digest(folder)
+    older = [path for path in paths if began[path] and digest not in began[path].values()]
+    for path in older:
+        log.warning(
+            "%s is of another encoder than %s is now: left out; fine-tune again", path, folder
+        )
+    return [path for path in paths if path not in older], older
 
 
 def _of_encoder(
@@ -233,7 +240,7 @@ def _description(card: str) -> str:
 def _finetuning(path: Path) -> Entry:
     folder, about = path.parent, read_json(path)
     name = f"{folder.parent.parent.name}/finetuned/{folder.name}"
-    entry = _learned("finetuning", name, folder, NETWORK, about["provenance"])
+    entry = _learned("finetuning", name, folder, NETWORK, about.get("provenance", {}))
     entry.tags |= {"timewalk.finetuning": folder.name, "timewalk.network_sha256": about["sha256"]}
     entry.files = [File(path, None), File(folder / "metrics.jsonl", None)]
     return entry
@@ -241,7 +248,7 @@ def _finetuning(path: Path) -> Entry:
 
 def _learned(kind: str, name: str, folder: Path, about: str, origin: Mapping[str, Any]) -> Entry:
     """Return the entry of a training, of a run or of a network: parameters, curves, data."""
-    curve, config = _lines(folder / "metrics.jsonl"), origin["config"]
+    curve, config = _lines(folder / "metrics.jsonl"), origin.get("config", {})
     end_ms = _written_ms(folder / about)
     return Entry(
         kind=kind,

@@ -1,13 +1,10 @@
 """Where MLflow's store is, and what to say when it does not answer."""
 
-import getpass
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import mlflow
@@ -18,8 +15,6 @@ from timewalk.addresses import public
 from timewalk.errors import UserError
 
 ADDRESS = "MLFLOW_TRACKING_URI"
-RESULTS = "timewalk.results"
-"""tag that says whose a run, a model or a version is"""
 WAITING = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 """how often and how many seconds MLflow waits for a server: by its defaults for minutes"""
 AT_FIRST, LATER = ("1", "5"), ("2", "60")
@@ -42,31 +37,6 @@ def is_server(uri: str) -> bool:
 def store_uri(results: Path) -> str:
     """Return the tracking address: ``MLFLOW_TRACKING_URI``, else ``results/mlflow.db``."""
     return os.environ.get(ADDRESS) or f"sqlite:///{(results / 'mlflow.db').resolve()}"
-
-
-class Owner(NamedTuple):
-    """A folder of results that writes into a store.
-
-    Attributes:
-        name: who and where: ``user@host:folder``.
-        alone: whether nobody else writes there. A folder may move, and its store with it.
-    """
-
-    name: str
-    alone: bool
-
-    def has(self, tags: Mapping[str, str]) -> bool:
-        """Return whether what has these tags was written by this folder."""
-        return self.alone or tags.get(RESULTS) == self.name
-
-
-def owner_of(results: Path) -> Owner:
-    """Return a folder of results as what it writes names it."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name
-        user = str(os.getuid())
-    return Owner(f"{user}@{socket.gethostname()}:{results.resolve()}", not is_remote())
 
 
 def remove_files(location: str, number: str, ours: Path) -> None:

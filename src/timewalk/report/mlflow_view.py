@@ -5,20 +5,22 @@ in the address. Searches that stand in the address too would put the shared stat
 """
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 
 from mlflow import MlflowClient
 
 from timewalk.evaluation import entry_of
 from timewalk.report.mlflow_records import Tree, metric_name
 
+log = logging.getLogger(__name__)
+
 CURRENT = "tags.timewalk.superseded = 'false'"
 KEY = "timewalk"
 TAG = f"mlflow.sharedViewState.{KEY}"
 FIRST = ("tags.`timewalk.method`", "tags.`timewalk.seed`")
-MOST = 24
-"""columns: a tag holds 5000 characters, and a screen fewer columns"""
+ROOM = 5000
+"""characters of an experiment's tag: MLflow 3.17 takes 20 000, servers of older versions 5000"""
 
 
 def address(server: str, experiment: str) -> str:
@@ -33,7 +35,8 @@ def address(server: str, experiment: str) -> str:
 
 
 def write_view(client: MlflowClient, experiment: str, trees: Sequence[Tree]) -> None:
-    """Write how the list of runs opens; columns that it has already are kept.
+    """Write how the list of runs opens: with the columns of these runs, and behind them those that
+    it had before, while the tag has room.
 
     Args:
         client: of the store.
@@ -41,11 +44,28 @@ def write_view(client: MlflowClient, experiment: str, trees: Sequence[Tree]) -> 
         trees: runs whose evaluations get columns.
     """
     before = client.get_experiment(experiment).tags.get(TAG)
-    known = json.loads(before)["selectedColumns"] if before else []
-    columns = list(dict.fromkeys([*FIRST, *known, *_columns(trees)]))[:MOST]
-    view: dict[str, Any] = {"searchFilter": CURRENT, "selectedColumns": columns}
-    if (text := json.dumps(view)) != before:
+    known = _known(before) if before else []
+    wanted = dict.fromkeys([*FIRST, *_columns(trees), *known])
+    while len(text := _view(wanted)) > ROOM:
+        wanted.popitem()
+    if text != before:
         client.set_experiment_tag(experiment, TAG, text)
+
+
+def _view(columns: Iterable[str]) -> str:
+    return json.dumps({"searchFilter": CURRENT, "selectedColumns": list(columns)})
+
+
+def _known(view: str) -> list[str]:
+    """Return the columns of a view, none of one that people have edited into something else."""
+    try:
+        columns = json.loads(view)["selectedColumns"]
+    except (ValueError, TypeError, KeyError):
+        columns = None
+    if not isinstance(columns, list) or not all(isinstance(column, str) for column in columns):
+        log.warning("the experiment's tag %s is no list of columns: it is written anew", TAG)
+        return []
+    return columns
 
 
 def _columns(trees: Sequence[Tree]) -> Iterator[str]:
