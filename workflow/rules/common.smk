@@ -579,7 +579,8 @@ def limit_retries():
 
     What a profile says is known only at the start. Its 0 looks like no number at all.
     """
-    if any(word.startswith(("--retries", "--restart-times", "-T")) for word in sys.argv[1:]):
+    options = ("--retries", "--restart-times", "-T")
+    if any(word.startswith(options) for word in sys.argv[1:]):
         return
     asked = workflow.execution_settings.retries
     for one in workflow.rules:
