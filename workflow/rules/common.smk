@@ -501,7 +501,11 @@ def forget_lost_store():
     record = Path(RESULTS, "mlflow.json")
     if not workflow.is_main_process or Path(RESULTS, "mlflow.db").exists():
         return
-    if record.is_file() and read_json(record).get("own_store") and os.access(RESULTS, os.W_OK):
+    if (
+        record.is_file()
+        and read_json(record).get("own_store")
+        and os.access(RESULTS, os.W_OK)
+    ):
         record.unlink()
 
 
