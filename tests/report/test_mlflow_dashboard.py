@@ -3,7 +3,9 @@
 import json
 import shutil
 import socket
+import sqlite3
 import sys
+from contextlib import closing
 
 import pytest
 from mlflow import MlflowClient
@@ -67,6 +69,15 @@ def test_the_address_is_of_this_experiment_whatever_its_number(results, port, mo
     assert program == sys.executable
     assert command[1:4] == ["-m", "mlflow", "server"]
     assert command[command.index("--port") + 1] == str(port)
+
+
+def test_a_store_of_an_earlier_version_has_no_view_to_lead_to(results, port):
+    mirror([], results)
+    with closing(sqlite3.connect(results / "mlflow.db", isolation_level=None)) as store:
+        gone = store.execute("DELETE FROM experiment_tags WHERE key LIKE 'mlflow.sharedViewState%'")
+        assert gone.rowcount == 1
+    found = find_dashboard(results, "127.0.0.1", port)
+    assert found.address.endswith("/runs?workflowType=machine_learning")
 
 
 def test_only_beyond_this_machine_names_are_let_in(results, port, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 
 from timewalk.addresses import public
 from timewalk.encoders.files import CARD as ENCODER
@@ -68,9 +69,9 @@ def find_dashboard(results: Path, host: str, port: int) -> Dashboard:
         UserError: the folder is in no store yet, the store does not answer, or the port is taken.
     """
     uri = store_uri(results)
-    number = _experiment(results, uri)
+    experiment = _experiment(results, uri)
     if is_server(uri):
-        return Dashboard(address(public(uri), number), [], {})
+        return Dashboard(address(public(uri), experiment), [], {})
     _refuse_taken(host, port)
     shown = _names(host)[0]
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
@@ -78,7 +79,7 @@ def find_dashboard(results: Path, host: str, port: int) -> Dashboard:
     command += ["--workers", "1", "--artifacts-destination", str((results / ARTEFACTS).resolve())]
     command += _checks(host, port)
     environment = {**os.environ, **QUIET, "MLFLOW_BACKEND_STORE_URI": uri}
-    return Dashboard(address(f"http://{shown}:{port}", number), command, environment)
+    return Dashboard(address(f"http://{shown}:{port}", experiment), command, environment)
 
 
 def _names(host: str) -> list[str]:
@@ -109,8 +110,8 @@ def _checks(host: str, port: int) -> list[str]:
     return [word for key in said if CHECKS[key] not in os.environ for word in (key, said[key])]
 
 
-def _experiment(results: Path, uri: str) -> str:
-    """Return the number of the experiment of a folder of results."""
+def _experiment(results: Path, uri: str) -> Experiment:
+    """Return the experiment of a folder of results."""
     remote = is_remote()  # asked first: MLflow writes its address there
     if not remote:
         if not (results / STORE).is_file():
@@ -124,7 +125,7 @@ def _experiment(results: Path, uri: str) -> str:
     if found is None:
         raise _missing(results)
     refuse_deleted(found)
-    return str(found.experiment_id)
+    return found
 
 
 def _missing(results: Path) -> UserError:

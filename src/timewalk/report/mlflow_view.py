@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 
 from timewalk.evaluation import entry_of
 from timewalk.report.mlflow_records import Tree, metric_name
@@ -23,15 +24,17 @@ ROOM = 5000
 """characters of an experiment's tag: MLflow 3.17 takes 20 000, servers of older versions 5000"""
 
 
-def address(server: str, experiment: str) -> str:
+def address(server: str, experiment: Experiment) -> str:
     """Return where the runs of an experiment are shown.
 
     Args:
         server: its address.
-        experiment: its number.
+        experiment: of which an earlier version has written no view: the interface leads a view that
+            it does not find to a page without runs.
     """
-    words = f"workflowType=machine_learning&viewStateShareKey={KEY}"
-    return f"{server.rstrip('/')}/#/experiments/{experiment}/runs?{words}"
+    view = f"&viewStateShareKey={KEY}" if TAG in experiment.tags else ""
+    runs = f"#/experiments/{experiment.experiment_id}/runs"
+    return f"{server.rstrip('/')}/{runs}?workflowType=machine_learning{view}"
 
 
 def write_view(client: MlflowClient, experiment: str, trees: Sequence[Tree]) -> None:
