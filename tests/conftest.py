@@ -18,17 +18,27 @@ settings.register_profile(
 settings.load_profile("repeated")
 
 
-@pytest.fixture(autouse=True, scope="session")
-def few_threads():
-    torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Have each test, and the fixtures made for it, draw the same numbers whatever ran before."""
+    """Have each test, and the fixtures made for it, find the same whatever ran before."""
     torch.manual_seed(0)
     np.random.seed(0)  # libraries draw from it
+    torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Leave no variable to the next test that this one's commands have set: `main` is a program's
+    and cleans nothing up. Levels of logging are held by `log_level` in pyproject.toml."""
+    before = dict(os.environ)
+    try:
+        return (yield)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -173,6 +173,7 @@ def test_who_may_not_write_sees_a_moved_dashboard(moved, monkeypatch, caplog):
     caplog.clear()
     find_dashboard(renamed, "127.0.0.1", free_port())
     assert addresses(renamed)[0] == artefacts_of(renamed)
+    caplog.clear()
     forbid_writing(monkeypatch)
     find_dashboard(renamed, "127.0.0.1", free_port())
     assert not caplog.messages
