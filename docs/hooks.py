@@ -17,6 +17,8 @@ BESIDE = {
     "results.md": "results/README.md",
 }
 """pages that are files outside of the folder of pages, from the project's root"""
+WHOLE = re.compile(r"^::: (timewalk[.\w]*)\.\*$", re.MULTILINE)
+"""all modules of a package, in a page of the API"""
 MENTION = re.compile(r"(?<!\[)`docs/((?:\w+/)*\w+\.md)`")
 
 
@@ -49,7 +51,18 @@ def on_page_markdown(markdown: str, page: Page, files: Files, **others: Any) -> 
             return found[0]
         return f"[{found[0]}]({posixpath.relpath(found[1], folder or '.')})"
 
-    return MENTION.sub(linked, markdown)
+    return WHOLE.sub(lambda found: _modules(found[1]), MENTION.sub(linked, markdown))
+
+
+def _modules(package: str) -> str:
+    """Return the lines for a package's modules that no page names by itself."""
+    named = {line for page in (ROOT / "docs" / "api").glob("*.md") for line in _lines(page)}
+    files = (ROOT / "src").joinpath(*package.split(".")).glob("[!_]*.py")
+    return "\n".join(sorted({f"::: {package}.{file.stem}" for file in files} - named))
+
+
+def _lines(page: Path) -> list[str]:
+    return page.read_text(encoding="utf-8").splitlines()
 
 
 def _title(file: Path) -> str:

@@ -95,6 +95,20 @@ def test_the_api_is_what_the_docstrings_say(site):
     assert "T - F*S" in re.sub(r"<[^>]+>", "", page)
 
 
+def test_the_api_has_every_module_once(site):
+    text = "".join(page.read_text(encoding="utf-8") for page in (site / "api").glob("*.html"))
+    packages = ("data", "encoders", "evaluation", "methods", "metrics", "ops", "report", "training")
+    modules = [
+        f"timewalk.{folder}.{file.stem}"
+        for folder in (*packages, "video")
+        for file in (ROOT / "src" / "timewalk" / folder).glob("[!_]*.py")
+    ]
+    assert len(modules) > 200
+    assert not [name for name in modules if f'id="{name}.' not in text]
+    # Twice is once too often, since anchors are the same; pages may give a module other headings.
+    assert not [name for name in modules if text.count(f'id="{name}"') > 1]
+
+
 def test_links_of_pages_outside_the_site_lead_somewhere():
     for page in pages():
         if page.is_relative_to(ROOT / "docs"):
