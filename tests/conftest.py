@@ -37,7 +37,9 @@ def pytest_runtest_call(item):
     try:
         return (yield)
     finally:
-        os.environ.clear()
+        # One by one: servers in threads of tests read them meanwhile.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)
 
 

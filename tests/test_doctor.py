@@ -22,13 +22,15 @@ from timewalk.doctor.text import as_text
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """An empty folder, no cluster, no server, and a torch that answers at once."""
+    """An empty folder with room, no cluster, no server, and a torch that answers at once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("TIMEWALK_CACHE", str(tmp_path / "cache"))
     torch = 'import json; print(json.dumps({"cuda": None, "gpus": [], "threads": 1}))'
     monkeypatch.setattr(doctor_machine, "TORCH", torch)
+    room = shutil.disk_usage(tmp_path)._replace(free=2**40)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
     _without(monkeypatch, tmp_path, "sbatch", "sinfo", "squeue", "sacct")
 
 
@@ -162,16 +164,12 @@ def test_gpus_and_a_broken_torch(monkeypatch):
 def test_the_question_to_torch_is_right():
     import sys
 
-    from timewalk.doctor.machine import IMPORT_S
-
     source = subprocess.run(
         [sys.executable, "-c", "from timewalk.doctor.machine import TORCH; print(TORCH)"],
         capture_output=True,
         text=True,
     ).stdout
-    done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=IMPORT_S
-    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert json.loads(done.stdout.splitlines()[-1]).keys() == {"cuda", "gpus", "threads"}
 
 

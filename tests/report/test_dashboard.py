@@ -12,7 +12,7 @@ import time
 import urllib.request
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import quote
 
@@ -75,7 +75,7 @@ def wait_for(server: subprocess.Popen, port: int, folder: Path) -> None:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                 return
-        except OSError:  # not yet
+        except (OSError, HTTPException):  # not yet
             continue
     raise AssertionError((folder / "server.log").read_text())
 

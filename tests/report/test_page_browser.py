@@ -3,7 +3,7 @@
 import base64
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import pytest
 
@@ -364,6 +364,27 @@ def test_no_width_overflows_and_nothing_moves(opened, address, width):
     assert page.evaluate(wide) <= width
     page.locator("tr[data-row=dora] a.open").first.click()
     assert page.evaluate("document.querySelector('#detail').scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [360, 1440])
+def test_nothing_moves_where_the_page_is_seen_before_its_script(opened, address, tmp_path, width):
+    text = Path(unquote(urlparse(address).path)).read_text()
+    start = text.rindex("<script>")
+    code = text[start:].removeprefix("<script>").partition("</script>")[0]
+    run_late = (
+        f'<script type="text/plain" id="late">{code}</script><script>setTimeout(() => {{'
+        'const script = document.createElement("script");'
+        'script.textContent = document.getElementById("late").textContent;'
+        "document.body.append(script); document.body.dataset.ended = true}, 500)</script>"
+    )
+    (tmp_path / "late.html").write_text(text[:start] + run_late)
+    page = opened("", width, place="about:blank")
+    page.add_init_script(SHIFTS)
+    page.goto((tmp_path / "late.html").as_uri())
+    page.wait_for_selector("body[data-ended]")
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert f">{page.inner_text('#status')}</p>" in text
+    assert page.evaluate("window.shifts") == []
 
 
 def test_no_request_leaves_the_folder(opened, address):

@@ -401,7 +401,7 @@ def alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as about:
             return about.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it ends before it is read
         return False
 
 

@@ -4,6 +4,7 @@ A moment is a share of the work: of the seconds that all jobs of an undisturbed 
 machine is hit at the same places.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -137,7 +138,8 @@ def _kill(moment: float, mark: str) -> Kill:
     while alive := [pid for pid in _marked(mark) if pid not in killed or not _dead(pid)]:
         for pid in alive:
             killed.setdefault(pid, _job(pid))
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                os.kill(pid, signal.SIGKILL)
     return Kill(moment, len(killed), sorted(set(killed.values()) - {""}))
 
 

@@ -27,6 +27,12 @@ def suite(tmp_path_factory):
     return workflow
 
 
+@pytest.fixture
+def devices(tmp_path):
+    """Two pretend devices, leased in a folder of this test's own."""
+    return {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)}
+
+
 def configure(workflow, steps):
     config = miniature()
     config["blur"] = "off"
@@ -35,31 +41,37 @@ def configure(workflow, steps):
 
 
 @pytest.mark.slow
-def test_a_signalled_job_is_retried_and_goes_on(suite):
+def test_a_signalled_job_is_retried_and_goes_on(suite, devices):
     # A step takes a tenth of a second or more: the signal comes before the last one.
-    configure(suite, 40)
+    configure(suite, 100)
     command = suite.command("--nolock", ENCODER)
     job = subprocess.Popen(
         command,
         cwd=suite.folder,
-        env=suite.environment() | {"CUDA_VISIBLE_DEVICES": "0,1"},
+        env=suite.environment() | devices,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
     folder = suite.folder / "results" / "dora" / "checkpoints"
     limit = time.monotonic() + 300
-    while not checkpoints(folder):
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-    os.kill(trainer_of(job.pid), signal.SIGTERM)
-    text, _ = job.communicate(timeout=600)
+    try:
+        while not checkpoints(folder):
+            assert job.poll() is None, job.communicate()
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        os.kill(trainer_of(job.pid), signal.SIGTERM)
+        text, _ = job.communicate(timeout=600)
+    finally:
+        if job.poll() is None:
+            for process in [*psutil.Process(job.pid).children(recursive=True), job]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
     assert job.returncode == 0, text
     assert "Trying to restart job" in text, text
     assert "going on from step" in suite.log("results/train-dora")
     about = json.loads((suite.folder / "results" / "dora" / "encoder.json").read_text())
-    assert about["provenance"]["steps"] == 40
+    assert about["provenance"]["steps"] == 100
 
 
 def trainer_of(parent):
@@ -73,11 +85,11 @@ def trainer_of(parent):
 
 
 @pytest.mark.slow
-def test_as_many_processes_as_the_rule_has_gpus(suite):
+def test_as_many_processes_as_the_rule_has_gpus(suite, devices):
     configure(suite, 4)
     subprocess.run(["rm", "-rf", "results/dora"], cwd=suite.folder, check=True)
     words = ["--resources", "gpu=2", "--set-resources", "train:gpu=2"]
-    outcome = suite.run(ENCODER, *words, environment={"CUDA_VISIBLE_DEVICES": "0,1"})
+    outcome = suite.run(ENCODER, *words, environment=devices)
     assert outcome.code == 0, outcome.text
     about = json.loads((suite.folder / "results" / "dora" / "encoder.json").read_text())
     assert about["provenance"]["processes"] == 2

@@ -54,6 +54,7 @@ def page(content: Content) -> str:
         script=_file("page.js") + _file("curves.js"),
         data=script_json(page_data(content)),
         counts=sections.counts(content),
+        shown=tables.all_shown(square),
         beside=_beside_options(names, published, default),
         default=default,
         square=tables.square_table(square, {(x.run, x.evaluation): x for x in content.problems}),

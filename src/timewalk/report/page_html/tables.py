@@ -60,6 +60,12 @@ def decimals(square: Square, column: Column) -> int:
     return decimals_of(square.cell(row, column).mean for row in square.rows)
 
 
+def all_shown(square: Square) -> str:
+    """Return what the script says of an unfiltered square: the page may be seen before it runs."""
+    rows, columns = len(square.rows), len(square.headlines())
+    return f"{rows} of {rows} rows, {columns} of {columns} columns"
+
+
 def square_table(square: Square, problems: Mapping[tuple[str, str], Problem]) -> Markup:
     """Return the table of headline metrics, whose cells lead to all metrics of their results.
 
