@@ -1,6 +1,8 @@
 """Shared by all tests: threads are few, and nothing reaches for the network."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,6 @@ settings.register_profile(
     "repeated", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("repeated")
-
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,6 +45,13 @@ def pytest_runtest_call(item):
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture
+def short_folder() -> Iterator[str]:
+    """A temporary folder with a name so short that sockets may lie in it."""
+    with tempfile.TemporaryDirectory(prefix="tw-") as folder:
+        yield folder
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -223,15 +224,20 @@ def test_few_files_are_kept_open(tmp_path, monkeypatch):
     manifest = tmp_path / "set" / "manifest.json"
     prepare("x", PhaseRecords(kind="phase_records", root=str(tmp_path / "raw")), manifest)
     monkeypatch.setattr(phases, "OPEN", 3)
-    before = len(list(Path("/dev/fd").iterdir()))
+    assert files_open_below(tmp_path) == 0
     videos = PhaseVideos(manifest, "train")
     for _ in range(2):
         assert [gray(one.frames([1]))[0] for one in videos] == [10 + 20 * k for k in range(9)]
-        assert len(list(Path("/dev/fd").iterdir())) == before + 3
+        assert files_open_below(tmp_path) == 3
     copy = pickle.loads(pickle.dumps(videos[2]))
     assert gray(copy.frames([0])) == [40]
     del videos, copy
-    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert files_open_below(tmp_path) == 0
+
+
+def files_open_below(folder):
+    process = psutil.Process()
+    return sum(Path(file.path).is_relative_to(folder) for file in process.open_files())
 
 
 def test_frames_are_read_in_threads_and_forks(manifest):

@@ -29,6 +29,12 @@ def manifest(make_frames, tmp_path):  # noqa: F811
     return shards
 
 
+@pytest.fixture(autouse=True)
+def devices_of_their_own(monkeypatch, short_folder):
+    """Lease devices in a folder that no other test waits for."""
+    monkeypatch.setenv("TMPDIR", short_folder)
+
+
 def settings(**training):
     keys = get_method("dino").Config.miniature()
     steps = {"batch_size": 4, "epochs": 3, "warmup_epochs": 0, "precision": "fp32"}
@@ -95,8 +101,8 @@ def test_two_devices_give_the_encoder_of_one(manifest, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_ends_all_with_a_checkpoint_and_a_kill_leaves_nobody(manifest, tmp_path):
-    keys = settings(epochs=20)
-    often = settings(epochs=20, checkpoint_minutes=0.001)
+    keys = settings(epochs=40)
+    often = settings(epochs=40, checkpoint_minutes=0.001)
     finish(start(manifest, tmp_path / "whole", keys))
 
     stopped = start(manifest, tmp_path / "parts", often)

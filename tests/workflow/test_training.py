@@ -28,9 +28,9 @@ def suite(tmp_path_factory):
 
 
 @pytest.fixture
-def devices(tmp_path):
+def devices(short_folder):
     """Two pretend devices, leased in a folder of this test's own."""
-    return {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": str(tmp_path)}
+    return {"CUDA_VISIBLE_DEVICES": "0,1", "TMPDIR": short_folder}
 
 
 def configure(workflow, steps):

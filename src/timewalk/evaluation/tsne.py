@@ -47,9 +47,10 @@ class Layout:
 
     Attributes:
         points: float32 (N, 2).
-        kl_divergence: what t-SNE minimises, in nats; None where all features are equal.
+        kl_divergence: what t-SNE minimises, in nats; None where all features are equal, and after
+            the 250 iterations that scikit-learn spends on exaggerated distances.
         trustworthiness: 0 to 1: whether neighbours in the plane are neighbours of features; None
-            likewise.
+            where all features are equal.
         perplexity: the one used.
     """
 
@@ -120,7 +121,9 @@ def lay_out(features: Tensor, perplexity: float, iterations: int, seed: int) -> 
     points = tsne.fit_transform(reduced)
     near = max(1, min(NEIGHBOURS, (len(vectors) - 1) // 2))
     trust = manifold.trustworthiness(vectors, points, n_neighbors=near)
-    return Layout(points, float(tsne.kl_divergence_), float(trust), used)
+    divergence = float(tsne.kl_divergence_)
+    known = divergence < np.finfo(np.float64).max  # not within the first, exaggerated iterations
+    return Layout(points, divergence if known else None, float(trust), used)
 
 
 def neighbour_accuracy(points: Tensor, labels: Tensor) -> float:
