@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from contextlib import closing
 
+import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.utils.validation import MAX_EXPERIMENT_TAG_VAL_LENGTH
@@ -15,8 +16,9 @@ from tests.ports import free_port
 from tests.report.mirrored import knn, write
 from timewalk import cli
 from timewalk.errors import UserError
+from timewalk.report import mlflow_dashboard
 from timewalk.report.mlflow import mirror, store_uri
-from timewalk.report.mlflow_dashboard import find_dashboard
+from timewalk.report.mlflow_dashboard import find_dashboard, own_addresses
 from timewalk.report.mlflow_view import FIRST, ROOM, TAG, write_view
 
 
@@ -86,15 +88,24 @@ def test_only_beyond_this_machine_names_are_let_in(results, port, monkeypatch):
         assert "--allowed-hosts" not in find_dashboard(results, host, port).command
     monkeypatch.setattr(socket, "gethostname", lambda: "node7")
     monkeypatch.setattr(socket, "getfqdn", lambda: "node7.example")
+    monkeypatch.setattr(mlflow_dashboard, "own_addresses", lambda: ["203.0.113.7", "2001:db8::7"])
     command = find_dashboard(results, "0.0.0.0", port).command
     hosts = command[command.index("--allowed-hosts") + 1].split(",")
     wanted = {"node7", "node7.example", "localhost", "127.0.0.1", "10.*", "192.168.*"}
+    wanted |= {"203.0.113.7", "[[]2001:db8::7]"}
     assert wanted | {f"{name}:*" for name in wanted} <= set(hosts)
     assert "*" not in hosts
     origins = command[command.index("--cors-allowed-origins") + 1].split(",")
-    assert f"http://node7.example:{port}" in origins
+    names = ("node7.example", "203.0.113.7", "[2001:db8::7]")
+    assert {f"http://{name}:{port}" for name in names} < set(origins)
     monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "own.example")
     assert "--allowed-hosts" not in find_dashboard(results, "0.0.0.0", port).command
+
+
+def test_own_addresses_are_this_machines():
+    interfaces = psutil.net_if_addrs().values()
+    ours = {address.address.partition("%")[0] for one in interfaces for address in one}
+    assert set(own_addresses()) <= ours  # none where no way leads out
 
 
 def test_another_store_is_served_without_its_password_in_sight(results, port, monkeypatch):

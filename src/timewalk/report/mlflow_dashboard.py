@@ -3,7 +3,7 @@
 import os
 import socket
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +31,8 @@ QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION
 """MLflow reports its use to its makers, and runs jobs of its own"""
 EVERYWHERE = ("0.0.0.0", "::")
 """hosts that mean all of a machine's"""
+SOMEWHERE = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+"""addresses of nobody (RFC 5737, RFC 3849)"""
 LOCAL = ("localhost", "127.0.0.1", "[[]::1]")
 PRIVATE = ("10.*", *(f"172.{n}.*" for n in range(16, 32)), "192.168.*", "fc00:*", "fd00:*")
 """addresses, as patterns of MLflow's for what a browser asks for (RFC 1918, RFC 4193)"""
@@ -85,8 +87,24 @@ def find_dashboard(results: Path, host: str, port: int) -> Dashboard:
 def _names(host: str) -> list[str]:
     """Return what a browser calls a host: all of a machine's have the machine's names."""
     if host in EVERYWHERE:
-        return list(dict.fromkeys([socket.gethostname(), socket.getfqdn()]))
-    return [f"[{host}]" if ":" in host else host]
+        known = [socket.gethostname(), socket.getfqdn(), *own_addresses()]
+        return [_in_address(name) for name in dict.fromkeys(known)]
+    return [_in_address(host)]
+
+
+def _in_address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def own_addresses() -> list[str]:
+    """Return the addresses that this machine shows to others, for those who type a number."""
+    found = []
+    for family, somewhere in SOMEWHERE:
+        # Connecting without a stream sends nothing: the kernel only chooses the way.
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as way:
+            way.connect((somewhere, 9))
+            found.append(way.getsockname()[0])
+    return found
 
 
 def _is_loopback(host: str) -> bool:
