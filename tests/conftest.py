@@ -50,7 +50,7 @@ def root() -> Path:
 @pytest.fixture
 def short_folder() -> Iterator[str]:
     """A temporary folder with a name so short that sockets may lie in it."""
-    with tempfile.TemporaryDirectory(prefix="tw-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tw-", ignore_cleanup_errors=True) as folder:
         yield folder
 
 
