@@ -31,6 +31,7 @@ FIELDS = {
     "cpus": "%C",
     "memory": "%m",
     "limit": "%l",
+    "folder": "%Z",
 }
 
 

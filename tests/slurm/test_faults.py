@@ -74,7 +74,8 @@ class Run:
 
     def submitted(self) -> list[dict[str, str]]:
         """Return its Slurm jobs, oldest first."""
-        jobs = [job for job in self.cluster.jobs() if job["comment"].endswith(f"_{self.name}")]
+        here = [job for job in self.cluster.jobs() if job["folder"] == str(self.folder)]
+        jobs = [job for job in here if job["comment"].endswith(f"_{self.name}")]
         return sorted(jobs, key=lambda job: int(job["id"]))
 
     def halt(self, after: int) -> bool:
