@@ -139,3 +139,19 @@ def test_convolutions_keep_their_channels_last():
     weight = network["encoder"].body.layer1[0].conv1.weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert len(network["encoder"].regions()) > 4
+
+
+def test_a_finished_training_that_was_killed_draws_as_one_that_was_not(tmp_path):
+    config = miniature("crw", max_steps=1)
+    convolutions = EncoderConfig(name="resnet18_s8", image_size=config.encoder.image_size)
+    config = config.model_copy(update={"encoder": convolutions})
+    first, again = train(config, tmp_path), train(config, tmp_path)
+    assert again.first == again.total == 1
+    images = torch.randn(2, 3, 64, 64)
+    layouts = [
+        {name: weight.stride() for name, weight in trainer.method.named_parameters()}
+        for trainer in (first, again)
+    ]
+    assert layouts[0] == layouts[1]
+    summaries = [trainer.method.encoder.eval()(images).summary for trainer in (first, again)]
+    assert torch.equal(*summaries)

@@ -53,7 +53,7 @@ from timewalk.training.joint import joined_rows, numbers, terms_of
 from timewalk.training.logging import EpochMeans, MetricsLog, Progress, SlowData
 from timewalk.training.optimizers import learning_parameters, make_optimizer, set_rates
 from timewalk.training.system import SystemLog, peak_memory_mb
-from timewalk.training.wrap import wrap
+from timewalk.training.wrap import lay_out, wrap
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,9 @@ class Trainer:
             self._resume()
             if self.first < self.total or (self.between and self.between.pending(self.total)):
                 self._train()
+            else:
+                # As after a training: the last bits of what is computed from it depend on that.
+                lay_out(self.method)
 
     def _train(self) -> None:
         self.method.train()
