@@ -18,7 +18,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt workflow/launcher.py
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	@test -d $(VENV) || $(PYTHON) -c 'import shutil, sys; gb = shutil.disk_usage(".").free / 1e9; sys.exit(gb < 9 and f"{gb:.1f} GB are free here, the packages take 9: make room, or clone onto a larger disk")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[video,openvino,workflow,slurm,figures,phases,segmentation,detection,keras,demo,docs,dev]"
 	(echo "#!$(CURDIR)/$(BIN)/python"; cat workflow/launcher.py) > $(BIN)/snakemake && chmod +x $(BIN)/snakemake

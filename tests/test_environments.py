@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.workflow.forked import unshare
+
 ROOT = Path(__file__).parents[1]
 ENVS = ROOT / "envs"
 # What each environment's steps need: the package itself and these extras, less what only the
@@ -21,6 +23,7 @@ EXTRAS = {
     "report": ["workflow"],
 }
 OUTSIDE = {"snakemake", "snakemake-logger-plugin-rich", "shtab", "pygments", "scikit-video"}
+INSTALLED_BY = ["pyproject.toml", "constraints.txt", "workflow/launcher.py"]
 RECIPE = ["Dockerfile", "timewalk.def"]
 SAME = {"opencv-python-headless": "opencv-python"}
 """packages that are tested under another name: they differ in windows alone"""
@@ -180,3 +183,22 @@ def test_recipes_are_of_a_python_that_the_project_takes(project):
     least = tuple(map(int, project["requires-python"].removeprefix(">=").split(".")))
     found = re.search(r"FROM python:(\d+)\.(\d+)", (ENVS / "Dockerfile").read_text())
     assert tuple(map(int, found.groups())) >= least
+
+
+def test_a_disk_too_small_for_the_packages_is_one_sentence(tmp_path):
+    command = unshare()
+    if command is None:
+        pytest.skip("a small disk needs root or user namespaces: mount is not allowed here")
+    files = " ".join(shlex.quote(str(ROOT / file)) for file in ("Makefile", *INSTALLED_BY))
+    script = (
+        'mount -t tmpfs -o size=50m tmpfs "$0" && cd "$0" && mkdir workflow'
+        f" && cp {files} . && mv launcher.py workflow && make setup; echo; ls -a"
+    )
+    words = [*command, "sh", "-c", script, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    sentence, end = done.stderr.splitlines()
+    assert sentence == (
+        "0.1 GB are free here, the packages take 9: make room, or clone onto a larger disk"
+    )
+    assert "Error 1" in end
+    assert ".venv" not in done.stdout.split()
