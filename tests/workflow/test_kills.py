@@ -63,7 +63,7 @@ def test_three_kills(tmp_path):
 
 @pytest.mark.soak
 def test_thirty_kills_of_the_demo(tmp_path):
-    """`pytest -m soak -s tests/workflow/test_kills.py`: 14 minutes alone on two cores."""
+    """`pytest -m soak -s tests/workflow/test_kills.py`: 10 to 14 minutes alone on two cores."""
     suite = [str(ROOT / "workflow" / "demo.yaml"), str(ROOT / "tests" / "workflow" / "soak.yaml")]
     words = command("--configfile", *suite, "--keep-going")
     check(tmp_path, words, 30, lambda workflow: None)
