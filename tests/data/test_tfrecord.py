@@ -96,6 +96,35 @@ def test_unpacked_numbers():
     assert decode_feature(memoryview(unpacked)) == [1.5, 1.5]
 
 
+def fields(*payloads):
+    """Return field number and payload as bytes, short ones."""
+    return b"".join(bytes([n << 3 | 2, len(payload)]) + payload for n, payload in payloads)
+
+
+def test_parts_of_one_message_are_joined():
+    """As protobuf reads what two writers have appended."""
+    texts = [fields((1, fields((1, letter)))) for letter in (b"a", b"b")]
+    assert decode_feature(memoryview(b"".join(texts))) == [b"a", b"b"]
+    numbers = bytes.fromhex("1a020805")
+    assert decode_feature(memoryview(texts[0] + numbers + numbers)) == [5, 5]
+    halves = fields((1, fields((1, b"k"), (2, texts[0]), (2, texts[1]))))
+    assert decode_sequence(fields((1, halves))).context == {"k": [b"a", b"b"]}
+    frames = [fields((1, text)) for text in texts]
+    record = fields((2, fields((1, fields((1, b"video"), (2, frames[0]), (2, frames[1]))))))
+    assert decode_sequence(record).lists == {"video": [[b"a"], [b"b"]]}
+    places = [(record.index(letter), 1) for letter in (b"a", b"b")]
+    assert jpeg_spans(record) == places
+
+
+def test_groups_are_skipped():
+    inner = b"\x53" + b"\x08\x01" + b"\x5b\x5c" + b"\x54"  # group 10, in it a number and group 11
+    record = encode_sequence({"a": [1]}, {})
+    assert decode_sequence(inner + record + inner).context == {"a": [1]}
+    for broken in (b"\x53", b"\x54", b"\x53\x5c", b"\x53\x5b\x54\x5c"):
+        with pytest.raises(WireError, match=r"wire type 4|does not end"):
+            decode_sequence(record + broken)
+
+
 def test_unknown_fields_are_skipped_and_a_later_key_wins():
     first, second = (encode_sequence({"a": [n]}, {"video": [[b"x"]]}) for n in (1, 2))
     unknown = b"\x18\x07" + b"\x22\x01z" + b"\x2d" + bytes(4) + b"\x31" + bytes(8)

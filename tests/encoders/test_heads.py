@@ -42,3 +42,10 @@ def test_crops_of_one_size_pass_together():
     torch.testing.assert_close(
         found, torch.cat([F.adaptive_avg_pool2d(c, 1)[..., 0, 0] for c in crops])
     )
+
+
+def test_a_head_of_half_precision():
+    torch.manual_seed(0)
+    head, x = DinoHead(24, 32, hidden=16, bottleneck=8), torch.randn(3, 24)
+    expected = head(x)
+    assert (head.half()(x.half()).float() - expected).abs().max() < 0.01

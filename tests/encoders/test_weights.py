@@ -131,6 +131,23 @@ def test_published_structures(tmp_path, name, keys):
     same(encoder(keys, seed=5, weights=str(path)), keys)
 
 
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "backbone.", "module.", "module.backbone.", "encoder.", "model.backbone.", "a.b."],
+)
+def test_any_prefix_below_a_teacher(prefix):
+    own = tensors()
+    checkpoint = {"teacher": {prefix + key: value for key, value in own.items()}, "epoch": 3}
+    found = dino.to_ours(checkpoint, tensors(seed=2))
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[key], own[key]) for key in own)
+
+
+def test_numbers_beside_the_tensors(tmp_path):
+    torch.save({**tensors(), "epoch": 3, "arch": "vit"}, tmp_path / "w.pth")
+    same(encoder(seed=5, weights=str(tmp_path / "w.pth")), VIT)
+
+
 ROUND_TRIPS = {
     "dino": (VIT, dino.from_ours, dino.to_ours),
     "dora": (VIT, dora.from_ours, dora.to_ours),

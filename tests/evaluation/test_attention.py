@@ -38,7 +38,7 @@ def run(run_of, set_of, tmp_path, name="vit", **keys):
 def test_files_numbers_and_repeat(run_of, set_of, tmp_path):
     result = run(run_of, set_of, tmp_path, images=4, size=35, separate=True)
     # 35 pixels hold four whole patches of 8.
-    assert result.protocol == "attention-s32-t0.6"
+    assert result.protocol == "attention-s32-t0.6-bilinear"
     assert result.samples == 4
     names = [path.name for path in result.artefacts]
     assert names[0] == "overview.png"
@@ -60,7 +60,7 @@ def test_the_picture_is_the_networks_attention(run_of, set_of):
     encoder = load_encoder(run_of("vit"))
     images = LabelledImages(set_of(3), "test")
     (item,) = look(encoder, images, [2], Config(dataset="x", size=32), 32, CPU)
-    expected = np.asarray(images.open(2).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC))
+    expected = np.asarray(images.open(2).convert("RGB").resize((32, 32), Image.Resampling.BILINEAR))
     assert np.array_equal(item.pixels, expected)
     pixels = torch.from_numpy(expected / 255).permute(2, 0, 1).float()
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (encoder.mean, encoder.std))

@@ -336,3 +336,11 @@ def test_bf16_is_on_request(probe, tmp_path):
 def test_settings_out_of_range(changes):
     with pytest.raises(ValidationError):
         config(**changes)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite(bad):
+    head = torch.nn.Linear(4, 6)
+    head.weight.data[2, 1] = bad
+    with pytest.raises(UserError, match="scores of test images are not finite; lower its"):
+        score(head, torch.rand(10, 4), torch.arange(10) % 6)

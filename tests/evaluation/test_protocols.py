@@ -104,6 +104,12 @@ def test_the_published_value_is_no_change():
     assert title("smtc", 16, top_k=28) == "smtc-s16-k28"
 
 
+@pytest.mark.parametrize("name", ["crw", "dino", "smtc"])
+def test_a_radius_of_0_is_none(name):
+    found = make(name, radius=0)
+    assert (found.propagation.radius, found.title) == (math.inf, f"{name}-s8-r0")
+
+
 def test_a_sets_own_context():
     found = make("crw", own_context=7)
     assert (found.propagation.context, found.title) == (7, "crw-s8")
@@ -123,7 +129,6 @@ def test_steps_that_dino_has_not(keys):
     [
         {"context": 0},
         {"top_k": 0},
-        {"radius": 0},
         {"radius": -1},
         {"radius": math.inf},
         {"temperature": 0},

@@ -238,6 +238,8 @@ def test_to_ids_stretches_weak_channels():
     plain = replace(protocol, minmax=False)
     assert to_ids(weak, plain, (1, 3), (1, 3)).tolist() == [[0, 0, 0]]
     assert to_ids(weak, protocol, (1, 3), (1, 3)).tolist() == [[0, 0, 1]]
+    everywhere = torch.tensor([0.0, 1.0, 0.0])[:, None, None].expand(3, 2, 2)
+    assert to_ids(everywhere, protocol, (4, 4), (2, 2)).tolist() == [[1, 1], [1, 1]]
     constant = torch.ones(1, 2, 2)
     assert to_ids(constant, protocol, (4, 4), (2, 2)).tolist() == [[0, 0], [0, 0]]
 

@@ -295,3 +295,16 @@ def test_a_network_that_takes_one_size_alone():
         UserError, match=r"image_size is 32, which encoder\.name deit_tiny_patch16_224"
     ):
         TCC(config(encoder={"name": "deit_tiny_patch16_224"}))
+
+
+def test_published_schedules():
+    def training(**keys):
+        return config(training={"max_steps": 10, **keys}).training
+
+    assert training(schedule="exponential").gamma == 0.97
+    assert training(schedule="exponential", gamma=0.5).gamma == 0.5
+    manual = training(schedule="step")
+    assert (manual.milestone_steps, manual.gamma) == ([5000, 10000], 0.1)
+    assert training(schedule="step", milestone_steps=[7]).milestone_steps == [7]
+    assert training(schedule="step", milestones=[2]).milestone_steps == []
+    assert (training().milestone_steps, training().gamma) == ([], 0.1)

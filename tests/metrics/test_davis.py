@@ -84,6 +84,11 @@ def test_radius(shape, radius):
     assert davis.boundary_radius(shape) == radius
 
 
+@pytest.mark.parametrize(("tolerance", "radius"), [(1, 1), (3.0, 3), (2.5, 3), (0.01, 10)])
+def test_a_tolerance_from_1_on_is_pixels(tolerance, radius):
+    assert davis.boundary_radius((480, 854), tolerance) == radius
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10**6))
 def test_masks_are_scored_by_definition(seed):

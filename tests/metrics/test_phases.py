@@ -255,3 +255,29 @@ def test_interval_of_the_mean():
     assert confidence(values) == pytest.approx(3.18244631 * 0.122474487)
     assert np.isnan(standard_error(values[:1]))
     assert np.isnan(confidence(values[:1]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("frames", "rank"), [(300, 4), (40, 4), (40, 32)])
+def test_least_squares_is_scikit_learns(dtype, frames, rank):
+    """Embeddings of fewer directions than coordinates: the rounding of the rest is no evidence."""
+    linear = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    axes = rng.normal(size=(rank, 32))
+    x, z = ((rng.normal(size=(n, rank)) @ axes).astype(dtype) for n in (frames, 100))
+    y = x[:, :3] + rng.normal(size=(frames, 3))
+    theirs = [linear.LinearRegression().fit(x, event).predict(z) for event in y.T]
+    np.testing.assert_allclose(fit_least_squares(x, y)(z), np.stack(theirs, 1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("classifier", ["svm", "logistic"])
+def test_classifiers_are_fitted_in_the_features_precision(classifier):
+    models = {"svm": ("svm", "SVC", {}), "logistic": ("linear_model", "LogisticRegression", {})}
+    module, name, keys = models[classifier]
+    model = getattr(pytest.importorskip(f"sklearn.{module}"), name)
+    keys = {"max_iter": 100_000} if classifier == "logistic" else keys
+    rng = np.random.default_rng(1)
+    x, y = 3 * rng.normal(size=(60, 32)).astype(np.float32), rng.integers(0, 4, 60)
+    z = 3 * rng.normal(size=(400, 32)).astype(np.float32)
+    expected = model(**keys).fit(x, y).predict(z)
+    assert np.array_equal(fit_classifier(x, y, classifier)(z), expected)

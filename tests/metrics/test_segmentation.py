@@ -88,3 +88,8 @@ def test_matrices_of_frames_add_up(one, other):
     truth, predicted = (np.concatenate([one[i].ravel(), other[i].ravel()]) for i in (0, 1))
     parts = [confusion(case[0], case[1], classes) for case in (one, other)]
     assert (confusion(truth, predicted, classes) == sum(parts)).all()
+
+
+def test_what_is_predicted_of_ignored_pixels_does_not_matter():
+    ids = np.array([[0, 1], [255, 2]], np.uint8)
+    assert (confusion(ids, ids, 3) == np.eye(3)).all()

@@ -63,7 +63,8 @@ def loss_by_pairs(embs, steps, lengths, loss_type, similarity_type, **options):
                 small = 0.5 * error**2
                 terms.append(small if error <= delta else delta * error - 0.5 * delta**2)
             else:
-                logs = (probabilities * (times - found) ** 2).sum().clamp_min(LEAST_VARIANCE).log()
+                variance = (probabilities * (times - found) ** 2).sum()
+                logs = variance.clamp_min(LEAST_VARIANCE[embs.dtype]).log()
                 terms.append(error**2 * torch.exp(-logs) + weight * logs)
     return torch.stack(terms).mean()
 
@@ -101,7 +102,7 @@ def test_the_order_of_videos_does_not_matter(videos, frames, seed, loss_type, si
 def test_equal_videos_of_distinct_frames_reach_the_limit(similarity_type):
     embs = (100 * torch.eye(6)).expand(3, 6, 6).contiguous().requires_grad_()
     limits = dict.fromkeys(LOSSES, 0.0)
-    limits["regression_mse_var"] = 0.001 * math.log(LEAST_VARIANCE)
+    limits["regression_mse_var"] = 0.001 * math.log(LEAST_VARIANCE[embs.dtype])
     for loss_type, limit in limits.items():
         loss = compute_alignment_loss(
             embs, 3, loss_type=loss_type, similarity_type=similarity_type, label_smoothing=0.0
@@ -363,3 +364,17 @@ def test_the_inner_function_checks_too():
         compute_deterministic_alignment_loss(
             embs, steps, lengths, 5, 4, "mse", "l2", 0.1, 0.1, 0.001, 0.1, True
         )
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.03])
+def test_confident_answers_keep_their_small_variances(temperature):
+    """Videos that fit well: in float64 no variance but 0 is raised."""
+    rng = torch.Generator().manual_seed(0)
+    embs = 3 * torch.randn(12, 16, dtype=torch.float64, generator=rng)
+    embs = embs + 0.05 * torch.randn(4, 12, 16, dtype=torch.float64, generator=rng)
+    steps, lengths = torch.arange(12).expand(4, 12), torch.full((4,), 12)
+    options = {"loss_type": "regression_mse_var", "similarity_type": "l2"}
+    found = compute_alignment_loss(embs, 4, steps, lengths, temperature=temperature, **options)
+    expected = loss_by_pairs(embs, steps, lengths, temperature=temperature, **options)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+    assert found.item() < 0.001 * math.log(LEAST_VARIANCE[torch.float32])

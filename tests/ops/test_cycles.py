@@ -137,3 +137,9 @@ def test_the_likeliest_path_is_that_of_all_paths(seed, frames, nodes):
         others = itertools.product(range(nodes), repeat=frames - 1)
         best = max(probability((start, *rest)) for rest in others)
         assert probability(path) == pytest.approx(best)
+
+
+def test_walks_that_the_floor_makes_equal_end_at_the_first_node():
+    """The most probable end is that of the logarithms, 1e-20 added."""
+    walks = torch.tensor([[2e-30, 1e-30], [1e-30, 2e-30]])[None, None]
+    assert cycles(walks).accuracy.item() == 0.5

@@ -361,3 +361,32 @@ def test_normalise_channels():
     found = normalise_channels(labels, 0)[..., 0]
     torch.testing.assert_close(found[:, 0], torch.tensor([0, 0.25, 1]))
     assert found[:, 1].tolist() == [0, 0, 0]
+
+
+def by_one_topk(protocol, features, labels):
+    """Return (T, C, h, w) of CRW with normalised first labels: one float32 top-k of all entries."""
+    h, w = labels.shape[1:]
+    features = torch.stack([unit(frame).flatten(0, 1) for frame in features])
+    cell = torch.arange(h * w)
+    off_rows, off_columns = (x[:, None] - x[None] for x in (cell // w, cell % w))
+    outside = off_rows.square() + off_columns.square() >= protocol.radius**2
+    maps, first = [labels], normalise_channels(labels, dim=0)
+    for t in range(1, len(features)):
+        sims, votes = [], []
+        for frame, windowed, long_term in _entries(protocol, t):
+            sims_NN = features[t] @ features[frame].T
+            sims.append(sims_NN.masked_fill(outside, -torch.inf) if windowed else sims_NN)
+            votes.append((first if long_term else maps[frame]).flatten(1))
+        values, chosen = torch.cat(sims, 1).topk(min(protocol.top_k, len(sims) * h * w), dim=1)
+        shares = (values / protocol.temperature).softmax(1)
+        made = (torch.cat(votes, 1)[:, chosen] * shares).sum(-1)
+        maps.append(made.unflatten(1, (h, w)))
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize(("context", "top_k"), [(1, 4), (1, 5), (2, 5), (2, 6), (3, 4)])
+def test_copies_of_a_normalised_first_frame_in_the_original_order(context, top_k):
+    """Down to the frame at which one copy is left."""
+    protocol = replace(CRW, context=context, top_k=top_k, normalise=True, radius=2, temperature=0.1)
+    features, labels = clip(context + 3, (5, 7), 0, width=8)
+    same(ours(protocol, features, labels), by_one_topk(protocol, features, labels))

@@ -35,3 +35,34 @@ def test_underflow_is_counted_and_survived():
 def test_no_iteration_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         sinkhorn(torch.zeros(1, 2, 2), iterations=0)
+
+
+@pytest.mark.parametrize("lower", [4.0, 5.0, 6.0, 10.0])
+@pytest.mark.parametrize("what", ["a patch", "an object"])
+def test_what_is_counted_is_what_the_published_code_loses(what, lower):
+    logits = 0.3 * torch.randn(40, 49, 3, generator=torch.Generator().manual_seed(0))
+    if what == "a patch":
+        logits[:, 7] -= lower
+    else:
+        logits[:, :, 2] -= lower
+    lost = sinkhorn_published(logits, 0.05, 30).isnan().flatten(1).any(1)
+    assert torch.equal(underflows(logits, 0.05), lost)
+    assert torch.equal(underflows(logits.double(), 0.05), lost)
+    assert bool(lost.any()) == (lower > 4)
+
+
+def test_the_band_where_the_first_division_decides():
+    counted = []
+    for lower in (4.8, 4.9, 5.0, 5.1, 5.2, 5.3):
+        logits = torch.zeros(1, 196, 3)
+        logits[0, 0] = -lower
+        counted.append(underflows(logits, 0.05).item())
+        assert counted[-1] == bool(sinkhorn_published(logits).isnan().any())
+    assert counted == sorted(counted)
+    assert set(counted) == {False, True}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_raised(dtype):
+    logits = torch.randn(2, 49, 3).to(dtype)
+    assert torch.equal(sinkhorn(logits), sinkhorn(logits.float()))

@@ -269,3 +269,8 @@ def test_attention_weights_compete_within_their_group():
     found = attention_weights(logits)
     expected = F.normalize(logits.softmax(dim=2) + 1e-8, p=1, dim=-1)
     torch.testing.assert_close(found, expected)
+
+
+def test_an_empty_mask_in_half_precision():
+    logits, mask = torch.rand(1, 2, 3, 5).half(), torch.zeros(1, 2, 5).half()
+    assert torch.equal(attention_weights(logits, mask), torch.zeros(1, 2, 3, 5))

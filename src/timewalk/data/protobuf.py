@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 Feature = Sequence[bytes] | Sequence[int] | Sequence[float]
 Buffer = bytes | bytearray | memoryview
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = 0, 1, 2, 3, 4, 5
 
 
 class WireError(ValueError):
@@ -66,7 +66,7 @@ def decode_sequence(data: Buffer) -> SequenceExample:
     """Parse a SequenceExample.
 
     Takes packed and unpacked numbers, fields and map entries in any order (of two entries of one
-    key the later one wins), and skips unknown fields.
+    key the later one wins; parts of one message are joined), and skips unknown fields.
 
     Raises:
         WireError: the bytes are not such a message.
@@ -101,9 +101,12 @@ def decode_features(view: memoryview) -> dict[str, Feature]:
 def decode_feature(view: memoryview) -> Feature:
     """Parse a Feature into a list of bytes, of float or of int; of no kind: an empty list."""
     values: Feature = []
+    kind = 0
     for number, span in _messages(view):
-        if number in _LISTS:  # of a oneof the last field wins
-            values = _LISTS[number](view[span])
+        if number in _LISTS:
+            part = _LISTS[number](view[span])
+            # Of a oneof the last kind wins; parts of one kind are joined.
+            values, kind = [*values, *part] if number == kind else part, number
     return values
 
 
@@ -146,9 +149,10 @@ def jpeg_spans(data: Buffer, name: str = "video") -> list[tuple[int, int]]:
     for number, lists in _messages(view):
         if number != 2:
             continue
-        for key, entry in _entry_spans(view, lists):
+        for key, parts in _entry_spans(view, lists):
             if key == name:
-                spans = [_first_value(view, item) for n, item in _within(view, entry) if n == 1]
+                items = (item for part in parts for item in _within(view, part))
+                spans = [_first_value(view, item) for n, item in items if n == 1]
     return spans
 
 
@@ -162,22 +166,24 @@ def _first_value(view: memoryview, feature: slice) -> tuple[int, int]:
 
 
 def _entries(view: memoryview) -> Iterator[tuple[str, memoryview]]:
-    for key, span in _entry_spans(view, slice(0, len(view))):
-        yield key, view[span]
+    for key, parts in _entry_spans(view, slice(0, len(view))):
+        # A message in parts is the message of their bytes one after the other.
+        whole = b"".join(view[part] for part in parts) if len(parts) != 1 else view[parts[0]]
+        yield key, memoryview(whole)
 
 
-def _entry_spans(view: memoryview, outer: slice) -> Iterator[tuple[str, slice]]:
-    """Yield key and place of the value of each entry of a map."""
+def _entry_spans(view: memoryview, outer: slice) -> Iterator[tuple[str, list[slice]]]:
+    """Yield key and places of the value of each entry of a map: one, unless it comes in parts."""
     for number, entry in _within(view, outer):
         if number != 1:
             continue
-        key, value = "", slice(entry.start, entry.start)
+        key, parts = "", []
         for part, span in _within(view, entry):
             if part == 1:
                 key = text(bytes(view[span]))
             elif part == 2:
-                value = span
-        yield key, value
+                parts.append(span)
+        yield key, parts
 
 
 def text(raw: bytes) -> str:
@@ -201,6 +207,7 @@ def _messages(view: memoryview) -> Iterator[tuple[int, slice]]:
 def _fields(view: memoryview) -> Iterator[tuple[int, int, slice]]:
     """Yield number, wire type and place of the value of each field of a message."""
     position, end = 0, len(view)
+    groups: list[int] = []
     while position < end:
         tag, position = _read_varint(view, position)
         number, wire = tag >> 3, tag & 7
@@ -212,11 +219,18 @@ def _fields(view: memoryview) -> Iterator[tuple[int, int, slice]]:
             position = start + size
         elif wire in (_FIXED32, _FIXED64):
             position += 4 if wire == _FIXED32 else 8
+        elif wire == _GROUP:
+            groups.append(number)
+        elif wire == _GROUP_END and groups and groups.pop() == number:
+            continue
         else:
             raise WireError(f"an unknown wire type {wire}")
         if position > end or number == 0:
             raise WireError("a field that is longer than its message, or has no number")
-        yield number, wire, slice(start, position)
+        if not groups:
+            yield number, wire, slice(start, position)
+    if groups:
+        raise WireError("a group that does not end")
 
 
 def _read_varint(view: memoryview, position: int) -> tuple[int, int]:

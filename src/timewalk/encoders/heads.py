@@ -29,7 +29,7 @@ class WeightNormLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (R, D)."""
-        return F.linear(x, torch._weight_norm(self.weight_v, self.weight_g, 0))
+        return F.linear(x, torch._weight_norm(full(self.weight_v), full(self.weight_g), 0))
 
 
 class DinoHead(nn.Module):

@@ -312,12 +312,11 @@ def confusion(truth: Tensor, predicted: Tensor, classes: int) -> Tensor:
 
     Args:
         truth: uint8 (H, W); void does not count.
-        predicted: uint8 (H, W) below K.
+        predicted: uint8 (H, W), below K but where there is void.
         classes: K.
     """
     # Void becomes a row of its own, so that nothing need be picked out.
-    rows = torch.where(truth == VOID, classes, truth)
-    pairs = rows.int() * classes + predicted
+    pairs = torch.where(truth == VOID, classes * classes, truth.int() * classes + predicted)
     counts = torch.bincount(pairs.flatten(), minlength=(classes + 1) * classes)
     return counts.unflatten(0, (classes + 1, classes))[:classes]
 

@@ -108,7 +108,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     rows = [row for item in seen for row in _rows(item, images)]
     header = ["image", "class", "head", "entropy", "kept_share"]
     files.append(write_csv(output_dir / "heads.csv", [header, *rows]))
-    protocol = f"attention-s{side}-t{config.threshold:g}"
+    protocol = f"attention-s{side}-t{config.threshold:g}-bilinear"
     return Result(protocol, summary(seen), len(seen), files)
 
 
@@ -138,7 +138,7 @@ def look(
 
 
 def _resized(image: Image.Image, size: int, side: int) -> np.ndarray:
-    resized = to_rgb(image).resize((size, size), Image.Resampling.BICUBIC)
+    resized = to_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized)[:side, :side].copy()
 
 

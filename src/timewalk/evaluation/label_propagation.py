@@ -157,8 +157,9 @@ def to_ids(
     if protocol.minmax:
         high = large.amax((1, 2), keepdim=True)
         low = large.amin((1, 2), keepdim=True)
-        span = (high - low).clamp_min(torch.finfo(large.dtype).tiny)
-        large = torch.where(high > 0, (large - low) / span, large)
+        # A channel of one value becomes 0 / 0, which the published argmax takes for the largest.
+        stretched = torch.where(high > low, (large - low) / (high - low), torch.inf)
+        large = torch.where(high > 0, stretched, large)
     return nearest(_winners(large).cpu().numpy(), size)
 
 

@@ -297,10 +297,19 @@ def train_epoch(probe: Probe[nn.Linear], batches: Iterator[Batch], rate: float) 
 def score(
     head: nn.Linear, features: Tensor, labels: Tensor, chunk: int = 8192
 ) -> tuple[float, float, float | None]:
-    """Return the mean loss, Top-1 and Top-5 in percent (None below five classes)."""
+    """Return the mean loss, Top-1 and Top-5 in percent (None below five classes).
+
+    Raises:
+        UserError: a logit is not finite.
+    """
     loss, ranks = torch.zeros((), device=labels.device, dtype=torch.float64), []
     for part, truth in zip(features.split(chunk), labels.split(chunk), strict=True):
         logits = head(part)
+        if not bool(logits.isfinite().all()):
+            raise UserError(
+                "the linear probe's scores of test images are not finite; lower its "
+                "learning_rate, or look for such numbers in the classifier's file."
+            )
         loss += F.cross_entropy(logits, truth, reduction="sum").double()
         ranks.append(places(logits, truth))
     place = torch.cat(ranks)

@@ -32,8 +32,8 @@ class PropagationConfig(EvaluationConfig):
     """previous frames that a frame takes labels from, besides the first"""
     top_k: Positive | None = None
     """neighbours that vote for a cell"""
-    radius: Above0 | None = None
-    """how far in cells of the map a neighbour may lie"""
+    radius: Annotated[float, Field(ge=0)] | None = None
+    """how far in cells of the map a neighbour may lie; 0: no limit"""
     temperature: Above0 | None = None
     """of the softmax over the neighbours' cosine similarities"""
     upsample: Literal[1, 2] = 1
@@ -113,6 +113,8 @@ def make_protocol(
         if (value := getattr(config, key)) is not None and value != getattr(base, key)
     }
     settings = replace(base, **own, long_term=tuple(config.long_term), normalise=config.norm_mask)
+    if settings.radius == 0:
+        settings = replace(settings, radius=math.inf)
     marks = {"context": "n", "top_k": "k", "radius": "r", "temperature": "t"}
     title = f"{name}-s{stride:g}" + "".join(f"-{marks[k]}{v:g}" for k, v in own.items())
     if config.upsample > 1:

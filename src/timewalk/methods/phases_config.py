@@ -166,6 +166,15 @@ class PhaseTraining(TrainingConfig):
     """how the learning rate falls (`DECAY_TYPE`): not at all (`fixed`); by `gamma` each
     `decay_steps` (`exponential`: `exp_decay`); in steps (`step`: `manual`); linearly to 0 at the
     end (`linear`: `poly`); as a cosine"""
+    milestone_steps: list[Positive] = []
+    """optimiser steps at which the learning rate is multiplied by `gamma` (`schedule: step`); given
+    neither these nor `milestones`: 5000 and 10000 (`MANUAL_LR_STEP_BOUNDARIES`)"""
+    gamma: Share = 0.1
+    """factor on the learning rate at each milestone (`step`: `MANUAL_LR_DECAY_RATE`), or each
+    `decay_steps`; not given with `schedule: exponential`: 0.97 (`EXP_DECAY_RATE`)"""
+    decay_steps: Positive = 1000
+    """optimiser steps from one factor `gamma` to the next (`schedule: exponential`;
+    `EXP_DECAY_STEPS`)"""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     """epochs of linear warm-up from 0"""
     optimizer: Literal["adamw", "adam", "sgd", "lars"] = "adam"
@@ -181,6 +190,16 @@ class PhaseTraining(TrainingConfig):
     """largest norm of a gradient; 0: no clipping"""
     augment: Literal["device"] = "device"
     """colours are changed in batches on the device here"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, keys: Any) -> Any:
+        published: dict[str, Any] = {}
+        if isinstance(keys, dict) and keys.get("schedule") == "exponential":
+            published = {"gamma": 0.97}
+        if isinstance(keys, dict) and keys.get("schedule") == "step" and "milestones" not in keys:
+            published = {"milestone_steps": [5000, 10000]}
+        return published | keys if published else keys
 
 
 class PhasesConfig(TrainedRunConfig):

@@ -204,8 +204,14 @@ def _near(
 
 
 def boundary_radius(shape: Shape, tolerance: float = TOLERANCE) -> int:
-    """Return how many pixels apart two boundaries in an image (H, W) may lie and still agree."""
-    return math.ceil(tolerance * math.sqrt(shape[0] ** 2 + shape[1] ** 2))
+    """Return how many pixels apart two boundaries in an image (H, W) may lie and still agree.
+
+    Args:
+        shape: (H, W).
+        tolerance: share of the image's diagonal; from 1 on, pixels.
+    """
+    diagonal = math.sqrt(shape[0] ** 2 + shape[1] ** 2)
+    return math.ceil(tolerance if tolerance >= 1 else tolerance * diagonal)
 
 
 def boundaries(ids: np.ndarray) -> Boundary:

@@ -32,17 +32,18 @@ class SegmentationScores:
 def confusion(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """Return the number of pixels of each true (row) and predicted (column) class, int64 (K, K).
 
-    True ids outside 0..K-1 are ignored.
+    Pixels of true ids outside 0..K-1 are ignored, whatever is predicted there.
 
     Raises:
         ValueError: different shapes, or a predicted id outside 0..K-1.
     """
     if truth.shape != predicted.shape:
         raise ValueError(f"truth {truth.shape} and prediction {predicted.shape} differ in shape")
-    if (beyond := predicted[(predicted < 0) | (predicted >= classes)]).size:
-        raise ValueError(f"the predicted id {int(beyond[0])} is beyond {classes} classes")
     known = (truth >= 0) & (truth < classes)
-    pairs = truth[known].astype(np.int64) * classes + predicted[known]
+    found = predicted[known]
+    if (beyond := found[(found < 0) | (found >= classes)]).size:
+        raise ValueError(f"the predicted id {int(beyond[0])} is beyond {classes} classes")
+    pairs = truth[known].astype(np.int64) * classes + found
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 

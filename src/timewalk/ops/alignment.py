@@ -26,9 +26,9 @@ from timewalk.ops.distillation import full
 
 LOSSES = ("classification", "regression_mse", "regression_mse_var", "regression_huber")
 SIMILARITIES = ("l2", "cosine")
-LEAST_VARIANCE = 1e-16
+LEAST_VARIANCE = {torch.float32: 1e-16, torch.float64: 1e-150}
 """variances of a time are raised to this (the published code divides by what may be 0): larger
-floors would show, as variances near 1e-12 occur; below it, gradients overflow in float32"""
+floors would show, as small variances occur; below it, gradients overflow"""
 LEAST_SQUARED_NORM = 1e-12
 # Similarities of frames held at once, for each of a dozen intermediate tensors: 2 MB.
 CHUNK_NUMEL = 1 << 19
@@ -62,7 +62,8 @@ class _Penalty:
         if self.loss_type == "regression_mse":
             return squared_PM
         deviations_PMT = (times_PT.unsqueeze(1) - found_PM1).square()
-        variance_PM = (probabilities * deviations_PMT).sum(dim=-1).clamp_min(LEAST_VARIANCE)
+        variance_PM = (probabilities * deviations_PMT).sum(dim=-1)
+        variance_PM = variance_PM.clamp_min(LEAST_VARIANCE[variance_PM.dtype])
         return squared_PM / variance_PM + self.variance_lambda * variance_PM.log()
 
 

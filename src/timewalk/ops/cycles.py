@@ -106,7 +106,7 @@ def cycles(walks_BKNN: Tensor) -> Cycles:
     ends_BKN = logs_BKNN.diagonal(dim1=-2, dim2=-1)
     xent_BKN = logs_BKNN.logsumexp(dim=-1) - ends_BKN
     starts_N = torch.arange(walks_BKNN.shape[-1], device=walks_BKNN.device)
-    right_BKN = walks_BKNN.detach().argmax(dim=-1) == starts_N
+    right_BKN = logs_BKNN.detach().argmax(dim=-1) == starts_N
     return Cycles(xent_BKN.mean(dim=(0, 2)), right_BKN.float().mean(dim=(0, 2)))
 
 

@@ -207,7 +207,8 @@ class Propagator:
 
     def _neighbours(self, queries: Tensor, context: Context) -> Candidates:
         """Return the best candidates of all cells, (N, k)."""
-        if any(copies > 1 for _, copies in context.near):
+        if self.settings.normalise and any(frame is self.first for frame, _ in context.near):
+            # Copies of the first frame tie in similarity but not in labels: the order decides.
             return self._one_by_one(queries, context)
         parts = [
             self._anywhere(queries, entry, number) for number, entry in enumerate(context.free)

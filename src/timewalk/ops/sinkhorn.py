@@ -11,8 +11,7 @@ import math
 
 from torch import Tensor
 
-# The smallest float32 above 0 is exp(-103.28): scores further below a clip's maximum become 0.
-FLOAT32_UNDERFLOW = -103.28
+from timewalk.ops.distillation import full
 
 
 def sinkhorn(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) -> Tensor:
@@ -22,16 +21,16 @@ def sinkhorn(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) ->
     multiplied by N, so that each patch's K weights sum to 1.
 
     Args:
-        logits_BNK: scores, float32 or float64.
+        logits_BNK: scores; below float32 they are raised to it.
         epsilon: entropic regularisation.
         iterations: at least 1.
 
     Returns:
-        (B, N, K), of the dtype of the scores.
+        (B, N, K), float32 or float64.
     """
     if iterations < 1:
         raise ValueError(f"iterations is {iterations}, but at least 1 is needed")
-    logits = logits_BNK / epsilon
+    logits = full(logits_BNK) / epsilon
     shift = math.log(logits.shape[2]) - math.log(logits.shape[1])
     for _ in range(iterations):
         # Over patches each object sums to N / K, then over objects each patch to 1.
@@ -41,8 +40,9 @@ def sinkhorn(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) ->
 
 
 def sinkhorn_published(logits_BNK: Tensor, epsilon: float = 0.05, iterations: int = 30) -> Tensor:
-    """Return what the published code gives: NaN where a patch underflows (`compat: published`)."""
-    scaled = logits_BNK / epsilon
+    """Return what the published code gives: NaN where all of a patch's or of an object's mass
+    underflows (`compat: published`)."""
+    scaled = full(logits_BNK) / epsilon
     mass = (scaled - scaled.amax(dim=(1, 2), keepdim=True)).exp()
     mass = mass / mass.sum(dim=(1, 2), keepdim=True)
     _, patches, objects = mass.shape
@@ -53,7 +53,9 @@ def sinkhorn_published(logits_BNK: Tensor, epsilon: float = 0.05, iterations: in
 
 
 def underflows(logits_BNK: Tensor, epsilon: float = 0.05) -> Tensor:
-    """Return (B,) bool: clips in which float32 exponentials would give a patch no mass at all."""
-    scaled = logits_BNK / epsilon
-    best_BN = (scaled - scaled.amax(dim=(1, 2), keepdim=True)).amax(dim=2)
-    return (best_BN < FLOAT32_UNDERFLOW).any(dim=1)
+    """Return (B,) bool: clips in which the published code, in float32, gives NaN.
+
+    A patch, or an object, without any mass is divided by 0 in the first iteration; after that each
+    holds at least 1 / (N K) of all.
+    """
+    return sinkhorn_published(logits_BNK.float(), epsilon, 1).isnan().flatten(1).any(dim=1)

@@ -144,7 +144,7 @@ def attention_weights(
     Returns:
         (b, G, P, N); over the tokens they sum to 1, or to 0 where the mask is empty.
     """
-    weights = logits.softmax(dim=2) + FLOOR
+    weights = full(logits).softmax(dim=2) + FLOOR  # half precision has no such small numbers
     if mask is None:
         return weights / weights.sum(dim=-1, keepdim=True)
     weights = weights * mask.unsqueeze(2)

@@ -25,9 +25,7 @@ def recognises(checkpoint: Any) -> bool:
 def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, Tensor]:
     """Return the backbone of a full checkpoint: the teacher's unless ``part`` says `student`."""
     state = general.flat_state(checkpoint, part or "teacher")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    prefix = "backbone." if any(key.startswith("backbone.") for key in state) else ""
-    return general.under(state, prefix, own)
+    return general.under(state, general.prefix_of(state, own), own)
 
 
 def from_ours(own: State) -> dict[str, dict[str, Tensor]]:

@@ -46,8 +46,10 @@ def flat_state(checkpoint: Any, part: str | None = None) -> dict[str, Tensor]:
 
 
 def _is_state(values: Mapping[Any, Any]) -> bool:
-    """Tensors by name: none nested."""
-    return all(isinstance(value, Tensor) for value in values.values())
+    """Tensors by name, none nested; beside them there may be numbers, such as an epoch's."""
+    tensors = [isinstance(value, Tensor) for value in values.values()]
+    nested = any(isinstance(value, Mapping) for value in values.values())
+    return all(tensors) or (any(tensors) and not nested)
 
 
 def prefix_of(state: State, own: Iterable[str], part: str | None = None) -> str:
