@@ -240,6 +240,37 @@ def test_real_yt_dlp(tmp_path, server, monkeypatch, caplog):
     assert left_overs(out) == [".clip.origin.json", "clip.json", "clip.mp4"]
 
 
+@pytest.mark.parametrize(
+    ("announced", "message"),
+    [
+        ({"height": 2160, "fps": 30}, r"144 lines and 29\.97 frames a second, not with the 2160"),
+        ({"height": 144, "fps": 60}, "not with the 144 and 60 of the chosen format"),
+        ({"height": 144, "fps": 30}, None),
+        ({"height": 176, "fps": 29.97}, None),
+        ({"height": None, "fps": None}, None),
+    ],
+)
+def test_the_format_that_was_chosen(tmp_path, server, monkeypatch, announced, message):
+    import yt_dlp
+
+    extract = yt_dlp.YoutubeDL.extract_info
+
+    def extract_info(*args, **keys):
+        return extract(*args, **keys) | announced
+
+    monkeypatch.setattr(yt_dlp.YoutubeDL, "extract_info", extract_info)
+    address = server.address.removesuffix(".mp4")
+    if message is None:
+        warnings = get(tmp_path, address)["warnings"]
+        assert any("max_height allows 2160" in text for text in warnings) == bool(
+            announced["height"]
+        )
+        return
+    with pytest.raises(UserError, match=message):
+        get(tmp_path, address)
+    assert left_overs(tmp_path) == []
+
+
 def test_yt_dlp_failing_is_one_sentence(tmp_path, server):
     server.faults = [404] * 9
     with pytest.raises(UserError, match=r"download\.cookies.*or bring the file") as caught:

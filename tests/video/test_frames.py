@@ -186,6 +186,19 @@ def test_a_clip_cut_without_encoding(tmp_path, numbered):
     assert numbers(tmp_path / "o") == list(range(30, 100))
 
 
+@pytest.mark.parametrize("span", [{}, {"start_s": 0.4, "end_s": 1.2}])
+def test_frames_that_a_cut_made_undecodable(tmp_path, numbered, span):
+    """Packets that lean on a frame before the cut: numbers of packets and of frames differ."""
+    options = {"g": "30", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
+    source = numbered(count=100, options=options)
+    video = remux(source, tmp_path / "cut.mkv", "-ss", "1.5")
+    with pytest.raises(
+        UserError, match=r"cut\.mkv: 1 of \d+ frames have no time .* encode it again"
+    ):
+        extract_frames(video, tmp_path / "o", ALL, **span)
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_last_frame_of_unknown_length(tmp_path):
     video = remux(write_numbered(tmp_path / "one.mp4", count=1), tmp_path / "one.mkv")
     assert extract_frames(video, tmp_path / "o", ALL)["counts"]["frames"] == 1

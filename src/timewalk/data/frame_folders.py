@@ -39,7 +39,12 @@ from timewalk.errors import UserError
 log = logging.getLogger(__name__)
 
 KIND = "frame_folders"
-VIDEOS = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"})
+VIDEOS = frozenset(
+    [
+        *(".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg"),
+        *(".ogv", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts"),
+    ]
+)
 """files that are videos themselves, which are not read here"""
 REMEDY = "run the folders stage again"
 FRAMES_AT_ONCE = 4096

@@ -28,6 +28,8 @@ from timewalk.video.probe import VideoInfo, blank_share, check_decodes, probe
 log = logging.getLogger(__name__)
 
 REMEDY = "bring the file and name its path as source"
+FPS_TOLERANCE = 0.02
+"""share by which a rate may differ from the announced one, which is rounded"""
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ogv"}
 
 
@@ -64,7 +66,7 @@ def download(
             f"{name}: the file from {public(video.source)} has sha256 {digest}, not "
             f"{video.sha256}: it is another file; correct videos.{name}.source or .sha256."
         )
-    info, blank = _check(name, video, found, settings, origin.get("duration_s"), warnings)
+    info, blank = _check(name, video, found, settings, origin, warnings)
     note = {"asked": identity(video.source), "sha256": digest, "origin": origin}
     write_json(_origin_path(output), note)  # first: a kill between the two costs no second fetch
     if found == part:
@@ -264,7 +266,7 @@ def _check(
     video: VideoConfig,
     file: Path,
     settings: DownloadConfig,
-    published_s: float | None,
+    origin: dict[str, Any],
     warnings: list[str],
 ) -> tuple[VideoInfo, float]:
     """Check what came; name the video, not the hidden file, in what is wrong."""
@@ -275,7 +277,13 @@ def _check(
         text = str(error).replace(str(file), f"{name} ({public(video.source)})")
         discard(file.with_name(f".{name}.part"))
         raise UserError(text) from None
-    expected = video.duration_s or published_s
+    _check_announced(name, file, info, origin)
+    if (height := origin.get("height") or settings.max_height) < settings.max_height:
+        warnings.append(
+            f"{name} is had with {height} lines at most; download.max_height allows "
+            f"{settings.max_height}"
+        )
+    expected = video.duration_s or origin.get("duration_s")
     if expected and abs(expected - info.duration_s) > settings.duration_tolerance_s:
         if not video.duration_s:  # no setting to correct: what came is not what was published
             discard(file.with_name(f".{name}.part"))
@@ -301,3 +309,16 @@ def _check(
     if blank.share:
         warnings.append(f"{blank.share:.0%} of the sampled frames are near-constant")
     return info, blank.share
+
+
+def _check_announced(name: str, file: Path, info: VideoInfo, origin: dict[str, Any]) -> None:
+    """Compare the picture with the format that yt-dlp chose."""
+    height, fps = origin.get("height"), origin.get("fps")
+    wrong = bool(height) and height not in (info.height, info.width)  # or it is turned
+    if wrong or (fps and abs(info.fps - fps) > FPS_TOLERANCE * fps):
+        discard(file.with_name(f".{name}.part"))
+        raise UserError(
+            f"{name} came with {info.height} lines and {info.fps:g} frames a second, not with the "
+            f"{height} and {fps} of the chosen format: it is not the expected video; fetch it "
+            f"again, or bring the file and name its path in videos.{name}.source."
+        )

@@ -84,11 +84,22 @@ def extract_frames(
 
 
 def source_times(video: Path) -> np.ndarray:
-    """Return the time of each frame in seconds from the first, float64, in presentation order."""
+    """Return the time of each frame in seconds from the first, float64, in presentation order.
+
+    Raises:
+        UserError: there are frames that nothing can show, as after a cut without encoding: numbers
+            of frames would not hold.
+    """
     with open_video(video) as container:
         stream = container.streams.video[0]
         packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
         stamps = [p.pts if p.pts is not None else p.dts for p in packets]
+        lost = sum(stamp is None for stamp in stamps)
+        if 0 < lost < len(stamps):
+            raise UserError(
+                f"{video}: {lost} of {len(stamps)} frames have no time and cannot be decoded (was "
+                "it cut without encoding?); encode it again with ffmpeg, and name the new file."
+            )
         ticks = np.sort(np.array([s if s is not None else n for n, s in enumerate(stamps)]))
         return (ticks - ticks[0]) * float(stream.time_base)
 

@@ -64,7 +64,7 @@ class VideoInfo:
     Attributes:
         width: of the displayed picture in pixels, rotation applied.
         height: likewise.
-        fps: average frames a second.
+        fps: average frames a second as the container states it; nominal where the rate varies.
         rate: the same as an exact fraction, "30000/1001".
         duration_s: seconds from the first frame to the end of the last.
         frames: number of frames, counted.
