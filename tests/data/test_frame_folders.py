@@ -145,7 +145,9 @@ def test_a_tree_without_a_level_of_classes_is_read_as_it_is(tmp_path, manifest):
     assert on_disk(tmp_path / "videos") == before
 
 
-@pytest.mark.parametrize("place", ["clip.avi", "cat/clip.x.MP4", "deep/er/clip.mkv", "a/clip.ogv", "b.ts"])
+@pytest.mark.parametrize(
+    "place", ["clip.avi", "cat/clip.x.MP4", "deep/er/clip.mkv", "a/clip.ogv", "b.ts"]
+)
 @pytest.mark.parametrize("alone", [True, False])
 def test_video_files_are_refused_and_nothing_is_changed(tmp_path, manifest, place, alone):
     path = tmp_path / "set" / place

@@ -38,7 +38,7 @@ def run(run_of, set_of, tmp_path, name="vit", **keys):
 def test_files_numbers_and_repeat(run_of, set_of, tmp_path):
     result = run(run_of, set_of, tmp_path, images=4, size=35, separate=True)
     # 35 pixels hold four whole patches of 8.
-    assert result.protocol == "attention-s32-t0.6-bilinear"
+    assert result.protocol == "attention-s32-t0.6"
     assert result.samples == 4
     names = [path.name for path in result.artefacts]
     assert names[0] == "overview.png"

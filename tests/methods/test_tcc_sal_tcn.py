@@ -43,6 +43,8 @@ def test_without_tcc_one_video_is_enough():
 def test_published_cycles_are_tcc_s():
     spec = config(compat="published").objective()
     assert spec["tcc"]["published_cycles"]
+    assert spec["published_order"]
+    assert not config().objective()["published_order"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Objectives on whole batches: what they draw, weigh, count and refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -141,6 +143,15 @@ class TestCombination:
         expected = sum(found[name] * tenths / 10 for name, tenths in wanted.items() if tenths)
         torch.testing.assert_close(found["total"], expected)
         assert bool(objective.regularised()) == (sal > 0)
+
+    def test_published_order_is_of_all_three(self):
+        plain, data = built("tcc_sal_tcn")
+        mixing, _ = built("tcc_sal_tcn", published_order=True)
+        mixed = replace(data, embeddings=mixed_up(data.embeddings))
+        found, expected, in_order = mixing(data, rng()), plain(mixed, rng()), plain(data, rng())
+        assert found.keys() == {"total", "tcc", "sal", "tcn"}
+        assert all(torch.equal(found[name], expected[name]) for name in found)
+        assert not any(torch.equal(found[name], in_order[name]) for name in found)
 
     @pytest.mark.parametrize(("alignment", "sal"), [(0.6, 0.5), (-0.1, 0.5), (0.5, -0.1)])
     def test_weights_that_leave_nothing(self, alignment, sal):

@@ -55,6 +55,29 @@ def test_adam_by_hand():
     assert weight.tolist() == pytest.approx([0.99, -1.99])
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_epsilon_as_tensorflow_adds_it(name):
+    """w -= lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
+    settings = TrainingConfig(
+        optimizer=name,
+        **{"learning_rate": 0.01, "scale_learning_rate": False, "schedule": "constant"},
+        **{"warmup_epochs": 0, "epsilon": 1e-3, "epsilon_first": True},
+        **{"weight_decay": 0.0, "weight_decay_end": 0.0},
+    )
+    parts = [ParameterGroup([weight])]
+    optimizer = make_optimizer(parts, settings)
+    expected, m, v = weight.detach().clone(), 0.0, 0.0
+    for index, size in enumerate((1e-3, 2e-3, -1e-4, 5e-4)):
+        set_rates(optimizer, parts, settings, Step(index, 0, 10, 5, 2))
+        weight.grad = torch.tensor([size, -0.1 * size], dtype=torch.float64)
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * weight.grad, 0.999 * v + 0.001 * weight.grad**2
+        rate = 0.01 * (1 - 0.999 ** (index + 1)) ** 0.5 / (1 - 0.9 ** (index + 1))
+        expected -= rate * m / (v.sqrt() + 1e-3)
+        torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=0)
+
+
 def test_a_constant_rate_after_its_warm_up():
     parts = groups()
     settings = TrainingConfig(

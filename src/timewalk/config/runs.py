@@ -84,6 +84,9 @@ class TrainingConfig(Strict):
     0.9; lars: momentum 0.9, trust coefficient 0.001"""
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     """added to the denominator of adam and adamw"""
+    epsilon_first: bool = False
+    """add it before the denominator's bias correction, as TensorFlow does; false: after it, as
+    torch does"""
     weight_decay: Annotated[float, Field(ge=0)] = 0.04
     """weight decay at the start of the cosine"""
     weight_decay_end: Annotated[float, Field(ge=0)] = 0.4

@@ -108,7 +108,7 @@ def evaluate(inputs: Inputs, config: Config, output_dir: Path) -> Result:
     rows = [row for item in seen for row in _rows(item, images)]
     header = ["image", "class", "head", "entropy", "kept_share"]
     files.append(write_csv(output_dir / "heads.csv", [header, *rows]))
-    protocol = f"attention-s{side}-t{config.threshold:g}-bilinear"
+    protocol = f"attention-s{side}-t{config.threshold:g}"
     return Result(protocol, summary(seen), len(seen), files)
 
 

@@ -70,17 +70,25 @@ class FrameFeatures:
                 "train it again."
             )
         if self.protocol.upsample > 1:
-            factor = self.protocol.upsample
-            features = bilinear(features, (factor * features.shape[1], factor * features.shape[2]))
+            features = bilinear(features, self._enlarged(features.shape[1], features.shape[2]))
         return features
+
+    def _enlarged(self, rows: int, columns: int) -> tuple[int, int]:
+        """Return the size of the map of the labels, for a map of features of so many cells."""
+        factor = self.protocol.upsample
+        if self.protocol.name != "smtc":
+            return factor * rows, factor * columns
+        # Cells of the frame as it is stored, not of what the network takes of it.
+        (height, width), (high, wide) = self.size, self.input_size
+        return factor * rows * height // high, factor * columns * width // wide
 
     def resized(self, pixels: Tensor) -> Tensor:
         """Return frames (B, 3, H, W), 0 to 255, at the size that the network sees."""
         if self.input_size == self.size:
             return pixels
         small = F.interpolate(pixels, self.input_size, mode="bilinear", align_corners=False)
-        # SMTC resizes a clip of floats, the others images of bytes.
-        return small if self.protocol.name == "smtc" else small.round()
+        # DINO resizes images of bytes, the others floats.
+        return small.round() if self.protocol.name == "dino" else small
 
 
 def propagate(

@@ -182,6 +182,9 @@ class PhaseTraining(TrainingConfig):
     (`OPTIMIZER.TYPE`)"""
     epsilon: Annotated[float, Field(gt=0)] = 1e-7
     """added to the denominator of adam and adamw"""
+    epsilon_first: bool = True
+    """add it before the denominator's bias correction, as TensorFlow does; false: after it, as
+    torch does"""
     weight_decay: Weight = 0.0
     """weight decay at the start of its cosine; the published term is `l2_weight`"""
     weight_decay_end: Weight = 0.0

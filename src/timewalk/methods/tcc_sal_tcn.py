@@ -46,8 +46,8 @@ class CombinationConfig(PhasesConfig):
             "sal_weight": self.sal_weight,
             "tcc": self.tcc_spec(self.tcc),
             "sal": self.sal.model_dump(),
-            # The published code mixes up the frames of `tcn` alone.
             "tcn": {"reg_lambda": self.tcn.reg_lambda},
+            "published_order": self.compat == "published",
         }
 
     def positive_window(self) -> int | None:

@@ -10,6 +10,7 @@ one before it (p0, s0, p1, s1, ...), D embedding size, K classes.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -261,6 +262,8 @@ class Combination(Objective):
         tcc: settings of :class:`TCC`.
         sal: settings of :class:`SaL`.
         tcn: settings of :class:`TCN`.
+        published_order: the embeddings of all three in the order in which the published code mixes
+            them up, their frames' numbers in place.
     """
 
     name = "tcc_sal_tcn"
@@ -275,6 +278,7 @@ class Combination(Objective):
         tcc: Mapping[str, Any] | None = None,
         sal: Mapping[str, Any] | None = None,
         tcn: Mapping[str, Any] | None = None,
+        published_order: bool = False,
     ) -> None:
         check_weights(alignment_weight, sal_weight)
         settings: dict[str, Any] = {"alignment_weight": alignment_weight, "sal_weight": sal_weight}
@@ -282,7 +286,8 @@ class Combination(Objective):
         order = SaL(width, **(sal or {}))
         for name, part in {**parts, "sal": order}.items():
             settings[name] = {key: x for key, x in part.spec.items() if key != "name"}
-        super().__init__(settings)
+        super().__init__({**settings, "published_order": published_order})
+        self.published_order = published_order
         rest = tcn_weight(alignment_weight, sal_weight)
         self.weights = {"tcc": alignment_weight, "sal": sal_weight, "tcn": rest}
         self.tcc, self.tcn = parts["tcc"], parts["tcn"]
@@ -294,6 +299,8 @@ class Combination(Objective):
         self, sequences: Sequences, rng: np.random.Generator, training: bool = True
     ) -> dict[str, Tensor]:
         """Return ``total`` and the losses `tcc`, `sal`, `tcn` that have a weight, unweighted."""
+        if self.published_order:
+            sequences = replace(sequences, embeddings=mixed_up(sequences.embeddings))
         parity_N = torch.as_tensor(rng.integers(2, size=len(sequences.steps)))
         halves = sequences.of_pairs(parity_N.to(sequences.steps.device))
         losses = {}

@@ -1,5 +1,7 @@
 """Optimisers over a method's groups, and the rates that the schedules set before each step."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -39,6 +41,9 @@ def set_rates(
     for group, target in zip(groups, optimizer.param_groups, strict=True):
         target["lr"] = rate * group.lr_scale
         target["weight_decay"] = decay if group.weight_decay else 0.0
+        if settings.epsilon_first and "betas" in target:
+            # Torch divides the root of the second moment by this, and adds epsilon then.
+            target["eps"] = settings.epsilon / math.sqrt(1 - target["betas"][1] ** (step.index + 1))
     return {"learning_rate": rate, "weight_decay": decay}
 
 
