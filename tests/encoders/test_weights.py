@@ -143,6 +143,51 @@ def test_any_prefix_below_a_teacher(prefix):
     assert all(torch.equal(found[key], own[key]) for key in own)
 
 
+def two(one="base_encoder", other="momentum_encoder"):
+    return {
+        f"module.{name}.{key}": value
+        for name, seed in ((one, 1), (other, 2))
+        for key, value in tensors(seed=seed).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        {"state_dict": two(), "epoch": 3},
+        {"base_encoder": tensors(), "momentum_encoder": tensors(seed=2), "step": 1},
+    ],
+)
+def test_one_of_several_networks(tmp_path, checkpoint):
+    torch.save(checkpoint, tmp_path / "moco.pth")
+    path = str(tmp_path / "moco.pth")
+    found = encoder(seed=5, weights=path, weights_part="momentum_encoder")
+    assert torch.equal(found.cls_token, encoder(seed=2).cls_token)
+    with pytest.raises(UserError, match=r"several .* to 'base_encoder' or 'momentum_encoder'\."):
+        encoder(weights=path)
+    with pytest.raises(UserError, match=r"several|holds no 'ema'"):
+        encoder(weights=path, weights_part="ema")
+
+
+def test_a_part_of_one_network_that_is_not_there(tmp_path):
+    torch.save({"teacher": tensors()}, tmp_path / "one.pth")
+    with pytest.raises(UserError, match=r"holds no 'ema'; change encoder\.weights_part"):
+        encoder(weights=str(tmp_path / "one.pth"), weights_part="ema")
+
+
+@pytest.mark.parametrize("name", ["net", "model_ema", "target_encoder"])
+def test_a_level_of_any_name(tmp_path, name):
+    torch.save({name: tensors(), "optimizer": {"state": {}}, "epoch": 3}, tmp_path / "w.pth")
+    same(encoder(seed=5, weights=str(tmp_path / "w.pth")), VIT)
+
+
+def test_one_missing_tensor_below_a_prefix_is_one(tmp_path):
+    state = {f"net.{key}": value for key, value in tensors().items() if key != "cls_token"}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="1 tensor is missing: cls_token"):
+        encoder(weights=str(tmp_path / "w.pth"))
+
+
 def test_numbers_beside_the_tensors(tmp_path):
     torch.save({**tensors(), "epoch": 3, "arch": "vit"}, tmp_path / "w.pth")
     same(encoder(seed=5, weights=str(tmp_path / "w.pth")), VIT)

@@ -34,8 +34,9 @@ class EncoderConfig(Strict):
     `run:<name>` for the encoder of another run of this configuration;
     published checkpoints of DINO, DoRA, TimeT, SMTC, CRW, torchvision's ResNets and Keras's
     ResNet50V2 (`.h5`) are read as they are; null: fresh weights"""
-    weights_part: Literal["teacher", "student"] | None = None
-    """which network of a checkpoint that holds two; null: as its authors do"""
+    weights_part: str | None = None
+    """which network of a checkpoint that holds several: `teacher`, `student`, or another word of
+    the names above its tensors, such as `momentum_encoder`; null: as its authors do"""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """digest of the weights file"""
     position_interpolation: Literal["dino", "timm"] = "dino"

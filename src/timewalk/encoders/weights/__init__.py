@@ -49,13 +49,15 @@ def to_ours(checkpoint: Any, own: State, part: str | None = None) -> dict[str, T
     Args:
         checkpoint: what the file holds.
         own: state of the encoder under timm's names.
-        part: `teacher` or `student`; None: as the format's authors do.
+        part: `teacher`, `student`, or another word of the names above the wanted tensors; None: as
+            the format's authors do.
 
     Raises:
         UserError: its text goes on after the file's name.
     """
     keras_resnet_v2.refuse_timm(checkpoint, own)
-    chosen = format_of(checkpoint)
+    published = part is None or part in general.PUBLISHED_PARTS
+    chosen = format_of(checkpoint) if published else timm_names
     state = chosen.to_ours(checkpoint, own, part)
     used = {tensor.data_ptr() for tensor in [*state.values(), *head(checkpoint).values()]}
     everything = general.flat_state(checkpoint, part)
