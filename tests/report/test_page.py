@@ -261,6 +261,16 @@ def test_without_a_plan_there_is_what_there_is(suite, tmp_path):
     assert len(content.results) == 8
 
 
+def test_results_that_the_plan_does_not_name_are_shown(suite):
+    """They are made by their names: `snakemake results/random/knn.json`."""
+    folder, plan = suite
+    content = gather(folder, {**plan, "random": []})
+    assert ("random", "knn") in content.results
+    assert {row.name for row in content.square.rows} == {
+        row.name for row in gather(folder, plan).square.rows
+    }
+
+
 def test_an_empty_suite_has_a_page(tmp_path):
     page = write_page(tmp_path, {"dora": ["knn"]}).read_text()
     assert "Not done: its job has not run, still runs or was killed." in page

@@ -111,10 +111,13 @@ def _runs(folder: Path) -> list[str]:
 def _files(
     folder: Path, runs: Iterable[str], planned: Mapping[str, Sequence[str]] | None
 ) -> list[Path]:
-    if planned is None:
-        return [file for run in runs for file in result_files(folder / run)]
-    asked = (folder / run / f"{name}.json" for run, names in planned.items() for name in names)
-    return [path for path in asked if path.is_file()]
+    """Return the results that were asked for, in that order, and then what else the runs have: a
+    single result may be made by its name."""
+    asked = (
+        folder / run / f"{name}.json" for run, names in (planned or {}).items() for name in names
+    )
+    there = (file for run in runs for file in result_files(folder / run))
+    return list(dict.fromkeys([*(path for path in asked if path.is_file()), *there]))
 
 
 def _about(run: Path) -> dict[str, Any]:
