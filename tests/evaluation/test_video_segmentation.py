@@ -128,6 +128,34 @@ def test_frames_are_enlarged_for_dino_alone(shared, vit, tmp_path, seen_by):
 
 
 @pytest.mark.parametrize(
+    ("protocol", "size", "grid"),
+    [
+        ("smtc", (480, 854), (60, 106)),
+        # Cells of the stored frame: the network sees 896 of 910 columns, 56 maps' cells.
+        ("smtc", (480, 910), (60, 113)),
+        ("crw", (480, 910), (60, 112)),
+    ],
+)
+def test_the_enlarged_map(tmp_path, protocol, size, grid):
+    Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "0.png")
+    encoder = Seeing(stride=16, multiple=16)
+    keys = PropagationConfig(kind="davis", dataset="d", upsample=2)
+    chosen = make_protocol(protocol, keys, encoder)
+    (features,) = FrameFeatures(encoder, CPU, chosen, [tmp_path / "0.png"], size)
+    assert features.shape[1:] == grid
+
+
+@pytest.mark.parametrize(("protocol", "whole"), [("crw", False), ("smtc", False), ("dino", True)])
+def test_dino_alone_resizes_bytes(protocol, whole):
+    encoder = Seeing(stride=16, multiple=16)
+    chosen = make_protocol(protocol, PropagationConfig(kind="davis", dataset="d"), encoder)
+    pixels = torch.rand(1, 3, 50, 70, generator=torch.Generator().manual_seed(0)).mul(255).round()
+    small = FrameFeatures(encoder, CPU, chosen, [], (50, 70)).resized(pixels)
+    assert torch.equal(small, small.round()) == whole
+    assert small.shape != pixels.shape
+
+
+@pytest.mark.parametrize(
     ("protocol", "stride", "keys"),
     [
         ("crw", 2, {"radius": 6}),
