@@ -41,7 +41,8 @@ def test_python_compiles():
 
 def test_configurations_have_known_keys():
     """Names of other parts may be missing from what a page shows, keys may not be wrong."""
-    taught = {"rotation", "nearest_mean", "side_by_side"}  # by the pages on how to add one
+    # By the pages on how to add one.
+    taught = {"rotation", "nearest_mean", "temporal_coherence", "side_by_side"}
     labelled: TypeAdapter = TypeAdapter(Labelled)
     models = {"datasets": DatasetConfig, "videos": VideoConfig}
     count = 0

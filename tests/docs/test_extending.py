@@ -23,8 +23,8 @@ PAGES = {
 COPIED = ("src", "tests", "docs", "workflow", "profiles", "envs", "Snakefile", "Makefile")
 COPIED += ("config.yaml", "pyproject.toml", "constraints.txt", "README.md")
 CHANGED = {
-    "method": {"src/timewalk/methods/__init__.py"},
-    "evaluation": {"src/timewalk/evaluation/__init__.py"},
+    "method": {"src/timewalk/methods/__init__.py", "docs/methods/index.md"},
+    "evaluation": {"src/timewalk/evaluation/__init__.py", "docs/evaluations/index.md"},
     "dataset": {
         "src/timewalk/config/kinds.py",
         "src/timewalk/data/prepare/published.py",
@@ -32,6 +32,9 @@ CHANGED = {
     },
 }
 """files of the project that an addition touches, beside its own"""
+
+CONCERNED = ("rotation", "nearest", "coherence", "side_by_side", "has_a_page", "overviews")
+"""words by which the tests of the additions are told from all others of their files"""
 
 # Verbs are forks of a process that has everything of the copy imported.
 DRIVER = """
@@ -57,7 +60,7 @@ def commands(page: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory) -> Path:
-    """A copy of the project with all three additions."""
+    """A copy of the project with all additions."""
     folder = tmp_path_factory.mktemp("copy")
     skip = shutil.ignore_patterns("__pycache__", "*.npz", "*.egg-info")
     for name in COPIED:
@@ -85,7 +88,7 @@ def said(copy) -> dict[str, tuple[int, str]]:
     tests = [shlex.split(command)[1:] for command in wanted if command.startswith("pytest ")]
     places = " ".join(word for words in tests for word in words if word.endswith(".py"))
     others = [c for c in wanted if not c.startswith("pytest ") and c != "make schema"]
-    filters = '-k "rotation or nearest or side_by_side"'
+    filters = f'-k "{" or ".join(CONCERNED)}"'
     order = [*others, MAKE, MAKE_PAGE, f"pytest -q -p no:cacheprovider {places} {filters}"]
     programs = copy / "programs"
     programs.mkdir()
@@ -136,22 +139,37 @@ def test_the_new_evaluation_scores(copy, said):
     assert result["metrics"]["top1"] > 20  # of ten classes
 
 
+def test_a_forced_evaluation_runs_again(said):
+    text = next(text for command, (_, text) in said.items() if "--forcerun evaluate" in command)
+    assert re.search(r"^evaluate +1$", text, re.MULTILINE), text
+    assert not re.search(r"^embed +\d+$", text, re.MULTILINE), text
+
+
+def test_the_new_evaluation_of_videos_scores(copy, said):
+    result = json.loads((copy / "results" / "random" / "coherence.json").read_text())
+    assert result["protocol"] == "coherence-s32"
+    assert result["samples"] == 3
+    found = result["metrics"]
+    assert -1 <= found["across"] < found["consecutive"] <= 1
+    assert found["contrast"] == pytest.approx(found["consecutive"] - found["across"])
+
+
 COLUMNS = """
 import json
 from pathlib import Path
 from timewalk.evaluation import get_evaluation
 from timewalk.report.square import square
-result = Path("results/random/nearest_mean.json")
-metrics = list(json.loads(result.read_text())["metrics"])
-columns = square([result]).columns
-print(json.dumps({
-    "headline": get_evaluation("nearest_mean").headline_of(metrics),
-    "columns": [column.metric for column in columns if column.headline],
-}))
+found = {}
+for name, kind in (("nearest_mean", "nearest_mean"), ("coherence", "temporal_coherence")):
+    result = Path(f"results/random/{name}.json")
+    metrics = list(json.loads(result.read_text())["metrics"])
+    columns = [column.metric for column in square([result]).columns if column.headline]
+    found[name] = [get_evaluation(kind).headline_of(metrics), *columns]
+print(json.dumps(found))
 """
 
 
-def test_the_new_evaluation_has_a_column(copy, said):
+def test_the_new_evaluations_have_a_column(copy, said):
     path = {"PYTHONPATH": f"{copy}/src"}
     done = subprocess.run(
         [sys.executable, "-c", COLUMNS],
@@ -161,7 +179,8 @@ def test_the_new_evaluation_has_a_column(copy, said):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"headline": "top1", "columns": ["top1"]}
+    found = json.loads(done.stdout)
+    assert found == {"nearest_mean": ["top1", "top1"], "coherence": ["contrast", "contrast"]}
 
 
 def test_the_new_set_is_read_by_an_evaluation_of_videos(copy, said):
@@ -170,9 +189,10 @@ def test_the_new_set_is_read_by_an_evaluation_of_videos(copy, said):
     assert result["samples"] == 2
 
 
-def test_the_schema_knows_all_three(copy, said):
+def test_the_schema_knows_them_all(copy, said):
     page = (copy / "docs" / "configuration.md").read_text()
-    assert all(name in page for name in ("rotation", "nearest_mean", "side_by_side"))
+    names = ("rotation", "nearest_mean", "temporal_coherence", "side_by_side")
+    assert not [name for name in names if name not in page]
     schema = json.loads((copy / "workflow" / "schemas" / "config.schema.json").read_text())
     assert "runs-rotation" in schema["$defs"]
 

@@ -9,7 +9,6 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.workflow.conftest import Workflow, miniature
-from timewalk.methods import method_names
 
 SHIM = str(ROOT / "workflow" / "Snakefile")
 
@@ -68,9 +67,10 @@ def test_the_data_cards_name_the_demos_videos():
         assert video["source"].rpartition("/")[2] in text
 
 
-def test_the_readme_names_every_method():
+def test_the_readme_leads_to_the_overviews():
     text = (ROOT / "README.md").read_text()
-    assert all(f"`{name}`" in text for name in method_names())
+    missing = [folder for folder in ("docs/methods/", "docs/evaluations/") if folder not in text]
+    assert not missing, f"name {missing} in README.md: its tables need not be complete, these are"
 
 
 class Elsewhere(Workflow):

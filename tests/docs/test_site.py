@@ -57,20 +57,27 @@ def test_pages_that_lie_elsewhere_are_in_the_site(site):
 
 
 def test_every_method_and_evaluation_has_a_page():
-    methods = {page.stem for page in (ROOT / "docs" / "methods").glob("*.md")}
-    evaluations = {page.stem for page in (ROOT / "docs" / "evaluations").glob("*.md")}
-    assert not set(method_names()) - methods
-    assert not set(evaluation_names()) - evaluations
+    wanted = [f"docs/methods/{name}.md" for name in method_names()]
+    wanted += [f"docs/evaluations/{name}.md" for name in evaluation_names()]
+    missing = [page for page in wanted if not (ROOT / page).is_file()]
+    assert not missing, f"write {', '.join(missing)} (docs/extending.md)"
 
 
-def test_the_overviews_name_everything():
+@pytest.mark.parametrize(
+    ("folder", "names"), [("methods", method_names()), ("evaluations", evaluation_names())]
+)
+def test_the_overviews_name_everything(folder, names):
+    overview = (ROOT / "docs" / folder / "index.md").read_text()
+    missing = [name for name in names if f"[`{name}`]({name}.md)" not in overview]
+    rows = ", ".join(f"[`{name}`]({name}.md)" for name in missing)
+    assert not missing, f"add to the table of docs/{folder}/index.md a row for {rows}"
+
+
+def test_the_overviews_name_every_headline():
     overview = (ROOT / "docs" / "evaluations" / "index.md").read_text()
-    for name in evaluation_names():
-        assert f"[`{name}`]({name}.md)" in overview, name
-        headline = get_evaluation(name).headline
-        assert not headline or f"`{headline[0]}`" in overview, (name, headline)
-    overview = (ROOT / "docs" / "methods" / "index.md").read_text()
-    assert all(f"[`{name}`]({name}.md)" in overview for name in method_names())
+    headlines = {name: get_evaluation(name).headline[:1] for name in evaluation_names()}
+    missing = {name: x[0] for name, x in headlines.items() if x and f"`{x[0]}`" not in overview}
+    assert not missing, f"add to the rows of docs/evaluations/index.md the metrics of {missing}"
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
