@@ -63,7 +63,7 @@ def test_where_to_begin_names_verbs():
     [
         (["trian"], "timewalk: unknown verb 'trian'; did you mean 'train'? See timewalk --help"),
         (["show", "x", "--resluts=y"], "unknown option '--resluts'; did you mean '--results'?"),
-        (["methods", "dora"], "timewalk methods: 'dora' is one argument too many. See"),
+        (["videos", "dora"], "timewalk videos: 'dora' is one argument too many. See"),
         (["metrics", "davs"], "unknown metric 'davs'; did you mean 'davis'?"),
         (
             ["metrics", "davis", "--results", "a", "--davis", "b", "--worker-s", "3"],

@@ -64,7 +64,7 @@ def test_show_takes_a_run_its_folder_or_a_suite(suite, capsys):
 
 def test_compare_and_its_picture(suite, capsys):
     text = said(["compare", "dora", "random", "--output", "c.png"], capsys)
-    assert "+2.00" in text
+    assert "-2.00" in text
     assert (suite / "c.png").stat().st_size > 1000
     assert cli.main(["compare", "dora"]) == 1
     assert "name the one to compare it with" in capsys.readouterr().err
@@ -92,7 +92,7 @@ def test_a_run_or_a_suite_from_within(suite, capsys, monkeypatch):
     # Paths are as long as they are, so that the lines may be, too.
     assert cli.main(["show", "."]) == 0
     assert capsys.readouterr().out.startswith("dora\n")
-    assert "+2.00" in said(["compare", ".", "../random"], capsys)
+    assert "-2.00" in said(["compare", ".", "../random"], capsys)
     (suite / "results" / "dora" / "figures").mkdir()
     monkeypatch.chdir("figures")
     assert cli.main(["show", ".."]) == 0

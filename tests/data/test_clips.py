@@ -46,7 +46,10 @@ def test_numbers_outside(videos, index):
 
 
 def test_a_clip_longer_than_the_video(videos):
-    with pytest.raises(UserError, match=r"'run' has 25 frames, .* at least 29: .*frames_per_clip"):
+    with pytest.raises(
+        UserError,
+        match=r"'run' has 25 frames, .* at least 29: lower the frames of a clip or the step",
+    ):
         open_clips(videos, 7, 4)
     with pytest.raises(UserError, match=r"'walk' has 30 frames, 'run' has 25 frames"):
         open_clips(videos, 8, 60)

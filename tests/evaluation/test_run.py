@@ -1,17 +1,19 @@
 """From the command line to the result's JSON, for every kind of encoder."""
 
 import json
+import logging
 
+import numpy as np
 import pytest
 import torch
 
 from timewalk.artefacts import read_json, sha256_file, write_json
 from timewalk.cli import main
 from timewalk.errors import UserError
-from timewalk.evaluation import coco
-from timewalk.evaluation.base import Inputs
+from timewalk.evaluation import coco, knn
+from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.knn import Config
-from timewalk.evaluation.run import run_evaluation
+from timewalk.evaluation.run import numbers, run_evaluation
 
 CPU = ["--gpus", "0", "--threads", "1"]
 SETTINGS = {
@@ -104,3 +106,48 @@ def test_a_network_of_another_encoder_is_refused_before_the_work(run_of, set_of,
     ):
         run_evaluation("coco", inputs, config, tmp_path / "coco.json")
     assert not (tmp_path / "coco").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        *((1, 1), (0.5, 0.5), (None, None), (np.float32(0.5), 0.5), (np.int64(3), 3)),
+        *((np.array(2.0), 2.0), (torch.tensor(0.5, requires_grad=True), 0.5), (torch.tensor(3), 3)),
+    ],
+)
+def test_a_number_is_a_number(value, plain):
+    found = numbers({"a": value}, "evaluations.x")["a"]
+    assert (found, type(found)) == (plain, type(plain))
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (torch.ones(1), r"a torch\.Tensor of shape \(1,\)"),
+        (np.ones((2, 3)), r"a numpy\.ndarray of shape \(2, 3\)"),
+        ("0.5", "a str"),
+        ([0.5], "a list"),
+        (True, "a bool"),
+        (np.True_, r"a numpy\.bool"),
+        (torch.tensor(1j), r"a torch\.Tensor"),
+    ],
+)
+def test_what_is_no_number_is_named(value, what):
+    with pytest.raises(UserError, match=rf"^evaluations\.x: the metric 'a' is {what}.*, no number"):
+        numbers({"b": 1.0, "a": value}, "evaluations.x")
+
+
+def test_metrics_are_written_plainly_and_strays_are_named(
+    run_of, set_of, tmp_path, monkeypatch, caplog
+):
+    run, dataset = run_of("vit"), set_of(6)
+    found = {"top1_k3": torch.tensor(50.0), "top1": np.float64(1.0)}
+    monkeypatch.setattr(knn, "evaluate", lambda *_: Result("p", found, 3))
+    paths = map(type(tmp_path), embeddings(run, dataset, tmp_path))
+    inputs, output = Inputs(run, dataset, torch.device("cpu"), *paths), tmp_path / "knn.json"
+    with caplog.at_level(logging.WARNING):
+        run_evaluation("near", inputs, Config(dataset="colours"), output)
+    assert read_json(output)["metrics"] == {"top1_k3": 50.0, "top1": 1.0}
+    (said,) = [r.getMessage() for r in caplog.records if "declare" in r.getMessage()]
+    assert said.startswith("evaluations.near: the entry 'knn' of ")
+    assert "does not declare 'top1'; add what is missing to its 'metrics'" in said

@@ -26,6 +26,41 @@ def test_a_name_is_given_once(monkeypatch):
         methods.register("new", "elsewhere:New")
 
 
+@pytest.mark.parametrize(
+    ("place", "sentence"),
+    [
+        (
+            "timewalk.methods.dora:DORA",
+            r'methods/__init__\.py: register\("new", "timewalk\.methods\.dora:DORA"\): correct '
+            r"this line, its module has no 'DORA'; did you mean 'DoRA'\?$",
+        ),
+        (
+            "timewalk.methods.dorra:DoRA",
+            r'"\): there is no module timewalk\.methods\.dorra; correct',
+        ),
+        ("timewalk.methods.random", r"its module has no ''; known: .*Random"),
+    ],
+)
+def test_a_wrong_line_is_named(place, sentence, monkeypatch):
+    monkeypatch.setattr(methods, "_METHODS", {"new": place})
+    with pytest.raises(UserError, match=sentence):
+        methods.get_method("new")
+
+
+def test_every_method_says_what_it_is_without_torch():
+    about = methods.method_summaries()
+    assert list(about) == methods.method_names()
+    assert all(text.endswith(".") for text in about.values())
+    assert about["random"] == "No training: fresh weights."
+    script = (
+        "import sys\n"
+        "from timewalk.methods import method_summaries\n"
+        "method_summaries()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_importing_all_methods_is_cheap():
     script = (
         "import sys\n"

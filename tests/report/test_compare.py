@@ -27,10 +27,10 @@ def test_settings_that_differ_and_no_others(folders):
     assert "Settings: the same." in compare_runs([folders[0], folders[0]], width=80)
 
 
-def test_differences_to_the_first(folders):
+def test_differences_of_the_first(folders):
     text = compare_runs(folders, width=80)
-    assert lines(text, "metric") == [["metric", "a", "b", "b", "-", "a"]]
-    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "+2.50"]]
+    assert lines(text, "metric") == [["metric", "a", "b", "a", "-", "b"]]
+    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "-2.50"]]
     assert lines(text, "top1_k5") == [["top1_k5", "40.00", "–", "–"]]
 
 
@@ -52,7 +52,7 @@ def test_what_may_not_be_subtracted_is_not(folders, keys, sentence):
 def test_three_runs_and_a_missing_result(folders, tmp_path):
     write_run(tmp_path, "c")
     text = compare_runs([*folders, tmp_path / "c"], width=80)
-    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "–", "+2.50", "–"]]
+    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "–", "-2.50", "–"]]
     assert "c: no result" in text
     assert max(map(len, text.splitlines())) <= 80
 
@@ -88,7 +88,7 @@ def test_curves_are_drawn(folders, tmp_path):
 def test_an_older_result_without_digests_is_subtracted_and_said_to_be_unknown(folders):
     write_result(folders[1].parent, "b", top1_k20=52.5, digest=None)
     text = compare_runs(folders, width=80)
-    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "+2.50"]]
+    assert lines(text, "top1_k20") == [["top1_k20", "50.00", "52.50", "-2.50"]]
     assert "not known: the content of the labelled set of b" in text
     assert "other content" not in text
 

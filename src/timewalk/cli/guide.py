@@ -48,14 +48,14 @@ EXAMPLES = {
     "evaluate": "timewalk evaluate davis results/dora results/dora/davis.json --settings "
     '\'{"kind": "davis", "dataset": "davis2017"}\' --dataset '
     "data/datasets/davis2017/manifest.json",
-    "evaluations": "timewalk evaluations",
+    "evaluations": "timewalk evaluations knn",
     "finetune": "timewalk finetune ade20k_linear results/dora results/dora/finetuned/ade20k_linear "
     "--settings head.yaml --dataset data/datasets/ade20k/manifest.json",
     "folders": "timewalk folders data/YouTubeVOS/train/JPEGImages data/shards/ytvos/folders.json",
     "frames": "timewalk frames walk.mp4 data/frames/mine/walk --settings '{\"fps\": 1}'",
     "images": "timewalk images data/photos data/shards/photos/images.json",
     "inspect": "timewalk inspect pouring_val-0-of-1.tfrecord",
-    "methods": "timewalk methods",
+    "methods": "timewalk methods dora",
     "metrics": "timewalk metrics davis --results my_masks --davis data/DAVIS",
     "mlflow": "timewalk mlflow results",
     "page": "timewalk page results",

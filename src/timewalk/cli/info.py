@@ -1,6 +1,8 @@
 """Verbs that say what is there, and whether a configuration is right."""
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ def add_verbs(verbs: Any) -> None:
     verb.add_argument("--output", type=Path, default=None, help="file instead of the terminal")
     verb.add_argument("--markdown", action="store_true", help="as a page of all keys")
     add_verb(verbs, "videos", videos)
-    add_verb(verbs, "methods", list_methods)
+    verb = add_verb(verbs, "methods", list_methods)
+    verb.add_argument("name", nargs="?", help="of a method: its keys")
     add_verb(verbs, "tasks", list_tasks)
-    add_verb(verbs, "evaluations", list_evaluations)
+    verb = add_verb(verbs, "evaluations", list_evaluations)
+    verb.add_argument("name", nargs="?", help="of an evaluation: its keys")
 
 
 def validate(arguments: Arguments) -> None:
@@ -67,10 +71,14 @@ def videos(arguments: Arguments) -> None:
 
 
 def list_methods(arguments: Arguments) -> None:
-    """List the methods."""
-    from timewalk.methods import method_names
+    """List the methods, or print the keys of one."""
+    from timewalk.methods import get_method, method_summaries
 
-    print("\n".join(method_names()))
+    if arguments.name is None:
+        print(_listed(method_summaries()))
+    else:
+        get_method(arguments.name)
+        print(_keys(f"A run, `method: {arguments.name}`"))
 
 
 def list_tasks(arguments: Arguments) -> None:
@@ -81,7 +89,33 @@ def list_tasks(arguments: Arguments) -> None:
 
 
 def list_evaluations(arguments: Arguments) -> None:
-    """List the evaluations."""
-    from timewalk.evaluation import evaluation_names
+    """List the evaluations, or print the keys of one."""
+    from timewalk.evaluation import evaluation_summaries, get_evaluation
 
-    print("\n".join(evaluation_names()))
+    if arguments.name is None:
+        print(_listed(evaluation_summaries()))
+    else:
+        get_evaluation(arguments.name)
+        print(_keys(f"An evaluation, `kind: {arguments.name}`"))
+
+
+def _listed(about: Mapping[str, str]) -> str:
+    """Return a line for each name, not wrapped: for grep."""
+    width = max(map(len, about))
+    return "\n".join(f"{name:{width}}  {text}".rstrip() for name, text in about.items())
+
+
+def _keys(title: str) -> str:
+    """Return a section of the page of all keys, and those that it refers to."""
+    from timewalk.schema import config_markdown
+
+    parts = config_markdown().split("\n## ")[1:]
+    sections = {part.partition("\n")[0]: f"## {part.strip()}" for part in parts}
+    found: dict[str, str] = {}
+    waiting = [title]
+    while waiting:
+        name = waiting.pop(0)
+        if name in sections and name not in found:
+            found[name] = sections[name]
+            waiting += re.findall(r"\[(\w+)\]\(#", sections[name])
+    return "\n\n".join(found.values())

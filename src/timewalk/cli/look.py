@@ -63,8 +63,8 @@ def show(arguments: Arguments) -> None:
 def compare(arguments: Arguments) -> None:
     """Put runs side by side: settings that differ, metrics with their differences, curves.
 
-    Differences are to the first run. Figures of different protocols, or of other data, are named
-    and not subtracted.
+    The other runs are subtracted from the first, as `timewalk show` does with the rows to beat.
+    Figures of different protocols, or of other data, are named and not subtracted.
     """
     from timewalk.report.compare import compare_runs, draw_curves
     from timewalk.report.runs import find_run

@@ -297,7 +297,7 @@ def open_clips(
         found = _few([f"'{store.video}' has {len(store)} frames" for store in short])
         raise UserError(
             f"{found}, but a clip of {num_frames} frames with step {step} needs at least "
-            f"{num_frames * step + 1}: lower the run's frames_per_clip or step_between_clips, "
+            f"{num_frames * step + 1}: lower the frames of a clip or the step between them, "
             "raise the data set's frames.fps, or leave the video out."
         )
     return VideoClips(stores, num_frames, step)
@@ -324,7 +324,7 @@ def _refuse_short(stores: Sequence[FrameStore], num_frames: int, sampling: Sampl
         return
     remedy = "leave the video out."
     if sampling != "full":
-        remedy = "lower the run's frames_per_clip, set sampling to uniform, or leave the video out."
+        remedy = "lower the frames of a clip, set sampling to uniform, or leave the video out."
     raise UserError(
         f"a clip with `sampling: {sampling}` needs {needed} frames, but there are less in "
         f"{_few(short)}: {remedy}"
@@ -353,7 +353,7 @@ def _with_windows(stores: Sequence[FrameStore], num_frames: int, step: int) -> l
     if not fitting:
         raise UserError(
             f"no video has the {needed} frames that a clip of {num_frames} needs, {why}: "
-            f"{_few(short)}; lower the run's frames_per_clip, or use longer videos."
+            f"{_few(short)}; lower the frames of a clip, or use longer videos."
         )
     if short:
         log.warning(
@@ -379,8 +379,8 @@ def _long_enough(stores: Sequence[FrameStore], num_frames: int) -> list[FrameSto
     short = [_length(store) for store in stores if len(store) < num_frames]
     if not fitting:
         raise UserError(
-            f"no video has the {num_frames} frames of a clip: {_few(short)}; lower the run's "
-            "frames_per_clip, or use longer videos."
+            f"no video has the {num_frames} frames of a clip: {_few(short)}; lower the frames "
+            "of a clip, or use longer videos."
         )
     if short:
         log.warning("left out, with less than %d frames: %s", num_frames, _few(short))

@@ -3,11 +3,13 @@
 To add one: its file in this folder with a ``Config`` and ``evaluate``, and its line below.
 """
 
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
+
+from timewalk.errors import UserError
+from timewalk.registry import load_module, patterns_meet, summary
 
 Labels = Literal["images", "masks", "objects", "phases", "tracks", "videos"]
 VIDEOS: tuple[Labels, ...] = ("videos",)
@@ -38,7 +40,7 @@ class Entry:
         kinds: of labelled sets that it reads, where it does not read all of these.
         keys: what those of the set's keys that it has must be.
         task: of the fine-tuning that gave the network, where it needs one.
-        falling: patterns of the names of the metrics of which less is better.
+        falling: patterns (``*``, ``?``) of the names of the metrics of which less is better.
         metrics: patterns of the names of all metrics.
         headline: patterns of the metric that stands for the evaluation in short tables, the most
             wanted first.
@@ -57,8 +59,23 @@ class Entry:
     described: tuple[str, ...] = ()
 
     def load(self) -> Any:
-        """Import and return the module."""
-        return importlib.import_module(self.module)
+        """Import and return the module.
+
+        Raises:
+            UserError: there is none, it lacks what an evaluation has, or an import in it fails.
+        """
+        line = f'{__file__}: Entry("{self.module}")'
+        module = load_module(self.module, line)
+        for needed in ("Config", "evaluate"):
+            if not hasattr(module, needed):
+                raise UserError(
+                    f"{line}: its module has no '{needed}'; correct this line, or write it there."
+                )
+        return module
+
+    def declares(self, metric: str) -> bool:
+        """Return whether a metric is one of the entry's."""
+        return any(fnmatchcase(metric, pattern) for pattern in self.metrics)
 
     def lower_is_better(self, metric: str) -> bool:
         """Return whether less of a metric is better."""
@@ -333,12 +350,29 @@ _ENTRIES = {
 
 
 def get_evaluation(name: str) -> Entry:
-    """Return an evaluation; an unknown name is a :class:`UserError` with the nearest one."""
+    """Return an evaluation.
+
+    Raises:
+        UserError: the name is unknown (with the nearest one), or its entry contradicts itself.
+    """
     # Here, because the configuration's models take long to import, and not all verbs need them.
     from timewalk.config import lookup
 
     entry: Entry = lookup("evaluation", name, _ENTRIES)
+    _refuse_stray_patterns(name, entry)
     return entry
+
+
+def _refuse_stray_patterns(name: str, entry: Entry) -> None:
+    """Refuse patterns that fit no declared metric: a typo would rank nothing, or upside down."""
+    for key in ("headline", "falling", "described"):
+        for pattern in getattr(entry, key):
+            if not any(patterns_meet(pattern, metric) for metric in entry.metrics):
+                raise UserError(
+                    f"{__file__}: the entry '{name}' has '{pattern}' as {key}, which fits none of "
+                    f"its metrics ({', '.join(entry.metrics) or 'it has none'}); correct one of "
+                    "them."
+                )
 
 
 def entry_of(kind: str) -> Entry:
@@ -349,3 +383,8 @@ def entry_of(kind: str) -> Entry:
 def evaluation_names() -> list[str]:
     """Return the names of all evaluations."""
     return sorted(_ENTRIES)
+
+
+def evaluation_summaries() -> dict[str, str]:
+    """Return what each evaluation is, in a sentence; imports none."""
+    return {name: summary(_ENTRIES[name].module) for name in evaluation_names()}

@@ -1,7 +1,9 @@
 """One evaluation of one run, written as one JSON under the schema that all results share."""
 
 import json
+import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from timewalk.encoders import encoder_digest
 from timewalk.encoders.dense.files import CARD as NETWORK_CARD
 from timewalk.encoders.files import HEAD, TENSORS
 from timewalk.errors import UserError
+from timewalk.evaluation import __file__ as registry
 from timewalk.evaluation import get_evaluation
 from timewalk.evaluation.base import Inputs
 from timewalk.provenance import provenance
+
+log = logging.getLogger(__name__)
 
 
 def run_evaluation(
@@ -35,7 +40,7 @@ def run_evaluation(
 
     Raises:
         UserError: the evaluation reads embeddings or a network and got none, or the network of
-            another encoder.
+            another encoder; or a metric is no number.
     """
     entry = get_evaluation(config.kind)
     embeddings = [path for path in (inputs.train, inputs.test) if path is not None]
@@ -53,6 +58,8 @@ def run_evaluation(
     network = inputs.network and _network(inputs.network, run)
     started = time.monotonic()
     result = entry.load().evaluate(inputs, config, folder)
+    metrics = numbers(result.metrics, f"evaluations.{name}")
+    _warn_of_strays(metrics, f"evaluations.{name}", config.kind)
     about = read_json(run / "encoder.json")
     origin = about.get("provenance", {})
     settings = config.model_dump(mode="json", exclude={"runs"})
@@ -63,7 +70,7 @@ def run_evaluation(
         "protocol": result.protocol,
         "dataset": config.dataset,
         "split": "test",
-        "metrics": result.metrics,
+        "metrics": metrics,
         "samples": result.samples,
         "seconds": time.monotonic() - started,
         "artefacts": [str(path.relative_to(output.parent)) for path in result.artefacts],
@@ -84,6 +91,41 @@ def run_evaluation(
     }
     write_json(output, record)
     return record
+
+
+def numbers(metrics: Mapping[str, Any], key: str) -> dict[str, float | None]:
+    """Return metrics as JSON takes them; scalars of NumPy and torch become plain numbers.
+
+    Raises:
+        UserError: one is no number; names it after the evaluation's key.
+    """
+    plain = {}
+    for name, value in metrics.items():
+        scalar = value.item() if getattr(value, "ndim", None) == 0 else value
+        if scalar is not None and (isinstance(scalar, bool) or not isinstance(scalar, int | float)):
+            raise UserError(
+                f"{key}: the metric '{name}' is {_shape(value)}, no number; return a float from "
+                "the evaluation, or None where it has no meaning."
+            )
+        plain[name] = scalar
+    return plain
+
+
+def _warn_of_strays(metrics: Mapping[str, Any], key: str, kind: str) -> None:
+    """Name metrics that the registry does not know: it can neither rank nor choose by them."""
+    entry = get_evaluation(kind)
+    if stray := [f"'{metric}'" for metric in metrics if not entry.declares(metric)]:
+        log.warning(
+            "%s: the entry '%s' of %s does not declare %s; add what is missing to its 'metrics', "
+            "or correct the name.",
+            *(key, kind, registry, ", ".join(stray)),
+        )
+
+
+def _shape(value: Any) -> str:
+    """Return what a value is, short enough for a sentence."""
+    what = f"a {type(value).__module__}.{type(value).__name__}".replace("builtins.", "")
+    return f"{what} of shape {tuple(value.shape)}" if hasattr(value, "shape") else what
 
 
 def _network(folder: Path, run: Path) -> dict[str, Any]:

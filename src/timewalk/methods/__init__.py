@@ -4,10 +4,13 @@ Importing a method must stay cheap (no timm, no torchvision): the workflow reads
 of every method before its first job.
 """
 
-from importlib import import_module
+from typing import TYPE_CHECKING
 
 from timewalk.errors import UserError, nearest
-from timewalk.methods.base import Method
+from timewalk.registry import load_module, summary
+
+if TYPE_CHECKING:  # it needs torch, and a list of names shall not wait for that
+    from timewalk.methods.base import Method
 
 _METHODS: dict[str, str] = {}
 
@@ -29,12 +32,32 @@ def method_names() -> list[str]:
     return sorted(_METHODS)
 
 
-def get_method(name: str) -> type[Method]:
-    """Return a method's class; an unknown name is a :class:`UserError` with the nearest one."""
+def method_summaries() -> dict[str, str]:
+    """Return what each method is, in a sentence; imports none."""
+    return {name: summary(_METHODS[name].partition(":")[0]) for name in method_names()}
+
+
+def get_method(name: str) -> "type[Method]":
+    """Return a method's class.
+
+    Raises:
+        UserError: the name is unknown (with the nearest one), its line names what is not there, or
+            an import inside its module fails.
+    """
     if name not in _METHODS:
         raise UserError(f"unknown method '{name}'{nearest(name, _METHODS)}")
-    module, _, attribute = _METHODS[name].partition(":")
-    method: type[Method] = getattr(import_module(module), attribute)
+    place = _METHODS[name]
+    line = f'{__file__}: register("{name}", "{place}")'
+    module, _, attribute = place.partition(":")
+    found = vars(load_module(module, line))
+    if attribute not in found:
+        own = [key for key, value in found.items() if getattr(value, "__module__", "") == module]
+        classes = [key for key in own if isinstance(found[key], type)]
+        raise UserError(
+            f"{line}: correct this line, its module has no '{attribute}'"
+            f"{nearest(attribute, classes)}"
+        )
+    method: type[Method] = found[attribute]
     return method
 
 

@@ -33,7 +33,8 @@ def compare_runs(folders: Sequence[Path], width: int | None = None) -> str:
     """Return what differs between runs and what came of it.
 
     Args:
-        folders: of two or more runs; differences are to the first.
+        folders: of two or more runs; the others are subtracted from the first, as the rows to beat
+            are in :func:`timewalk.report.show.show_run`.
         width: columns; default: the terminal's.
     """
     runs = [read_run(folder) for folder in folders]
@@ -104,7 +105,7 @@ def _evaluation(found: Sequence[Result | None], names: Sequence[str], width: int
         values = [None if r is None else r["metrics"].get(metric) for r in found]
         mark = "↓" if entry.lower_is_better(metric) and entry.is_score(metric) else ""
         rows.append([Text(metric + mark), *map(Text, _figures(values, same))])
-    deltas = [f"{name} - {names[0]}" for name in names[1:]]
+    deltas = [f"{names[0]} - {name}" for name in names[1:]]
     notes = [
         f"not subtracted: {note}"
         for name, result in zip(names[1:], found[1:], strict=True)
@@ -118,12 +119,12 @@ def _evaluation(found: Sequence[Result | None], names: Sequence[str], width: int
 
 
 def _figures(values: Sequence[float | None], same: Sequence[bool]) -> list[str]:
-    """Return the texts of values and of the differences of the comparable ones to the first."""
+    """Return the texts of values and of the first one's differences to the comparable ones."""
     decimals, (first, *others) = decimals_of(values), values
     texts = [f"{value:.{decimals}f}" if _finite(value) else DASH for value in values]
     for value, comparable in zip(others, same[1:], strict=True):
-        if comparable and value is not None and first is not None and _finite(value - first):
-            texts.append(f"{value - first:+.{decimals}f}")
+        if comparable and value is not None and first is not None and _finite(first - value):
+            texts.append(f"{first - value:+.{decimals}f}")
         else:
             texts.append(DASH)
     return texts
