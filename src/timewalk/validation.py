@@ -14,6 +14,7 @@ from timewalk.config import EvaluationConfig, Strict
 from timewalk.evaluation import get_evaluation
 from timewalk.evaluation.base import Inputs, Result
 from timewalk.evaluation.phase_embeddings import Split, embed_split
+from timewalk.evaluation.run import numbers
 from timewalk.suite import load_evaluation
 
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -79,7 +80,7 @@ class Validator:
             if pictures is not None and path.suffix in DRAWN:
                 with atomic_path(pictures / path.relative_to(folder)) as temporary:
                     shutil.copyfile(path, temporary)
-        return result.metrics
+        return numbers(result.metrics, f"validation, {self.config.kind}")
 
     def _embed(self, run: Path) -> tuple[Path, Path]:
         """Return embeddings of both splits by the encoder of the moment, beside it."""
