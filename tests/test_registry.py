@@ -1,5 +1,7 @@
 """Lines of registries: what is wrong is named, in the registry or in the module."""
 
+import subprocess
+import sys
 from fnmatch import fnmatchcase
 
 import pytest
@@ -86,3 +88,16 @@ def test_patterns_that_meet(one, other, example):
 def test_patterns_that_do_not(one, other):
     assert not patterns_meet(one, other)
     assert not patterns_meet(other, one)
+
+
+@pytest.mark.parametrize(
+    ("package", "summaries"),
+    [("methods", "method_summaries"), ("evaluation", "evaluation_summaries")],
+)
+def test_what_there_is_can_be_said_without_torch(package, summaries):
+    script = (
+        f"import sys; from timewalk.{package} import {summaries} as summaries\n"
+        "assert summaries()\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

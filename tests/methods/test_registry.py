@@ -47,18 +47,11 @@ def test_a_wrong_line_is_named(place, sentence, monkeypatch):
         methods.get_method("new")
 
 
-def test_every_method_says_what_it_is_without_torch():
+def test_every_method_says_what_it_is():
     about = methods.method_summaries()
     assert list(about) == methods.method_names()
     assert all(text.endswith(".") for text in about.values())
     assert about["random"] == "No training: fresh weights."
-    script = (
-        "import sys\n"
-        "from timewalk.methods import method_summaries\n"
-        "method_summaries()\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_importing_all_methods_is_cheap():
